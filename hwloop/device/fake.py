@@ -1,0 +1,116 @@
+"""A deterministic device for tests and rehearsals: real outputs, computed latencies.
+
+Latency is a roofline over the rows that the host names in ``hints``: no clock is read, so two
+runs give the same figures on any machine. Its figures are ``simulated`` wherever they are shown.
+``settings["faults"]`` injects failures; see :class:`FakeRuntime`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import numpy as np
+
+GMACS_PER_S = {"fp32": 20.0, "fp16": 40.0, "int8": 26.0}
+GBYTES_PER_S = 8.0
+ITEM_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+ROW_OVERHEAD_MS = 0.004
+SAMPLE_COUNT = 25
+
+
+class FakeRuntime:
+    """Same verbs as a real runtime.
+
+    Args:
+        settings: ``faults`` maps a verb to ``{"kind": ..., "after": n, "times": m}``: from the
+            n-th call on, m times, the worker dies (``die``), never answers (``hang``), answers
+            nonsense (``nonsense``) or refuses the candidate (``refuse``).
+    """
+
+    name = "fake"
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.faults = dict(settings.get("faults", {}))
+        self.calls = {"build": 0, "compare": 0, "infer": 0}
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "device": "simulated roofline",
+            "runtime": self.name,
+            "runtime_version": "1",
+            "settings": [["gbytes_per_s", str(GBYTES_PER_S)]],
+        }
+
+    def build(self, model: bytes, hints: dict[str, Any]) -> Any:
+        self._fault("build")
+        import onnxruntime  # noqa: PLC0415 - only outputs need it; timing tests do without
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def compare(
+        self,
+        candidate: tuple[bytes, dict[str, Any]],
+        reference: tuple[bytes, dict[str, Any]],
+        protocol: dict[str, Any],
+    ) -> dict[str, Any]:
+        kind = self._fault("compare")
+        ms = latency_ms(candidate[1]["configs"])
+        base = latency_ms(reference[1]["configs"])
+        if kind == "nonsense":
+            ms = -1.0
+        # A small fixed ripple keeps the statistics honest without any randomness.
+        ripple = [1 + 0.002 * ((index * 7) % 5 - 2) for index in range(SAMPLE_COUNT)]
+        return {
+            "samples_ms": [ms * factor for factor in ripple],
+            "reference_ms": [base] * SAMPLE_COUNT,
+            "warmup_count": 1,
+            "stopped": "count",
+        }
+
+    def infer(self, session: Any, inputs: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        self._fault("infer")
+        name = session.get_inputs()[0].name
+        results = [session.run(None, {name: inputs[i : i + 1]}) for i in range(len(inputs))]
+        return [np.concatenate(parts) for parts in zip(*results)]  # noqa: B905
+
+    def _fault(self, verb: str) -> str | None:
+        self.calls[verb] += 1
+        fault = self.faults.get(verb)
+        if not fault:
+            return None
+        first = int(fault.get("after", 1))
+        if not first <= self.calls[verb] < first + int(fault.get("times", 1 << 30)):
+            return None
+        if fault["kind"] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault["kind"] == "hang":
+            time.sleep(3600)
+        if fault["kind"] == "refuse":
+            raise RuntimeError("no kernel for this layer")
+        return str(fault["kind"])
+
+
+def latency_ms(configs: list[dict[str, Any]]) -> float:
+    """Roofline: each row takes the longer of its arithmetic and its traffic, plus a constant."""
+    return sum(_row_ms(config) for config in configs)
+
+
+def _row_ms(config: dict[str, Any]) -> float:
+    shape = config["in_shape"]
+    outputs = shape[0] * config["out_channels"]
+    for size, kernel, stride, padding in zip(  # noqa: B905 - linear has no spatial axes
+        shape[2:], config["kernel"], config["stride"], config["padding"]
+    ):
+        outputs *= (size + 2 * padding - kernel) // stride + 1
+    per_output = shape[1] // config["groups"] * config["kernel"][0] * config["kernel"][1]
+    weighted = config["op"] in ("conv", "linear")
+    macs = outputs * per_output if weighted else 0
+    traffic = (int(np.prod(shape)) + outputs) * ITEM_BYTES[config["precision"]]
+    compute_ms = macs / GMACS_PER_S[config["precision"]] / 1e6
+    return max(compute_ms, traffic / GBYTES_PER_S / 1e6) + ROW_OVERHEAD_MS

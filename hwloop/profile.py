@@ -1,0 +1,258 @@
+"""Target profiles: find, read and validate ``profiles/*.toml``.
+
+A profile is what was *asked for*; what was *found* is the fingerprint. It holds no key, no
+password and no command. profiles/README.md is the schema as a table.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hwloop.errors import UsageError, closest
+from hwloop.records import Protocol
+from hwloop.space import ACTIONS, SpaceRules
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PACKAGED = Path(__file__).parent / "profiles"
+CHECKOUT = Path(__file__).parent.parent / "profiles"
+RUNTIMES = ("onnxruntime", "fake")
+TRANSPORTS = ("local",)
+RECIPES = ("auto", "ort-x86", "ort-arm")
+WIDE_NCHWC_ALIGN, NARROW_NCHWC_ALIGN = 16, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocols:
+    """The three ways to measure: a table row, a candidate in the loop, a finalist."""
+
+    row: Protocol = Protocol(
+        warmup_s=0.02,
+        rounds=2,
+        sample_s=0.002,
+        min_samples=16,
+        max_samples=60,
+        target_halfwidth=0.02,
+        time_limit_s=0.25,
+    )
+    loop: Protocol = Protocol(
+        warmup_s=0.1, rounds=3, sample_s=0.005, min_samples=21, target_halfwidth=0.01
+    )
+    final: Protocol = Protocol(
+        warmup_s=1.0,
+        rounds=8,
+        sample_s=0.01,
+        min_samples=120,
+        max_samples=1500,
+        target_halfwidth=0.003,
+        time_limit_s=25.0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetProfile:
+    """One target as asked for.
+
+    Attributes:
+        name: the file's stem; ``--target NAME``.
+        runtime: onnxruntime or fake.
+        transport: local.
+        settings: passed to the runtime; for onnxruntime: threads.
+        align: channels that widths are multiples of, or None to follow the instruction set.
+        space: what the target can make use of, ``align`` resolved by :func:`rules_for`.
+        recipe: quantization recipe, or auto.
+        build_timeout_s, call_timeout_s: deadlines for one build and any other request.
+        simulated: True where latencies are computed, not measured.
+        verified: True where the project has run this target on real hardware.
+    """
+
+    name: str
+    description: str
+    runtime: str
+    transport: str = "local"
+    settings: dict[str, Any] = field(default_factory=dict)
+    align: int | None = None
+    space: SpaceRules = SpaceRules()
+    recipe: str = "auto"
+    protocols: Protocols = Protocols()
+    build_timeout_s: float = 120.0
+    call_timeout_s: float = 120.0
+    simulated: bool = False
+    verified: bool = False
+
+
+def load_profile(name: str) -> TargetProfile:
+    """Find a profile by name or path: an explicit file, ``./profiles``, the packaged copies.
+
+    Raises:
+        UsageError: unknown name (the closest is named), unreadable file, wrong key or value.
+    """
+    path = _find(name)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read profile {path}: {error}", "correct the file") from error
+    return _parse(path, data)
+
+
+def known_profiles() -> dict[str, Path]:
+    """Every profile that ``--target`` finds by name."""
+    found: dict[str, Path] = {}
+    for folder in (Path("profiles"), PACKAGED, CHECKOUT):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def rules_for(profile: TargetProfile, isa: str) -> SpaceRules:
+    """The profile's rules with ``align`` resolved for the instruction set that was found."""
+    auto = WIDE_NCHWC_ALIGN if "avx512f" in isa.split("+") else NARROW_NCHWC_ALIGN
+    return replace(profile.space, align=profile.align or auto)
+
+
+def recipe_for(profile: TargetProfile, isa: str) -> str:
+    """The quantization recipe: the profile's, or the one for the instruction set found."""
+    if profile.recipe != "auto":
+        return profile.recipe
+    return "ort-arm" if "asimd" in isa.split("+") else "ort-x86"
+
+
+def _find(name: str) -> Path:
+    if name.endswith(".toml"):
+        path = Path(name)
+        if path.is_file():
+            return path
+        raise UsageError(f"no profile at {name}", "hwloop target list")
+    profiles = known_profiles()
+    if name in profiles:
+        return profiles[name]
+    raise UsageError(
+        f"unknown target {name!r}: {closest(name, profiles)}",
+        "hwloop target list   (or --target path/to/profile.toml)",
+    )
+
+
+def _parse(path: Path, data: dict[str, Any]) -> TargetProfile:
+    reader = _Reader(path)
+    top = reader.table(
+        data,
+        "",
+        {
+            "description": str,
+            "runtime": str,
+            "transport": str,
+            "verified": bool,
+            "simulated": bool,
+            "settings": dict,
+            "space": dict,
+            "timeouts": dict,
+            "protocol": dict,
+        },
+    )
+    for key in ("description", "runtime"):
+        if key not in top:
+            raise reader.error(f"{key} is missing")
+    reader.choice("runtime", top["runtime"], RUNTIMES)
+    reader.choice("transport", top.get("transport", "local"), TRANSPORTS)
+    space = dict(top.get("space", {}))
+    align = space.pop("align", "auto")
+    if align != "auto" and not (isinstance(align, int) and 1 <= align <= 1024):
+        raise reader.error("space.align must be a number from 1 to 1024, or 'auto'")
+    recipe = space.pop("recipe", "auto")
+    reader.choice("space.recipe", recipe, RECIPES)
+    timeouts = reader.table(
+        top.get("timeouts", {}), "timeouts", {"build_s": (int, float), "call_s": (int, float)}
+    )
+    return TargetProfile(
+        name=path.stem,
+        description=top["description"],
+        runtime=top["runtime"],
+        transport=top.get("transport", "local"),
+        settings=_settings(reader, top.get("settings", {})),
+        align=None if align == "auto" else align,
+        space=_rules(reader, space),
+        recipe=recipe,
+        protocols=_protocols(reader, top.get("protocol", {})),
+        build_timeout_s=float(timeouts.get("build_s", 120.0)),
+        call_timeout_s=float(timeouts.get("call_s", 120.0)),
+        simulated=bool(top.get("simulated", False)) or top["runtime"] == "fake",
+        verified=bool(top.get("verified", False)),
+    )
+
+
+def _settings(reader: _Reader, data: dict[str, Any]) -> dict[str, Any]:
+    settings = reader.table(data, "settings", {"threads": int, "faults": dict})
+    if not 1 <= settings.get("threads", 1) <= 256:
+        raise reader.error("settings.threads must be from 1 to 256")
+    return settings
+
+
+def _rules(reader: _Reader, data: dict[str, Any]) -> SpaceRules:
+    space = reader.table(
+        data, "space", {"base_precision": str, "precisions": list, "kinds": list}
+    )
+    rules = SpaceRules()
+    base = space.get("base_precision", rules.base_precision)
+    precisions = tuple(space.get("precisions", rules.precisions))
+    kinds = tuple(space.get("kinds", rules.kinds))
+    reader.choice("space.base_precision", base, ("fp32",))
+    for value in precisions:
+        reader.choice("space.precisions", value, sorted({a.precision for a in ACTIONS}))
+    for value in kinds:
+        reader.choice("space.kinds", value, sorted({a.kind for a in ACTIONS}))
+    return replace(rules, base_precision=base, precisions=precisions, kinds=kinds)
+
+
+def _protocols(reader: _Reader, data: dict[str, Any]) -> Protocols:
+    stages = reader.table(data, "protocol", {"row": dict, "loop": dict, "final": dict})
+    defaults = Protocols()
+    number = (int, float)
+    kinds: dict[str, Any] = {
+        "warmup_s": number,
+        "rounds": int,
+        "sample_s": number,
+        "min_samples": int,
+        "max_samples": int,
+        "target_halfwidth": number,
+        "time_limit_s": number,
+    }
+    made = {}
+    for stage, value in stages.items():
+        fields = reader.table(value, f"protocol.{stage}", kinds)
+        bad = [name for name, item in fields.items() if item <= 0]
+        if bad:
+            raise reader.error(f"protocol.{stage}.{bad[0]} must be above zero")
+        made[stage] = replace(getattr(defaults, stage), **fields)
+    return replace(defaults, **made)
+
+
+class _Reader:
+    """Checks keys and types and says which file and key is wrong."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def error(self, message: str) -> UsageError:
+        return UsageError(f"profile {self.path}: {message}", "see profiles/README.md for the keys")
+
+    def table(self, data: Any, where: str, kinds: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(data, dict):
+            raise self.error(f"{where} must be a table")
+        for key, value in data.items():
+            name = f"{where}.{key}" if where else key
+            if key not in kinds:
+                raise self.error(f"unknown key {name!r}: {closest(key, kinds)}")
+            wanted = kinds[key]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+                raise self.error(f"{name} has the wrong type: {value!r}")
+        return dict(data)
+
+    def choice(self, where: str, value: Any, known: Any) -> None:
+        if value not in known:
+            raise self.error(f"{where} is {value!r}: {closest(str(value), known)}")

@@ -1,0 +1,406 @@
+"""The words of hwloop as frozen records: values in, values out, no I/O and no torch.
+
+Units are part of the names: ``_ms`` milliseconds, ``_s`` seconds, ``_bytes``, ``_mhz``, ``_c``.
+Everything here turns into JSON with :func:`to_json` and has no other state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hwloop import stats
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
+    return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def to_json(value: Any) -> Any:
+    """Turn records, enums and tuples into what ``json.dumps`` accepts."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: to_json(getattr(value, field.name)) for field in fields}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------ the network
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """The key of the latency table: one fused block as the runtime executes it.
+
+    It has no layer name, so equal layers share a row. Kernel-less operators (``linear``,
+    ``quantize``, ``dequantize``) keep the neutral defaults.
+
+    Attributes:
+        op: conv, linear, maxpool, avgpool, globalavgpool, quantize or dequantize.
+        in_shape: (N, C, H, W), or (N, C) for linear.
+        out_channels: channels (features) of the output.
+        kernel, stride, padding: (height, width); padding is symmetric.
+        precision_in, precision, precision_out: fp32, fp16 or int8 - of the input tensor, of the
+            arithmetic, of the output tensor. A change of precision is a row of its own.
+        sparsity: dense or 2:4.
+        rank: inner rank of a factorised layer, or None.
+        tail: what the runtime fuses behind the operator, in order: bias, add, relu, ...
+    """
+
+    op: str
+    in_shape: tuple[int, ...]
+    out_channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    groups: int = 1
+    precision_in: str = "fp32"
+    precision: str = "fp32"
+    precision_out: str = "fp32"
+    sparsity: str = "dense"
+    rank: int | None = None
+    tail: tuple[str, ...] = ()
+
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON. Golden-tested: a change of it orphans every table."""
+        return digest(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> LayerConfig:
+        """Inverse of :func:`to_json`; raises TypeError or ValueError on a wrong field."""
+        known = {field.name for field in dataclasses.fields(LayerConfig)}
+        if set(value) - known:
+            raise ValueError(f"unknown layer fields: {sorted(set(value) - known)}")
+        pairs = ("in_shape", "kernel", "stride", "padding", "tail")
+        fixed = {name: tuple(item) if name in pairs else item for name, item in value.items()}
+        return LayerConfig(**fixed)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations of one inference; 0 for operators without weights."""
+        if self.op == "linear":
+            return self.in_shape[0] * self.in_shape[1] * self.out_channels
+        if self.op != "conv":
+            return 0
+        n, channels, height, width = self.in_shape
+        out_h = (height + 2 * self.padding[0] - self.kernel[0]) // self.stride[0] + 1
+        out_w = (width + 2 * self.padding[1] - self.kernel[1]) // self.stride[1] + 1
+        per_output = channels // self.groups * self.kernel[0] * self.kernel[1]
+        return n * out_h * out_w * self.out_channels * per_output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One operator of the network and where its channels come from.
+
+    Attributes:
+        name: module path in the network, e.g. ``stage1.0.conv1``.
+        config: the dense configuration.
+        out_group: index of the group that decides its output channels, or None when fixed.
+        in_groups: (group, channels of this input per channel of that group) for each group
+            that feeds it; empty for the network's input.
+    """
+
+    name: str
+    config: LayerConfig
+    out_group: int | None
+    in_groups: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One decision: the layers whose output channels must change together.
+
+    Attributes:
+        name: name of its first layer in forward order.
+        layers: names of all members.
+        channels: output channels of the dense network.
+        prunable: False where the width is part of the network's interface (a classifier).
+        block: the block it belongs to, e.g. ``stage1.0``.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    channels: int
+    prunable: bool
+    block: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What the search may know about a network: its layers and groups in forward order."""
+
+    name: str
+    input_shape: tuple[int, ...]
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What is done to a group: a plain value.
+
+    Attributes:
+        kind: keep, prune, lowrank, sparse24 or drop.
+        amount: share of the channels that stays, in (0, 1]; 1.0 for keep.
+        precision: base (what the target runs without quantization) or int8.
+    """
+
+    kind: str = "keep"
+    amount: float = 1.0
+    precision: str = "base"
+
+    def __str__(self) -> str:
+        width = "keep" if self.kind == "keep" else f"{self.kind} to {self.amount:.0%}"
+        return width if self.precision == "base" else f"{width}, {self.precision}"
+
+
+KEEP = Action()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One action for each group of a network, in the network's order."""
+
+    actions: tuple[Action, ...]
+
+    def digest(self) -> str:
+        return digest(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Candidate:
+        return Candidate(actions=tuple(Action(**action) for action in value["actions"]))
+
+
+# ------------------------------------------------------------------------------- the device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What was found on the target. Only its digest enters keys.
+
+    Attributes:
+        device: CPU or GPU model.
+        runtime, runtime_version: e.g. onnxruntime 1.32.0.
+        settings: everything else that changes a timing: threads, instruction set, governor,
+            power mode, graph capture, harness and recipe version.
+    """
+
+    device: str
+    runtime: str
+    runtime_version: str
+    settings: tuple[tuple[str, str], ...] = ()
+
+    def digest(self) -> str:
+        return digest(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Fingerprint:
+        settings = tuple((str(key), str(item)) for key, item in value["settings"])
+        return Fingerprint(
+            device=str(value["device"]),
+            runtime=str(value["runtime"]),
+            runtime_version=str(value["runtime_version"]),
+            settings=settings,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a measurement is taken; see docs/measuring.md.
+
+    Attributes:
+        warmup_s: seconds of running both engines before the first sample, over all rounds.
+        rounds: how often both engines are opened anew; samples are spread over the rounds.
+        sample_s: a sample is as many back-to-back runs as fill this many seconds.
+        min_samples, max_samples: pairs of samples (candidate, reference).
+        target_halfwidth: stop when the 95 % interval of the ratio is this narrow (0.01 = 1 %).
+        time_limit_s: stop after this many seconds in any case.
+    """
+
+    warmup_s: float = 0.1
+    rounds: int = 3
+    sample_s: float = 0.005
+    min_samples: int = 15
+    max_samples: int = 400
+    target_halfwidth: float = 0.01
+    time_limit_s: float = 3.0
+
+    def digest(self) -> str:
+        return digest(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """All samples of one measurement, in the order taken; summaries are properties.
+
+    Attributes:
+        samples_ms: one value per sample: milliseconds per run of the candidate.
+        reference_ms: the interleaved reference samples, same length.
+        reference_latency_ms: the accepted latency of the reference, which ratios are scaled by.
+        warmup_count: runs before the first sample.
+        stopped: what ended the sampling: precise, time or count.
+        temperature_c: when the measurement ended, or None where there is no sensor.
+        unstable: why the measurement should not be trusted; empty when it is stable.
+    """
+
+    samples_ms: tuple[float, ...]
+    reference_ms: tuple[float, ...]
+    reference_latency_ms: float
+    warmup_count: int = 0
+    stopped: str = "precise"
+    temperature_c: float | None = None
+    unstable: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.samples_ms) != len(self.reference_ms) or not self.samples_ms:
+            raise ValueError("a measurement needs as many reference samples as samples, and one")
+        values = (*self.samples_ms, *self.reference_ms, self.reference_latency_ms)
+        if not all(math.isfinite(value) and value > 0 for value in values):
+            raise ValueError("a measurement holds finite, positive milliseconds only")
+
+    @property
+    def ratios(self) -> list[float]:
+        """Candidate over reference, pair by pair: clock and heat cancel."""
+        return [a / b for a, b in zip(self.samples_ms, self.reference_ms, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        return stats.median(self.ratios)
+
+    @property
+    def ratio_ci95(self) -> tuple[float, float]:
+        return stats.median_ci95(self.ratios)
+
+    @property
+    def latency_ms(self) -> float:
+        """Median of the paired ratios times the reference's latency."""
+        return self.ratio * self.reference_latency_ms
+
+    @property
+    def latency_ms_ci95(self) -> tuple[float, float]:
+        low, high = self.ratio_ci95
+        return low * self.reference_latency_ms, high * self.reference_latency_ms
+
+    @property
+    def significant(self) -> bool:
+        """False when the 95 % interval of the ratio contains 1: no change was shown."""
+        low, high = self.ratio_ci95
+        return not low <= 1.0 <= high
+
+    @property
+    def stable(self) -> bool:
+        return not self.unstable
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Measurement:
+        pairs = ("samples_ms", "reference_ms", "unstable")
+        fixed = {name: tuple(item) if name in pairs else item for name, item in value.items()}
+        return Measurement(**fixed)
+
+
+# ------------------------------------------------------------------------------- the search
+
+
+class LatencySource(enum.Enum):
+    """Where a latency comes from; shown with every figure that was not measured."""
+
+    DEVICE = "device"
+    TABLE = "table"
+    SIMULATED = "simulated"
+
+
+class TrialState(enum.Enum):
+    COMPLETE = "complete"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an evaluated candidate is worth.
+
+    Attributes:
+        metric: the task's metric on the search split, in its own unit.
+        metric_drop: baseline minus metric (sign turned for lower-is-better): positive = worse.
+        latency_ms, latency_source: end-to-end latency and where it comes from.
+        size_bytes: size of the exported file.
+        macs: multiply-accumulates of one inference.
+        measurement: the samples, when the source is the device.
+    """
+
+    metric: float
+    metric_drop: float
+    latency_ms: float
+    latency_source: LatencySource
+    size_bytes: int = 0
+    macs: int = 0
+    measurement: Measurement | None = None
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Outcome:
+        measurement = value.get("measurement")
+        return Outcome(
+            **{
+                **value,
+                "latency_source": LatencySource(value["latency_source"]),
+                "measurement": Measurement.from_json(measurement) if measurement else None,
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One evaluated candidate. COMPLETE has an outcome, FAILED has a reason; never both."""
+
+    number: int
+    candidate: Candidate
+    state: TrialState
+    source: str
+    outcome: Outcome | None = None
+    reason: str | None = None
+    predicted_ms: float | None = None
+    wall_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.outcome is not None) != (self.state is TrialState.COMPLETE):
+            raise ValueError("a trial has an outcome if and only if it is COMPLETE")
+        if bool(self.reason) != (self.state is TrialState.FAILED):
+            raise ValueError("a trial has a reason if and only if it FAILED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What the user asked for. At least one limit is set; several must all hold.
+
+    Attributes:
+        max_drop: largest loss of the metric, absolute, in the metric's unit (0.01 = one point).
+        max_latency_ms: largest end-to-end latency.
+        min_speedup: smallest ratio of baseline to best latency.
+    """
+
+    max_drop: float | None = None
+    max_latency_ms: float | None = None
+    min_speedup: float | None = None
+
+    def budget_ms(self, baseline_ms: float) -> float | None:
+        """The latency that the limits leave, or None when only the drop is limited."""
+        limits = [] if self.max_latency_ms is None else [self.max_latency_ms]
+        if self.min_speedup is not None:
+            limits.append(baseline_ms / self.min_speedup)
+        return min(limits) if limits else None

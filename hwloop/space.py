@@ -1,0 +1,197 @@
+"""The search space as data: which actions exist, and which are legal for a group on a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hwloop.records import Action, Candidate, Group, Layer, LayerConfig, Network
+
+WIDTH_STEPS = 4
+MIN_INT8_CHANNELS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceRules:
+    """What a target can make use of; read from its profile.
+
+    Attributes:
+        align: widths are multiples of this many channels.
+        precisions: subset of (base, int8), in menu order.
+        base_precision: what ``base`` means on this target: fp32 or fp16.
+        kinds: action kinds that can pay on this target.
+    """
+
+    align: int = 8
+    precisions: tuple[str, ...] = ("base", "int8")
+    base_precision: str = "fp32"
+    kinds: tuple[str, ...] = ("keep", "prune")
+
+
+def _menu() -> tuple[Action, ...]:
+    actions = []
+    for precision in ("base", "int8"):
+        actions.append(Action(precision=precision))
+        for step in range(WIDTH_STEPS - 1, 0, -1):
+            amount = step / WIDTH_STEPS
+            actions.append(Action(kind="prune", amount=amount, precision=precision))
+    return tuple(actions)
+
+
+ACTIONS: tuple[Action, ...] = _menu()
+"""Every action, in a fixed order: the index is the DQN's output."""
+
+
+def width(group: Group, action: Action, align: int) -> int:
+    """Channels that stay: ``amount`` of the group, rounded up to a multiple of ``align``."""
+    if action.kind != "prune":
+        return group.channels
+    wanted = group.channels * action.amount
+    return min(group.channels, max(align, -(-int(round(wanted)) // align) * align))
+
+
+def legal_actions(group: Group, rules: SpaceRules) -> tuple[bool, ...]:
+    """Mask over :data:`ACTIONS`: False where the action is impossible, useless or a duplicate."""
+    seen: set[tuple[int, str]] = set()
+    mask = []
+    for action in ACTIONS:
+        effect = (width(group, action, rules.align), action.precision)
+        allowed = (
+            action.kind in rules.kinds
+            and action.precision in rules.precisions
+            and (action.kind != "prune" or (group.prunable and effect[0] < group.channels))
+            and (action.precision != "int8" or effect[0] >= MIN_INT8_CHANNELS)
+            and effect not in seen
+        )
+        if allowed:
+            seen.add(effect)
+        mask.append(allowed)
+    return tuple(mask)
+
+
+def masks(network: Network, rules: SpaceRules) -> tuple[tuple[bool, ...], ...]:
+    return tuple(legal_actions(group, rules) for group in network.groups)
+
+
+def candidate(choices: tuple[int, ...]) -> Candidate:
+    return Candidate(actions=tuple(ACTIONS[index] for index in choices))
+
+
+def choices_of(value: Candidate) -> tuple[int, ...]:
+    return tuple(ACTIONS.index(action) for action in value.actions)
+
+
+def layer_configs(
+    network: Network, layer: Layer, actions: tuple[Action, ...], rules: SpaceRules
+) -> tuple[LayerConfig, ...]:
+    """The rows that one layer costs under a candidate: itself and its changes of precision.
+
+    A group's precision is that of its arithmetic and of its output tensor; a consumer of another
+    precision pays a quantize or dequantize row. The network's input and output are never int8.
+    """
+    dense = layer.config
+    own = _precision(actions, layer.out_group, rules)
+    removed_in = 0
+    sources: list[tuple[int, str]] = []
+    for index, per_channel in layer.in_groups:
+        group = network.groups[index]
+        kept = width(group, actions[index], rules.align)
+        removed_in += (group.channels - kept) * per_channel
+        sources.append((kept * per_channel, _precision(actions, index, rules)))
+    in_channels = dense.in_shape[1] - removed_in
+    out_channels = dense.out_channels
+    if layer.out_group is not None:
+        group = network.groups[layer.out_group]
+        kept = width(group, actions[layer.out_group], rules.align)
+        out_channels = dense.out_channels * kept // group.channels
+    weighted = dense.op in ("conv", "linear")
+    if not weighted:
+        own = sources[0][1] if sources else rules.base_precision
+    groups = in_channels if dense.groups == dense.in_shape[1] and dense.groups > 1 else dense.groups
+    rows = [
+        _replace(dense, in_channels=in_channels, out_channels=out_channels, groups=groups, own=own)
+    ]
+    if weighted:
+        rest = dense.in_shape[2:]
+        casts = sources or [(in_channels, rules.base_precision)]
+        for channels, precision in casts:
+            if precision != own and "int8" in (precision, own):
+                shape = (dense.in_shape[0], channels, *rest)
+                rows.append(_cast(shape, precision, own))
+    return tuple(rows)
+
+
+def network_configs(
+    network: Network, value: Candidate, rules: SpaceRules
+) -> tuple[LayerConfig, ...]:
+    """Every row that a candidate costs, in forward order."""
+    rows: list[LayerConfig] = []
+    for layer in network.layers:
+        rows.extend(layer_configs(network, layer, value.actions, rules))
+    return tuple(rows)
+
+
+def reachable_configs(network: Network, rules: SpaceRules) -> tuple[LayerConfig, ...]:
+    """Every distinct row that any candidate can cost, in forward order."""
+    found: dict[LayerConfig, None] = {}
+    legal = masks(network, rules)
+    keep = tuple(ACTIONS[0] for _ in network.groups)
+    for layer in network.layers:
+        involved = sorted({index for index, _ in layer.in_groups} | _own_group(layer))
+        for actions in _combinations(keep, involved, legal):
+            found.update(dict.fromkeys(layer_configs(network, layer, actions, rules)))
+    return tuple(found)
+
+
+def _own_group(layer: Layer) -> set[int]:
+    return set() if layer.out_group is None else {layer.out_group}
+
+
+def _combinations(
+    keep: tuple[Action, ...], involved: list[int], legal: tuple[tuple[bool, ...], ...]
+) -> list[tuple[Action, ...]]:
+    variants = [keep]
+    for index in involved:
+        options = [action for action, ok in zip(ACTIONS, legal[index], strict=True) if ok]
+        variants = [
+            (*actions[:index], option, *actions[index + 1 :])
+            for actions in variants
+            for option in options
+        ]
+    return variants
+
+
+def _precision(actions: tuple[Action, ...], group: int | None, rules: SpaceRules) -> str:
+    if group is None or actions[group].precision == "base":
+        return rules.base_precision
+    return actions[group].precision
+
+
+def _replace(
+    dense: LayerConfig, *, in_channels: int, out_channels: int, groups: int, own: str
+) -> LayerConfig:
+    return LayerConfig(
+        op=dense.op,
+        in_shape=(dense.in_shape[0], in_channels, *dense.in_shape[2:]),
+        out_channels=out_channels if dense.op in ("conv", "linear") else in_channels,
+        kernel=dense.kernel,
+        stride=dense.stride,
+        padding=dense.padding,
+        groups=groups,
+        precision_in=own,
+        precision=own,
+        precision_out=own,
+        sparsity=dense.sparsity,
+        rank=dense.rank,
+        tail=dense.tail,
+    )
+
+
+def _cast(shape: tuple[int, ...], source: str, wanted: str) -> LayerConfig:
+    return LayerConfig(
+        op="quantize" if wanted == "int8" else "dequantize",
+        in_shape=shape,
+        out_channels=shape[1],
+        precision_in=source,
+        precision=wanted,
+        precision_out=wanted,
+    )
