@@ -1,0 +1,65 @@
+"""Candidate in, compressed network out: the methods in their fixed order.
+
+Float methods change the module (:func:`compress`); quantization changes the exported graph
+(:func:`quantized`), because a precision exists only in the file that the runtime reads.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from hwloop import space
+from hwloop.compress.prune import prune
+from hwloop.compress.quantize import quantize
+from hwloop.model import weighted_calls, weighted_nodes
+from hwloop.records import Candidate, Network
+from hwloop.space import SpaceRules
+
+
+def compress(
+    dense: nn.Module, example: Tensor, network: Network, *, candidate: Candidate, rules: SpaceRules
+) -> nn.Module:
+    """A compressed copy of ``dense``, weights inherited; ``dense`` itself is not changed.
+
+    Raises:
+        CandidateError: stage ``compress``.
+    """
+    module = copy.deepcopy(dense)
+    widths = {}
+    for group, action in zip(network.groups, candidate.actions, strict=True):
+        kept = space.width(group, action, rules.align)
+        if kept < group.channels:
+            widths[group.name] = kept
+    if widths:
+        prune(module, example, widths, scores=dense)
+    return module.eval()
+
+
+def quantized(
+    module: nn.Module,
+    example: Tensor,
+    graph: bytes,
+    *,
+    network: Network,
+    candidate: Candidate,
+    calibration: np.ndarray[Any, Any],
+    recipe: str,
+    isa: str,
+) -> bytes:
+    """The graph with the candidate's int8 groups quantized; unchanged when there are none."""
+    int8 = {
+        layer
+        for group, action in zip(network.groups, candidate.actions, strict=True)
+        if action.precision == "int8"
+        for layer in group.layers
+    }
+    if not int8:
+        return graph
+    calls = weighted_calls(module, example)
+    pairs = zip(calls, weighted_nodes(graph), strict=True)
+    nodes = [node for path, node in pairs if path in int8]
+    return quantize(graph, nodes, calibration=calibration, recipe=recipe, isa=isa)

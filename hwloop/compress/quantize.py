@@ -1,0 +1,105 @@
+"""INT8 by quantize/dequantize nodes in the ONNX file, for the groups that were chosen.
+
+The recipe belongs to the runtime. ``ort-x86``: asymmetric uint8 activations, symmetric int8
+weights per channel, quantized biases, seven-bit weights where the CPU has no VNNI (its 16-bit
+sums of two products would saturate; ONNX Runtime documentation, "Quantize ONNX models").
+``ort-arm``: the same with full-range weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from hwloop.errors import CandidateError, EnvironmentProblem
+
+RECIPE_VERSION = "1"
+FOLLOWERS = ("Relu", "Clip", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten")
+"""Operators that run in int8 when everything that feeds them does."""
+
+
+def quantize(
+    graph: bytes, nodes: Sequence[str], *, calibration: np.ndarray[Any, Any], recipe: str, isa: str
+) -> bytes:
+    """Quantize the named weighted nodes and what follows them in int8.
+
+    Args:
+        graph: an exported FP32 graph.
+        nodes: names of convolutions and linear layers.
+        calibration: (N, ...) real inputs; ranges are the extremes seen.
+        recipe: ort-x86 or ort-arm.
+        isa: instruction sets of the target, ``+``-separated.
+
+    Raises:
+        CandidateError: stage ``compress``: the quantizer refused the graph.
+        EnvironmentProblem: ONNX Runtime is not installed.
+    """
+    try:
+        from onnxruntime import quantization  # noqa: PLC0415 - an extra, needed for int8 only
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "INT8 needs ONNX Runtime on this machine", 'pip install "hwloop[cpu]"'
+        ) from error
+    model = onnx.load_from_string(graph)
+    chosen = sorted(_with_followers(model.graph, set(nodes)))
+    names = {node.name: node.op_type for node in model.graph.node}
+    try:
+        with tempfile.TemporaryDirectory(prefix="hwloop-") as folder, _quiet():
+            path = Path(folder) / "int8.onnx"
+            quantization.quantize_static(
+                model,
+                path,
+                _Reader(model.graph.input[0].name, calibration),
+                quant_format=quantization.QuantFormat.QDQ,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                per_channel=True,
+                reduce_range=recipe == "ort-x86" and "vnni" not in isa,
+                nodes_to_quantize=chosen,
+                op_types_to_quantize=sorted({names[name] for name in chosen}),
+            )
+            return path.read_bytes()
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise CandidateError("compress", f"INT8: {type(error).__name__}: {error}") from error
+
+
+def _with_followers(graph: Any, chosen: Collection[str]) -> set[str]:
+    """Add the operators whose computed inputs all come from chosen nodes."""
+    constants = {weight.name for weight in graph.initializer}
+    inside = set(chosen)
+    tensors = {output for node in graph.node if node.name in inside for output in node.output}
+    for node in graph.node:
+        computed = [name for name in node.input if name and name not in constants]
+        if node.op_type in FOLLOWERS and computed and all(name in tensors for name in computed):
+            inside.add(node.name)
+            tensors.update(node.output)
+    return inside
+
+
+class _Reader:
+    """Feeds calibration inputs one by one, in ONNX Runtime's protocol."""
+
+    def __init__(self, name: str, inputs: np.ndarray[Any, Any]) -> None:
+        self.feeds = iter([{name: inputs[i : i + 1]} for i in range(len(inputs))])
+
+    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+        return next(self.feeds, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer logs advice about pre-processing, which export has done already."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

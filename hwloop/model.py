@@ -1,0 +1,262 @@
+"""What the search may know about a network: its layers, and the groups that change together.
+
+The layers are read from the exported dense graph, because that is what the runtime executes; which
+layers are coupled comes from torch-pruning's dependency graph (compress/prune.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from hwloop.compress.prune import Coupling, couplings
+from hwloop.errors import UsageError
+from hwloop.records import Group, Layer, LayerConfig, Network
+
+WEIGHTED = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear"}
+POOLS = {"MaxPool": "maxpool", "AveragePool": "avgpool", "GlobalAveragePool": "globalavgpool"}
+ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "HardSwish": "hardswish", "Tanh": "tanh"}
+
+
+def describe(module: nn.Module, example: Tensor, graph: bytes, *, name: str) -> Network:
+    """The network's layers and decision groups in forward order.
+
+    Args:
+        module: the dense network, in eval mode.
+        example: an input of the deployed shape.
+        graph: the same network exported by :func:`hwloop.export.export_onnx`.
+
+    Raises:
+        UsageError: the network cannot be traced, or has weighted operators outside modules.
+    """
+    reader = GraphReader(onnx.load_from_string(graph))
+    calls = weighted_calls(module, example)
+    nodes = reader.weighted
+    if len(calls) != len(nodes):
+        raise UsageError(
+            f"{name}: {len(nodes)} convolutions and linear layers in the exported graph, "
+            f"{len(calls)} in its modules",
+            "use nn.Conv2d and nn.Linear modules instead of torch.nn.functional calls",
+        )
+    fixed = {calls[index] for index in reader.output_weighted()}
+    coupled = couplings(module, example, layers=set(calls), fixed=fixed)
+    groups, group_of = _groups(calls, coupled)
+    layers = _layers(reader, calls, group_of, groups)
+    shape = tuple(example.shape)
+    return Network(name=name, input_shape=shape, layers=layers, groups=groups)
+
+
+def weighted_calls(module: nn.Module, example: Tensor) -> list[str]:
+    """Paths of the convolutions and linear layers, in the order in which forward calls them."""
+    calls: list[str] = []
+    handles = []
+    for path, child in module.named_modules():
+        if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            handles.append(
+                child.register_forward_hook(lambda *unused, path=path: calls.append(path))
+            )
+    try:
+        with torch.no_grad():
+            module(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def weighted_nodes(graph: bytes) -> list[str]:
+    """Names of the graph's weighted nodes, in the order of :func:`weighted_calls`."""
+    return [node.name for node in GraphReader(onnx.load_from_string(graph)).weighted]
+
+
+def graph_configs(graph: bytes) -> list[LayerConfig]:
+    """The rows of an exported FP32 graph; what the arithmetic of ``space`` must agree with."""
+    reader = GraphReader(onnx.load_from_string(graph))
+    return [reader.config(node) for node in reader.rows]
+
+
+class GraphReader:
+    """Reads layers, shapes and fused tails from an exported FP32 graph."""
+
+    def __init__(self, model: Any) -> None:
+        graph = model.graph
+        self.graph = graph
+        self.constants = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+        values = (*graph.input, *graph.value_info, *graph.output)
+        self.shapes = {value.name: _dims(value) for value in values}
+        self.producers = {output: node for node in graph.node for output in node.output}
+        self.consumers: dict[str, list[Any]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+        self.order = {node.name: index for index, node in enumerate(graph.node)}
+        self.weighted = [node for node in graph.node if self._is_weighted(node)]
+        self.rows = [
+            node for node in graph.node if self._is_weighted(node) or node.op_type in POOLS
+        ]
+
+    def config(self, node: Any) -> LayerConfig:
+        """The dense FP32 configuration of a weighted or pooling node with its fused tail."""
+        shape = self.shapes[node.input[0]]
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        if node.op_type in ("Gemm", "MatMul"):
+            dims = self.constants[node.input[1]]
+            out = dims[0] if attributes.get("transB") else dims[-1]
+            # A linear layer over tokens is one over as many rows.
+            rows = 1
+            for size in shape[:-1]:
+                rows *= size
+            tail = self._tail(node)
+            return LayerConfig(op="linear", in_shape=(rows, shape[-1]), out_channels=out, tail=tail)
+        if node.op_type == "GlobalAveragePool":
+            return LayerConfig(op="globalavgpool", in_shape=shape, out_channels=shape[1])
+        kernel = tuple(attributes["kernel_shape"])
+        pads = tuple(attributes.get("pads", (0, 0, 0, 0)))
+        window = LayerConfig(
+            op=WEIGHTED.get(node.op_type) or POOLS[node.op_type],
+            in_shape=shape,
+            out_channels=shape[1],
+            kernel=kernel,
+            stride=tuple(attributes.get("strides", (1, 1))),
+            padding=pads[: len(kernel)],
+        )
+        if node.op_type in POOLS:
+            return window
+        return replace(
+            window,
+            out_channels=self.constants[node.input[1]][0],
+            groups=int(attributes.get("group", 1)),
+            tail=self._tail(node),
+        )
+
+    def sources(self, tensor: str, per_channel: int = 1) -> list[tuple[int, int]]:
+        """(index of the weighted node, inputs per channel) for all that feed a tensor."""
+        node = self.producers.get(tensor)
+        if node is None:
+            return []
+        if self._is_weighted(node):
+            return [(self.weighted.index(node), per_channel)]
+        dynamic = [name for name in node.input if name and name not in self.constants]
+        if node.op_type in ("Flatten", "Reshape"):
+            before = self.shapes.get(dynamic[0], ())
+            if len(before) == 4 and len(self.shapes.get(tensor, ())) == 2:
+                per_channel *= before[2] * before[3]
+        branches = dynamic if node.op_type == "Concat" else dynamic[:1]
+        return [item for name in branches for item in self.sources(name, per_channel)]
+
+    def output_weighted(self) -> set[int]:
+        """Weighted nodes whose channels reach an output of the network: their width is fixed."""
+        found: set[int] = set()
+        for output in self.graph.output:
+            found.update(self._reaching(output.name, set()))
+        return found
+
+    def _reaching(self, tensor: str, seen: set[str]) -> set[int]:
+        node = self.producers.get(tensor)
+        if node is None or tensor in seen:
+            return set()
+        seen.add(tensor)
+        if self._is_weighted(node):
+            return {self.weighted.index(node)}
+        dynamic = [name for name in node.input if name and name not in self.constants]
+        return {index for name in dynamic for index in self._reaching(name, seen)}
+
+    def _tail(self, node: Any) -> tuple[str, ...]:
+        """What ONNX Runtime fuses behind a weighted node: bias, one residual add, activation."""
+        tail = ["bias"] if len(node.input) > 2 and node.input[2] else []
+        output = node.output[0]
+        if node.op_type == "Conv":
+            add = self._only_consumer(output, "Add")
+            if add is not None and self._closes(add, output):
+                tail.append("add")
+                output = add.output[0]
+        for op, word in ACTIVATIONS.items():
+            activation = self._only_consumer(output, op)
+            if activation is not None:
+                tail.append(word)
+        clip = self._only_consumer(output, "Clip")
+        if clip is not None:
+            tail.append("clip:0:6")
+        return tuple(tail)
+
+    def _closes(self, add: Any, tensor: str) -> bool:
+        """True when ``tensor`` is the last computed operand: its producer takes the add in."""
+        other = next((name for name in add.input if name != tensor), None)
+        if other is None or other in self.constants:
+            return False
+        if self.shapes.get(other) != self.shapes.get(tensor):
+            return False
+        producer = self.producers.get(other)
+        if producer is None or producer.op_type != "Conv":
+            return True
+        if len(self.consumers.get(other, ())) > 1:
+            return True
+        own = self.producers[tensor]
+        return bool(self.order[own.name] > self.order[producer.name])
+
+    def _only_consumer(self, tensor: str, op: str) -> Any:
+        users = self.consumers.get(tensor, [])
+        return users[0] if len(users) == 1 and users[0].op_type == op else None
+
+    def _is_weighted(self, node: Any) -> bool:
+        return node.op_type in WEIGHTED and node.input[1] in self.constants
+
+
+def _groups(
+    calls: Sequence[str], coupled: Iterable[Coupling]
+) -> tuple[tuple[Group, ...], dict[str, int]]:
+    order = {path: index for index, path in reversed(list(enumerate(calls)))}
+    members = [item for item in coupled if any(path in order for path in item.layers)]
+    members.sort(key=lambda item: min(order[path] for path in item.layers if path in order))
+    groups = []
+    group_of: dict[str, int] = {}
+    for index, item in enumerate(members):
+        layers = tuple(sorted((p for p in item.layers if p in order), key=order.__getitem__))
+        group_of.update(dict.fromkeys(layers, index))
+        groups.append(
+            Group(
+                name=layers[0],
+                layers=layers,
+                channels=item.channels,
+                prunable=item.prunable,
+                block=layers[0].rpartition(".")[0],
+            )
+        )
+    return tuple(groups), group_of
+
+
+def _layers(
+    reader: GraphReader,
+    calls: Sequence[str],
+    group_of: dict[str, int],
+    groups: tuple[Group, ...],
+) -> tuple[Layer, ...]:
+    path_of = dict(zip((node.name for node in reader.weighted), calls, strict=True))
+    layers = []
+    for node in reader.rows:
+        path = path_of.get(node.name, node.name.strip("/"))
+        inputs: dict[int, int] = {}
+        for index, per_channel in reader.sources(node.input[0]):
+            group = group_of[calls[index]]
+            dense = reader.constants[reader.weighted[index].input[1]]
+            out = dense[0] if reader.weighted[index].op_type != "MatMul" else dense[-1]
+            inputs[group] = inputs.get(group, 0) + per_channel * out // groups[group].channels
+        out_group = group_of.get(path)
+        layers.append(
+            Layer(
+                name=path,
+                config=reader.config(node),
+                out_group=out_group,
+                in_groups=tuple(sorted(inputs.items())),
+            )
+        )
+    return tuple(layers)
+
+
+def _dims(value: Any) -> tuple[int, ...]:
+    return tuple(int(dim.dim_value) for dim in value.type.tensor_type.shape.dim)
