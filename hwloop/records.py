@@ -52,7 +52,8 @@ class LayerConfig:
     ``quantize``, ``dequantize``) keep the neutral defaults.
 
     Attributes:
-        op: conv, linear, maxpool, avgpool, globalavgpool, quantize or dequantize.
+        op: conv, linear, maxpool, avgpool, globalavgpool, quantize, dequantize, or empty (what
+            one call of the runtime costs without any work).
         in_shape: (N, C, H, W), or (N, C) for linear.
         out_channels: channels (features) of the output.
         kernel, stride, padding: (height, width); padding is symmetric.

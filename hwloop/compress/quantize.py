@@ -65,9 +65,11 @@ def quantize(
                 nodes_to_quantize=chosen,
                 op_types_to_quantize=sorted({names[name] for name in chosen}),
             )
-            return path.read_bytes()
+            result = onnx.load(path)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise CandidateError("compress", f"INT8: {type(error).__name__}: {error}") from error
+    _protect_float_layers(result.graph)
+    return bytes(result.SerializeToString())
 
 
 def _with_followers(graph: Any, chosen: Collection[str]) -> set[str]:
@@ -81,6 +83,49 @@ def _with_followers(graph: Any, chosen: Collection[str]) -> set[str]:
             inside.add(node.name)
             tensors.update(node.output)
     return inside
+
+
+def _protect_float_layers(graph: Any) -> None:
+    """Keep layers float that were meant to be, between int8 neighbours.
+
+    ONNX Runtime quantizes the weights of any convolution that it finds between a per-tensor
+    dequantize and a quantize node (its WeightBiasQuantization pass), which would make the file
+    lie about its precisions. It leaves a per-channel dequantize node alone, so such a layer reads
+    its input through one of its own, with equal scales.
+    """
+    weights = {weight.name: weight for weight in graph.initializer}
+    producers = {output: node for node in graph.node for output in node.output}
+    for node in list(graph.node):
+        source = producers.get(node.input[0]) if node.input else None
+        if (
+            node.op_type not in ("Conv", "Gemm")
+            or node.input[1] not in weights
+            or source is None
+            or source.op_type != "DequantizeLinear"
+        ):
+            continue
+        channels = _input_channels(node, weights[node.input[1]])
+        new = onnx.NodeProto()
+        new.CopyFrom(source)
+        new.name = f"{node.name}_input_DequantizeLinear"
+        new.output[0] = f"{node.name}_input"
+        for position in (1, 2):
+            value = np.full(channels, onnx.numpy_helper.to_array(weights[source.input[position]]))
+            name = f"{new.name}_{position}"
+            graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+            new.input[position] = name
+        new.attribute.append(onnx.helper.make_attribute("axis", 1))
+        node.input[0] = new.output[0]
+        graph.node.insert(list(graph.node).index(node), new)
+        if not any(source.output[0] in user.input for user in graph.node):
+            graph.node.remove(source)
+
+
+def _input_channels(node: Any, weight: Any) -> int:
+    attributes = {item.name: item.i for item in node.attribute if item.name in ("group", "transB")}
+    if node.op_type == "Conv":
+        return int(weight.dims[1]) * attributes.get("group", 1)
+    return int(weight.dims[1] if attributes.get("transB") else weight.dims[0])
 
 
 class _Reader:

@@ -11,7 +11,6 @@ Writes ``weights.safetensors``, ``data.npz`` and ``training.json`` (the log, wit
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import time
 from pathlib import Path
@@ -19,47 +18,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hwloop.demo.data import (
+    MEAN,
+    SEED,
+    STD,
+    SUBSET_COUNTS,
+    normalised,
+    read_idx,
+    stratified,
+)
 from hwloop.demo.network import ResNet20
 
-SEED = 20
 EPOCHS = 8
 BATCH_SIZE = 128
 PEAK_LR = 0.2
 WEIGHT_DECAY = 5e-4
-MEAN, STD = 0.2860, 0.3530
-SUBSET_COUNTS = {"train": 12_000, "search": 2_000, "test": 4_000}
-CLASSES = 10
-IDX_HEADER_BYTES = {"images": 16, "labels": 8}
-
-Bytes = NDArray[np.uint8]
-
-
-def read_idx(folder: Path, part: str) -> tuple[Bytes, Bytes]:
-    """Read one part ("train" or "t10k"): images (N, 28, 28) and labels (N,), both uint8."""
-    arrays = []
-    for kind, dims in (("images", "idx3"), ("labels", "idx1")):
-        with gzip.open(folder / f"{part}-{kind}-{dims}-ubyte.gz", "rb") as file:
-            arrays.append(np.frombuffer(file.read()[IDX_HEADER_BYTES[kind] :], dtype=np.uint8))
-    return arrays[0].reshape(-1, 28, 28), arrays[1]
-
-
-def stratified(labels: Bytes, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Sorted indices of ``count`` images with equally many of each class."""
-    per_class = count // CLASSES
-    chosen = [
-        rng.choice(np.flatnonzero(labels == label), per_class, replace=False)
-        for label in range(CLASSES)
-    ]
-    return np.sort(np.concatenate(chosen))
-
-
-def normalised(images: Bytes) -> Tensor:
-    scaled = torch.from_numpy(images.astype(np.float32) / 255.0)
-    return ((scaled - MEAN) / STD).unsqueeze(1)
 
 
 def augmented(batch: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,44 @@
+"""Reading Fashion-MNIST, and the cut that keeps the search images unseen by the network."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SEED = 20
+MEAN, STD = 0.2860, 0.3530
+SUBSET_COUNTS = {"train": 12_000, "search": 2_000, "test": 4_000}
+CLASSES = 10
+IDX_HEADER_BYTES = {"images": 16, "labels": 8}
+
+Bytes = NDArray[np.uint8]
+
+
+def read_idx(folder: Path, part: str) -> tuple[Bytes, Bytes]:
+    """Read one part ("train" or "t10k"): images (N, 28, 28) and labels (N,), both uint8."""
+    arrays = []
+    for kind, dims in (("images", "idx3"), ("labels", "idx1")):
+        with gzip.open(folder / f"{part}-{kind}-{dims}-ubyte.gz", "rb") as file:
+            arrays.append(np.frombuffer(file.read()[IDX_HEADER_BYTES[kind] :], dtype=np.uint8))
+    return arrays[0].reshape(-1, 28, 28), arrays[1]
+
+
+def stratified(labels: Bytes, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Sorted indices of ``count`` images with equally many of each class."""
+    per_class = count // CLASSES
+    chosen = [
+        rng.choice(np.flatnonzero(labels == label), per_class, replace=False)
+        for label in range(CLASSES)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def normalised(images: Bytes) -> Tensor:
+    """Bytes (N, 28, 28) to the network's input: float32 (N, 1, 28, 28), mean 0, deviation 1."""
+    scaled = torch.from_numpy(images.astype(np.float32) / 255.0)
+    return ((scaled - MEAN) / STD).unsqueeze(1)

@@ -1,0 +1,83 @@
+"""The host's side of measuring: what to time against what, and whether to believe it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from hwloop import stats
+from hwloop.export import row_onnx
+from hwloop.records import LayerConfig, Measurement, Protocol
+from hwloop.table import EMPTY, REFERENCE, LatencyTable
+from hwloop.targets import DeviceSession, Model
+
+MAX_HALVES_DIFFER = 0.05
+MAX_CV = 0.15
+ATTEMPTS = 2
+
+
+def baseline(session: DeviceSession, model: Model, protocol: Protocol) -> Measurement:
+    """The model against itself: its latency, and how far apart two equal things look."""
+    return _stable(
+        lambda: session.measure(model, model, protocol=protocol, reference_latency_ms=0.0)
+    )
+
+
+def against(
+    session: DeviceSession,
+    model: Model,
+    reference: Model,
+    *,
+    protocol: Protocol,
+    reference_latency_ms: float,
+) -> Measurement:
+    """A model interleaved with a reference; repeated once, then marked, when unstable."""
+    return _stable(
+        lambda: session.measure(
+            model, reference, protocol=protocol, reference_latency_ms=reference_latency_ms
+        )
+    )
+
+
+def build_rows(
+    session: DeviceSession,
+    table: LatencyTable,
+    configs: Iterable[LayerConfig],
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Measure and store the rows that the table lacks; resumable row by row. Returns how many."""
+    missing = table.missing([REFERENCE, EMPTY, *configs])
+    reference = Model(row_onnx(REFERENCE), (REFERENCE,))
+    for done, config in enumerate(missing):
+        progress(done, len(missing))
+        model = Model(row_onnx(config), (config,))
+        accepted_ms = 0.0 if config == REFERENCE else table.row_ms(REFERENCE)
+        measurement = session.measure(
+            model, reference, protocol=table.protocol, reference_latency_ms=accepted_ms
+        )
+        table.add(config, measurement)
+        if model.digest != reference.digest:
+            session.forget(model)
+    progress(len(missing), len(missing))
+    return len(missing)
+
+
+def doubts(measurement: Measurement) -> tuple[str, ...]:
+    """Why a measurement should not be trusted: empty when it should."""
+    found = []
+    ratios = measurement.ratios
+    if len(ratios) >= 10 and stats.halves_differ(ratios) > MAX_HALVES_DIFFER:
+        found.append(f"the halves differ by {stats.halves_differ(ratios):.0%}: the machine drifts")
+    if stats.cv(ratios) > MAX_CV:
+        found.append(f"samples scatter by {stats.cv(ratios):.0%}: something else uses the cores")
+    return tuple(found)
+
+
+def _stable(measure: Callable[[], Measurement]) -> Measurement:
+    for _ in range(ATTEMPTS):
+        measurement = measure()
+        reasons = doubts(measurement)
+        if not reasons:
+            break
+    return replace(measurement, unstable=reasons)

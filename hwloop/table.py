@@ -1,0 +1,290 @@
+"""The latency table: measured rows by layer configuration, and the model that adds them up.
+
+A row is a fused block measured on the target against a fixed reference row. The latency of a
+network is predicted as
+
+    scale * (sum of its blocks) + cast_scale * (sum of its changes of precision) + offset,
+
+every row less the cost of an empty call of the runtime, the three coefficients fitted to the
+end-to-end measurements of the same network so far (docs/measuring.md).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwloop import space
+from hwloop.errors import UsageError
+from hwloop.records import (
+    Fingerprint,
+    LayerConfig,
+    Measurement,
+    Network,
+    Protocol,
+    canonical_json,
+    digest,
+)
+from hwloop.space import ACTIONS, SpaceRules
+from hwloop.store import SCHEMA_VERSION, Store
+
+REFERENCE = LayerConfig(
+    op="conv",
+    in_shape=(1, 32, 14, 14),
+    out_channels=32,
+    kernel=(3, 3),
+    padding=(1, 1),
+    tail=("bias", "relu"),
+)
+"""The block that every row is interleaved with: drift of the machine cancels in the ratio."""
+
+EMPTY = LayerConfig(op="empty", in_shape=(1, 1), out_channels=1)
+CASTS = ("quantize", "dequantize")
+RIDGE = 0.02
+ITERATIONS = 20
+"""Of the robust fit. RIDGE holds the coefficients near the plain scale while there are few
+observations: 0.02 weighs like one network that is 14 % off."""
+
+
+class LatencyTable:
+    """The rows of one population: same fingerprint, same row protocol, same schema.
+
+    Rows of other populations may live in the same file; they are never read.
+    """
+
+    def __init__(self, store: Store, fingerprint: Fingerprint, protocol: Protocol) -> None:
+        self.store = store
+        self.fingerprint = fingerprint
+        self.protocol = protocol
+        self.population = population(fingerprint, protocol)
+        header = {"fingerprint": fingerprint, "protocol": protocol, "schema": SCHEMA_VERSION}
+        store.add("population", self.population, header)
+        self._rows: dict[str, float] = {}
+        for key, value in store.all(self._kind).items():
+            self._rows[key] = Measurement.from_json(value["measurement"]).latency_ms
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row_ms(self, config: LayerConfig) -> float:
+        """Median latency of a row as measured; KeyError when it is missing."""
+        return self._rows[config.key()]
+
+    def missing(self, configs: Iterable[LayerConfig]) -> list[LayerConfig]:
+        """The distinct configurations without a row, in the order given."""
+        return [item for item in dict.fromkeys(configs) if item.key() not in self._rows]
+
+    def add(self, config: LayerConfig, measurement: Measurement) -> None:
+        """Store a measured row; a row that exists already stands."""
+        key = config.key()
+        self.store.add(self._kind, key, {"config": config, "measurement": measurement})
+        self._rows.setdefault(key, measurement.latency_ms)
+
+    def rows(self) -> list[tuple[LayerConfig, Measurement]]:
+        """Every row with its measurement, in key order."""
+        return [
+            (LayerConfig.from_json(value["config"]), Measurement.from_json(value["measurement"]))
+            for value in self.store.all(self._kind).values()
+        ]
+
+    @property
+    def _kind(self) -> str:
+        return f"row/{self.population}"
+
+
+def population(fingerprint: Fingerprint, protocol: Protocol) -> str:
+    """What must be equal for two rows to be compared."""
+    return digest([fingerprint, protocol, REFERENCE, SCHEMA_VERSION])
+
+
+# ------------------------------------------------------------------------------- prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Coefficients from summed rows to end-to-end milliseconds."""
+
+    scale: float = 1.0
+    cast_scale: float = 1.0
+    offset_ms: float = 0.0
+    observations: int = 0
+
+    def __call__(self, blocks_ms: float, casts_ms: float) -> float:
+        return self.scale * blocks_ms + self.cast_scale * casts_ms + self.offset_ms
+
+
+def fit(sums: Sequence[tuple[float, float]], latencies_ms: Sequence[float]) -> Fit:
+    """Robust relative least squares (L1 by reweighting), shrunk towards one common scale.
+
+    Args:
+        sums: (blocks, casts) in milliseconds per observed network.
+        latencies_ms: their measured end-to-end latencies; the first is the dense network's.
+    """
+    if not latencies_ms:
+        return Fit()
+    y = np.asarray(latencies_ms, dtype=float)
+    features = np.column_stack([np.asarray(sums, dtype=float).reshape(-1, 2), np.ones(len(y))])
+    scale = float(np.median(y / np.maximum(features[:, :2].sum(axis=1), 1e-9)))
+    prior = np.array([scale, scale, 0.0])
+    # In units of the dense latency, so that shrinking means the same for every coefficient.
+    typical = np.array([features[0, 0], max(features[:, 1].max(), 1e-3 * y[0]), y[0]]) / y[0]
+    relative = features / y[:, None]
+    weights = np.ones(len(y))
+    solution = prior
+    for _ in range(ITERATIONS):
+        weighted = relative * weights[:, None]
+        left = weighted.T @ weighted + np.diag(RIDGE * typical**2)
+        right = weighted.T @ ((1 - relative @ prior) * weights)
+        solution = prior + np.linalg.solve(left, right)
+        residual = np.abs(relative @ solution - 1)
+        weights = np.sqrt(1 / np.maximum(residual, 0.01) * 0.01)
+    return Fit(
+        scale=float(solution[0]),
+        cast_scale=float(solution[1]),
+        offset_ms=float(solution[2]),
+        observations=len(y),
+    )
+
+
+class Predictor:
+    """End-to-end latency of any choice for one network, in about 10 microseconds.
+
+    Args:
+        table: must hold every row that ``network`` can need under ``rules``.
+    """
+
+    def __init__(self, table: LatencyTable, network: Network, rules: SpaceRules) -> None:
+        self.network = network
+        self.rules = rules
+        self.fit = Fit()
+        self._empty_ms = table.row_ms(EMPTY)
+        self._row_ms = table.row_ms
+        self._layers = [_LayerSums(self, layer, table) for layer in network.layers]
+        self._sums: list[tuple[float, float]] = []
+        self._latencies_ms: list[float] = []
+
+    def sums_ms(self, choices: Sequence[int]) -> tuple[float, float]:
+        """Summed (blocks, changes of precision), each row less an empty call."""
+        blocks = casts = 0.0
+        for layer in self._layers:
+            block, cast = layer(choices)
+            blocks += block
+            casts += cast
+        return blocks, casts
+
+    def __call__(self, choices: Sequence[int]) -> float:
+        """Predicted milliseconds, at least those of an empty call."""
+        return max(self.fit(*self.sums_ms(choices)), self._empty_ms)
+
+    def observe(self, choices: Sequence[int], latency_ms: float) -> None:
+        """Take an end-to-end measurement into the fit; the first one must be the dense network."""
+        self._sums.append(self.sums_ms(choices))
+        self._latencies_ms.append(latency_ms)
+        self.fit = fit(self._sums, self._latencies_ms)
+
+
+class _LayerSums:
+    """The rows of one layer, remembered by the actions of the groups that it depends on."""
+
+    def __init__(self, predictor: Predictor, layer: Any, table: LatencyTable) -> None:
+        groups = {index for index, _ in layer.in_groups}
+        groups |= set() if layer.out_group is None else {layer.out_group}
+        self.groups = sorted(groups)
+        self.layer = layer
+        self.predictor = predictor
+        self.row_ms = table.row_ms
+        self.known: dict[tuple[int, ...], tuple[float, float]] = {}
+
+    def __call__(self, choices: Sequence[int]) -> tuple[float, float]:
+        key = tuple([choices[index] for index in self.groups])
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = self._add_up(key)
+        return found
+
+    def _add_up(self, key: tuple[int, ...]) -> tuple[float, float]:
+        network, rules = self.predictor.network, self.predictor.rules
+        actions = [ACTIONS[0]] * len(network.groups)
+        for index, choice in zip(self.groups, key, strict=True):
+            actions[index] = ACTIONS[choice]
+        blocks = casts = 0.0
+        for config in space.layer_configs(network, self.layer, tuple(actions), rules):
+            cost_ms = max(self.row_ms(config) - self.predictor._empty_ms, 0.0)
+            if config.op in CASTS:
+                casts += cost_ms
+            else:
+                blocks += cost_ms
+        return blocks, casts
+
+
+def prediction_error(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> dict[str, Any]:
+    """n, median_abs_pct, within_5pct, within_10pct of predictions made before measuring."""
+    if not predicted_ms:
+        return {"n": 0, "median_abs_pct": None, "within_5pct": None, "within_10pct": None}
+    errors = np.abs(np.asarray(predicted_ms) / np.asarray(measured_ms) - 1)
+    return {
+        "n": len(errors),
+        "median_abs_pct": round(float(np.median(errors)) * 100, 2),
+        "within_5pct": round(float(np.mean(errors <= 0.05)), 4),
+        "within_10pct": round(float(np.mean(errors <= 0.10)), 4),
+    }
+
+
+# ------------------------------------------------------------------------- export and import
+
+
+def export_rows(store: Store, write: Callable[[str], Any]) -> int:
+    """Every population of a file as JSON lines: one header line, then its rows. Returns rows."""
+    count = 0
+    for name, header in store.all("population").items():
+        write(canonical_json({"population": name, **header}) + "\n")
+        for key, value in store.all(f"row/{name}").items():
+            write(canonical_json({"key": key, **value}) + "\n")
+            count += 1
+    return count
+
+
+def import_rows(store: Store, lines: Iterable[str], source: Path) -> int:
+    """Add exported rows, each one checked first; nothing is written when a line is wrong.
+
+    Raises:
+        UsageError: naming the line that is not JSON, of another schema, altered or impossible.
+    """
+    name = ""
+    checked: list[tuple[str, str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+            if "population" in value:
+                name = value.pop("population")
+                _check_header(name, value)
+                checked.append(("population", name, value))
+                continue
+            if not name:
+                raise ValueError("a row before the header line")
+            config = LayerConfig.from_json(value["config"])
+            if config.key() != value["key"]:
+                raise ValueError("the key does not belong to the configuration")
+            row = {"config": config, "measurement": Measurement.from_json(value["measurement"])}
+            checked.append((f"row/{name}", value["key"], row))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(
+                f"{source}, line {number}: {type(error).__name__}: {error}",
+                "import a file that `hwloop table export` of the same version wrote",
+            ) from error
+    for kind, key, row in checked:
+        store.add(kind, key, row)
+    return sum(kind != "population" for kind, _, _ in checked)
+
+
+def _check_header(name: str, header: dict[str, Any]) -> None:
+    if header["schema"] != SCHEMA_VERSION:
+        raise ValueError(f"schema {header['schema']}; this hwloop reads {SCHEMA_VERSION}")
+    fingerprint = Fingerprint.from_json(header["fingerprint"])
+    if population(fingerprint, Protocol(**header["protocol"])) != name:
+        raise ValueError("the population does not belong to its fingerprint and protocol")

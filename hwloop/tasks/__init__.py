@@ -1,0 +1,78 @@
+"""The shipped tasks by name, and how a user's own task is loaded."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwloop.errors import UsageError, closest
+from hwloop.spec import call_user, load_object
+
+if TYPE_CHECKING:  # the names below are shown by --help, which must not wait for torch
+    from hwloop.task import Task
+
+TASKS: dict[str, str] = {
+    "demo": "bundled: ResNet-20 on a subset of Fashion-MNIST; needs no download",
+    "fashion-mnist": "all of Fashion-MNIST with the bundled ResNet-20; --data FOLDER or download",
+    "cifar10": "CIFAR-10 for a MODEL of yours; --data FOLDER or download",
+    "images": "image folders in ImageNet's layout for a MODEL of yours; needs --data FOLDER",
+}
+
+
+def load_task(spec: str, *, data: Path | None = None) -> Task:
+    """The shipped task of that name, or the task that a SPEC names.
+
+    Args:
+        spec: a name in TASKS, or a SPEC of a Task, of a Task class, or of a function that
+            returns a Task.
+        data: folder of the data set, for shipped tasks that read one.
+
+    Raises:
+        UsageError: unknown name, wrong or missing data folder, or a SPEC that is no task.
+    """
+    if ":" not in spec:
+        return _shipped(spec, data)
+    if data is not None:
+        raise UsageError(
+            f"--data is for shipped tasks; {spec} is your own",
+            f'pass the folder in the call instead: {spec.partition("(")[0]}("{data}")',
+        )
+    found = load_object(spec, what="the task")
+    return as_task(found, spec=spec)
+
+
+def as_task(found: Any, *, spec: str) -> Task:
+    """A task from what the user gave: a class is instantiated, a function is called."""
+    from hwloop.task import Task
+
+    if inspect.isclass(found) or inspect.isroutine(found):
+        found = call_user(found, what=f"the task {spec}")
+    if not isinstance(found, Task):
+        raise UsageError(
+            f"the task {spec} is a {type(found).__name__}, not a Task",
+            "derive it from hwloop.task.ClassificationTask or hwloop.task.Task",
+        )
+    return found
+
+
+def _shipped(name: str, data: Path | None) -> Task:
+    if name == "demo":
+        from hwloop.demo.task import DemoTask
+
+        return DemoTask()
+    if name == "fashion-mnist":
+        from hwloop.tasks.fashion_mnist import FashionMnistTask
+
+        return FashionMnistTask(data)
+    if name == "cifar10":
+        from hwloop.tasks.cifar10 import Cifar10Task
+
+        return Cifar10Task(data)
+    if name == "images":
+        from hwloop.tasks.images import ImageFolderTask
+
+        return ImageFolderTask(data)
+    raise UsageError(
+        f"there is no task {name!r}", f"{closest(name, TASKS)} Your own: --task file.py:MyTask"
+    )
