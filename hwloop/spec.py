@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import re
 import sys
@@ -34,7 +35,7 @@ FORMS = (
 # A module path first, so that a colon or ".py" inside the call's literals is left alone; the
 # look-ahead keeps the drive letter of a Windows path from being taken for a module.
 PATTERN = re.compile(r"(?P<where>(?![A-Za-z]:[\\/])[\w.]+|.+?\.py):(?P<what>.+)", re.DOTALL)
-HERE = str(Path(__file__).resolve().parent)
+HERE = str(Path(__file__).resolve().parent) + os.sep
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 INSTALLED = ("site-packages", "dist-packages")
 LONGEST_MESSAGE = 500
@@ -74,7 +75,7 @@ def load_object(spec: str, *, what: str) -> Any:
     module = _load_file(parsed.where, what) if is_file else _load_module(parsed.where, what)
     found: Any = module
     for depth, attribute in enumerate(parsed.attributes):
-        if not hasattr(found, attribute):
+        if not call_user(hasattr, found, attribute, what=f"{what} {spec}"):
             owner = ".".join((parsed.where, *parsed.attributes[:depth]))
             public = [name for name in dir(found) if not name.startswith("_")]
             raise UsageError(f"{what}: {owner} has no {attribute!r}", closest(attribute, public))
@@ -135,6 +136,8 @@ def _advice(error: BaseException, line: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         # The file's folder is on the import path only while the file itself is loaded.
         return f"install {error.name!r}, or import it at the top of the file if it is your own"
+    if _is_library(line):
+        return "a library raised it: check the shapes and values that it was given"
     return f"correct the code at {line}"
 
 
@@ -205,7 +208,8 @@ def _importable(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        with contextlib.suppress(ValueError):  # the user's code may have removed it
+            sys.path.remove(str(folder))
 
 
 def _load_module(path: str, what: str) -> ModuleType:
@@ -216,19 +220,19 @@ def _load_module(path: str, what: str) -> ModuleType:
         for depth, part in enumerate(parts):
             name = ".".join(parts[: depth + 1])
             inside = None if module is None else list(getattr(module, "__path__", []))
-            if not part or inside == [] or importlib.util.find_spec(name) is None:
+            doing = f"{what}: importing {name}"
+            find = functools.partial(call_user, importlib.util.find_spec, name, what=doing)
+            # os.path is no file inside a package, but it is there once os was imported
+            if name not in sys.modules and (not part or inside == [] or find() is None):
                 siblings = [found.name for found in pkgutil.iter_modules(inside)]
                 where = f" in {module.__name__}" if module else ""
-                hint = closest(part, siblings) if _resembles(part, siblings) else FORMS
+                hint = closest(part, siblings)
+                if not hint.startswith("did you mean"):  # a list of all modules helps nobody
+                    hint = f"install it, or run in the folder that holds it; or {FORMS}"
                 raise UsageError(f"{what}: no module {part!r}{where} (from {path!r})", hint)
-            module = call_user(importlib.import_module, name, what=f"{what}: importing {name}")
+            module = call_user(importlib.import_module, name, what=doing)
     assert module is not None, "a path has at least one part"
     return module
-
-
-def _resembles(name: str, known: list[str]) -> bool:
-    """Whether ``closest`` would name one word: the list of every installed module helps nobody."""
-    return bool(name) and closest(name, known).startswith("did you mean")
 
 
 def _load_file(path: str, what: str) -> ModuleType:
@@ -244,7 +248,8 @@ def _load_file(path: str, what: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     found = importlib.util.spec_from_file_location(name, file)
-    assert found is not None and found.loader is not None, "a .py file always has a loader"
+    assert found is not None, "a .py file always has a spec"
+    assert found.loader is not None, "a .py file always has a loader"
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # dataclasses look their own module up while it is executed
     try:

@@ -157,5 +157,7 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise EnvironmentProblem("reading image files needs Pillow", "pip install pillow") from error
+        raise EnvironmentProblem(
+            "reading image files needs Pillow", "pip install pillow"
+        ) from error
     return Image

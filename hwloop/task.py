@@ -6,6 +6,11 @@ arrays only, so the same code scores PyTorch, ONNX Runtime and TensorRT.
 
 from __future__ import annotations
 
+import copy
+import inspect
+import itertools
+import math
+import numbers
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,6 +35,10 @@ __all__ = [
 
 TaskModel: TypeAlias = nn.Module
 
+REQUIRED = ("example", "train", "search", "test", "loss", "metric")
+SPLITS = ("train", "search", "test")
+PROBE_SIZE = 64  # enough for a metric that needs several classes, and still instant
+
 
 class Task:
     """The plug-in protocol. Override every method; ``model`` only if no MODEL will be given.
@@ -47,7 +56,8 @@ class Task:
     def model(self) -> TaskModel:
         """The trained network: one float tensor (N, ...) in, one tensor (N, ...) out."""
         raise UsageError(
-            f"the task {self.name} brings no model", f"name one: hwloop optimize MODEL --task {self.name}"
+            f"the task {self.name} brings no model",
+            "name one: hwloop optimize file.py:my_network --task ..., or give the task a model()",
         )
 
     def example(self) -> Tensor:
@@ -70,6 +80,14 @@ class Task:
         """Differentiable loss of a batch, a scalar."""
         raise NotImplementedError
 
+    def distillation_loss(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """How far the compressed network's outputs are from the dense one's; a scalar.
+
+        Mean squared error relative to the teacher's variance; override where a better one exists.
+        """
+        scale = teacher.var().clamp_min(1e-12)
+        return nn.functional.mse_loss(outputs, teacher) / scale
+
     def metric(self, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
         """Score of all outputs (N, ...) against all targets (N, ...), in the metric's own unit."""
         raise NotImplementedError
@@ -83,9 +101,191 @@ class ClassificationTask(Task):
     """Logits (N, classes) against integer targets (N,): cross-entropy, top-1 accuracy in [0, 1]."""
 
     metric_name = "accuracy"
+    temperature: float = 4.0
+
+    def distillation_loss(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """KL divergence at a temperature, times its square (Hinton et al., 2015, section 2)."""
+        soft = nn.functional.log_softmax(outputs / self.temperature, dim=1)
+        wanted = nn.functional.log_softmax(teacher / self.temperature, dim=1)
+        divergence = nn.functional.kl_div(soft, wanted, reduction="batchmean", log_target=True)
+        return divergence * self.temperature**2
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(outputs, targets)
 
     def metric(self, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
         return float((outputs.argmax(axis=1) == targets).mean())
+
+
+def load_model(task: Task, spec: str | None = None) -> TaskModel:
+    """A fresh network in eval mode: the one that SPEC names, or else the task's own.
+
+    Args:
+        spec: names an nn.Module, or a class or function that returns one.
+
+    Raises:
+        UsageError: see :func:`hwloop.spec.load_object`; or what was found is no nn.Module.
+    """
+    if spec is None:
+        what = f"model() of the task {task.name}"
+        found: Any = call_user(task.model, what=what)
+    else:
+        what = f"the model {spec}"
+        found = load_object(spec, what="the model")
+        if isinstance(found, nn.Module):  # belongs to the user's module: must not be changed
+            found = call_user(copy.deepcopy, found, what=f"copying {what}")
+        elif inspect.isclass(found) or inspect.isroutine(found):
+            found = call_user(found, what=what)
+    if not isinstance(found, nn.Module):
+        raise UsageError(
+            f"{what} is a {type(found).__name__}, not a torch.nn.Module",
+            "name a network, or a function without arguments that returns one with its weights",
+        )
+    return found.eval()
+
+
+def validate_task(task: Task, model: TaskModel) -> None:
+    """Check everything that would otherwise fail, or silently mislead, hours into a search.
+
+    Puts the network in eval mode, reads a few samples of each split and scores a small batch.
+
+    Raises:
+        UsageError: a method is missing; a split is empty, overlaps another or does not match
+            ``example()``; the weights or outputs are not finite; the loss or metric is no number.
+    """
+    for name in REQUIRED:
+        if getattr(getattr(task, name, None), "__func__", None) is getattr(Task, name):
+            raise UsageError(
+                f"the task {task.name} has no {name}()",
+                f"add to {type(task).__name__}: def {name}(self, ...), see hwloop.task.Task.{name}",
+            )
+    _check_weights(model)
+    example = _checked_example(task)
+    splits = {name: call_user(getattr(task, name), what=_method(task, name)) for name in SPLITS}
+    for name, split in splits.items():
+        _probe(task, name, split, example)
+    _check_overlaps(task, splits)
+    model.eval()
+    _outputs(task, model, example)
+    inputs, targets = _probe(task, "train", splits["train"], example)
+    loss = call_user(task.loss, _outputs(task, model, inputs), targets, what=_method(task, "loss"))
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss)):
+        shown = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise UsageError(
+            f"{_method(task, 'loss')} returned {shown}, not one finite number",
+            "return a scalar tensor, e.g. nn.functional.cross_entropy(outputs, targets)",
+        )
+    inputs, targets = _probe(task, "search", splits["search"], example)
+    outputs = _outputs(task, model, inputs).numpy()
+    score: Any = call_user(task.metric, outputs, targets.numpy(), what=_method(task, "metric"))
+    # bool is a Real to Python, but a metric that returns one compares where it should count
+    if not isinstance(score, numbers.Real) or isinstance(score, bool) or not math.isfinite(score):
+        raise UsageError(
+            f"{_method(task, 'metric')} returned {score!r} for {len(inputs)} samples, "
+            "not a finite number",
+            "return a float; for an average, check that nothing is divided by zero",
+        )
+
+
+def _method(task: Task, name: str) -> str:
+    return f"{name}() of the task {task.name}"
+
+
+def _check_weights(model: TaskModel) -> None:
+    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UsageError(
+                f"the network's {name} holds NaN or infinite values",
+                "load weights from a checkpoint of a training that did not diverge",
+            )
+
+
+def _checked_example(task: Task) -> Tensor:
+    what = _method(task, "example")
+    example: Any = call_user(task.example, what=what)
+    if not isinstance(example, Tensor) or not example.is_floating_point():
+        kind = example.dtype if isinstance(example, Tensor) else type(example).__name__
+        raise UsageError(f"{what} returned {kind}, not a float tensor", "return a float tensor")
+    if example.dim() < 2 or len(example) != 1:
+        raise UsageError(
+            f"{what} has shape {tuple(example.shape)}, not (1, ...)",
+            "return one input as a batch of 1, e.g. self.search().batch([0])[0]",
+        )
+    return example
+
+
+def _probe(task: Task, name: str, split: Any, example: Tensor) -> tuple[Tensor, Tensor]:
+    """A few samples spread over a split, checked against the example and each other."""
+    where = f"the {name} split of the task {task.name}"
+    for method in ("__len__", "batch", "digests"):
+        if not hasattr(split, method):
+            raise UsageError(
+                f"{where} is a {type(split).__name__} without {method}()",
+                "return a TensorSplit or a FolderSplit, or write a class like hwloop.task.Split",
+            )
+    count = call_user(len, split, what=f"len() of {where}")
+    if count == 0:
+        raise UsageError(f"{where} is empty", f"return at least one sample from {name}()")
+    indices = np.unique(np.linspace(0, count - 1, min(count, PROBE_SIZE)).astype(np.int64))
+    pair: Any = call_user(split.batch, indices, what=f"batch() of {where}")
+    is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+    if not is_pair or not all(isinstance(item, Tensor) for item in pair):
+        raise UsageError(
+            f"batch() of {where} did not return two tensors", "return (inputs, targets) tensors"
+        )
+    inputs, targets = pair
+    if len(inputs) != len(indices) or len(targets) != len(inputs):
+        raise UsageError(
+            f"batch() of {where} returned {len(inputs)} inputs and {len(targets)} targets "
+            f"for {len(indices)} samples",
+            "return one input and one target for each index",
+        )
+    if inputs.shape[1:] != example.shape[1:] or inputs.dtype != example.dtype:
+        raise UsageError(
+            f"{_method(task, 'example')} is {example.dtype} {tuple(example.shape)}, but {where} "
+            f"has inputs {inputs.dtype} {tuple(inputs.shape)}",
+            "return from example() what the network is deployed for: self.search().batch([0])[0]",
+        )
+    return inputs, targets
+
+
+def _check_overlaps(task: Task, splits: dict[str, Split]) -> None:
+    digests = {
+        name: frozenset(call_user(split.digests, what=f"digests() of the {name} split"))
+        for name, split in splits.items()
+    }
+    for first, second in itertools.combinations(SPLITS, 2):
+        shared = len(digests[first] & digests[second])
+        if shared:
+            samples = "1 sample is" if shared == 1 else f"{shared} samples are"
+            raise UsageError(
+                f"{samples} in both the {first} split and the {second} split of {task.name}",
+                f"remove them from {first}(): a score on data that was already used is too good",
+            )
+
+
+@torch.no_grad()
+def _outputs(task: Task, model: TaskModel, inputs: Tensor) -> Tensor:
+    shape = tuple(inputs.shape)
+    try:
+        outputs: Any = call_user(model, inputs, what=f"the network, given an input {shape},")
+    except UsageError as error:
+        raise UsageError(
+            str(error), f"{_method(task, 'example')} must have the shape that the network expects"
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise UsageError(
+            f"the network returned a {type(outputs).__name__}, not one tensor",
+            "wrap it in an nn.Module whose forward returns the tensor that is scored",
+        )
+    if outputs.dim() == 0 or len(outputs) != len(inputs):
+        raise UsageError(
+            f"the network returned {tuple(outputs.shape)} for an input {shape}",
+            "return one output for each input of the batch",
+        )
+    if not bool(torch.isfinite(outputs).all()):
+        raise UsageError(
+            f"the network's output for an input {shape} holds NaN or infinite values",
+            "check its weights and the normalisation of the inputs",
+        )
+    return outputs

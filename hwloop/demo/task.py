@@ -49,7 +49,7 @@ def trained_network() -> ResNet20:
 def byte_split(images: Bytes, labels: Bytes) -> TensorSplit:
     """Images (N, 28, 28) stay bytes in memory; each batch is normalised as in training."""
     return TensorSplit(
-        torch.from_numpy(images),
+        torch.tensor(images),  # a copy: what was read from a file is read-only
         torch.from_numpy(labels.astype(np.int64)),
         transform=lambda batch: normalised(batch.numpy()),
     )

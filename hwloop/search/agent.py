@@ -19,7 +19,6 @@ from hwloop.search.prior import Prior
 from hwloop.search.problem import BudgetSpent, Choices, Evaluate, Problem, Score
 from hwloop.search.trust import Trust
 
-
 ANCHORED = DQNConfig(
     gamma=1.0,
     double=True,
@@ -39,7 +38,8 @@ class Settings:
         dqn: the algorithm's switches.
         updates: gradient steps after each evaluation.
         proposals: candidates built and screened per evaluation.
-        elites: best candidates that are partly decided anew.
+        mutations: elites with a random change or two that are screened beside them.
+    elites: best candidates that are partly decided anew.
         seed_share: largest share of the evaluations that seeds may take.
         greedy_share: how often the greedy episode is evaluated without screening.
         first_random, last_random: expected random decisions per episode, start and end. A fixed
@@ -51,6 +51,7 @@ class Settings:
     dqn: DQNConfig = ANCHORED
     updates: int = 64
     proposals: int = 32
+    mutations: int = 32
     elites: int = 5
     seed_share: float = 1 / 3
     greedy_share: float = 0.1
@@ -62,6 +63,12 @@ class Settings:
 
 
 DEFAULTS = Settings()
+
+PLAN_SHARES = (1.0, 0.5, 1.5, 0.25, 0.75)
+"""Plans are made for these multiples of the damage that is thought to fill the limit."""
+
+IMPLAUSIBLE = 3.0
+"""Uniform seeds beyond this multiple of the planned damage are not worth an evaluation."""
 
 
 def search_dqn(
@@ -102,6 +109,7 @@ class _Anchored:
         self.rng = np.random.default_rng([seed, 2])
         self.planner = Planner(self.problem)
         self.trust = Trust(self.problem, {})
+        self.plans: list[Choices] = []
         self.known = _Known()
         self.env = NetCompressEnv(
             self.problem, self.known, reward=reward, prior=Prior(self.planner, reward)
@@ -126,18 +134,31 @@ class _Anchored:
 
     def _seeds(self) -> list[Choices]:
         """Distinct candidates that any search should know, the most promising first."""
-        problem, budget_ms = self.problem, self.problem.budget_ms
-        plans: list[Choices] = [] if budget_ms is not None else [problem.dense]
+        problem, drop = self.problem, self.problem.max_drop
+        plans = [problem.dense]
+        plans += self._plans(None if drop is None else problem.allowance * drop)
+        uniform = [problem.uniform(action) for action in range(problem.action_count)]
+        plans += [choices for choices in uniform if self._plausible(choices)]
+        return list(dict.fromkeys(plan for plan in plans if fits(problem, plan)))
+
+    def _plans(self, limit: float | None) -> list[Choices]:
+        """Answers of the planner to the goal, around the summed damage ``limit``."""
+        problem, plans = self.problem, []
         if self.reward.kind == "linear":
             plans.append(self.planner.complete((), self.reward.lam / problem.baseline_ms))
-        shares = (1.0, 0.5, 1.5, 0.25, 0.75)
-        if problem.max_drop is not None:
-            limit = problem.allowance * problem.max_drop
-            plans += [self.planner.fastest_within(limit * share) for share in shares]
-        if budget_ms is not None:
-            plans += [self.planner.solve(budget_ms * share) for share in (1.0, 0.97, 0.94)]
-        plans += [problem.uniform(action) for action in range(problem.action_count)]
-        return list(dict.fromkeys(plan for plan in plans if fits(problem, plan)))
+        if limit is not None:
+            plans += [self.planner.fastest_within(limit * share) for share in PLAN_SHARES]
+        if problem.budget_ms is not None:
+            plans += [self.planner.solve(problem.budget_ms * share) for share in (1.0, 0.97, 0.94)]
+        return plans
+
+    def _plausible(self, choices: Choices) -> bool:
+        """Is the damage not far beyond what the limit on the drop could allow?"""
+        limit = self.problem.max_drop
+        if limit is None:
+            return True
+        allowed = IMPLAUSIBLE * self.problem.allowance * limit
+        return self.problem.summed_damage(choices) <= allowed
 
     # ---------------------------------------------------------------------------- proposing
 
@@ -148,12 +169,18 @@ class _Anchored:
             return greedy, "dqn-greedy"
         progress = self.ledger.progress
         random_steps = _between(self.settings.first_random, self.settings.last_random, progress)
-        pool = dict.fromkeys([greedy] if greedy not in self.ledger.scores else [])
+        pool = {plan: "dqn-plan" for plan in self.plans}
+        pool[greedy] = "dqn-greedy"
+        pool = {plan: label for plan, label in pool.items() if plan not in self.ledger.scores}
         for number in range(self.settings.proposals):
             elite = self._elite() if number % 2 else None
             choices = self._walk(elite, random_steps=random_steps)
-            pool[self._made_new(choices)] = None
-        return self._screened(list(pool), progress), "dqn"
+            pool.setdefault(self._made_new(choices), "dqn")
+        for _ in range(self.settings.mutations):
+            choices = self._made_new(mutated(self.problem, self._elite() or greedy, self.rng))
+            pool.setdefault(choices, "dqn-mutation")
+        chosen = self._screened(list(pool), progress)
+        return chosen, pool[chosen]
 
     def _walk(self, elite: Choices | None, *, random_steps: float) -> Choices:
         """One episode of the agent; with an elite, only a random part of it is decided anew."""
@@ -215,6 +242,7 @@ class _Anchored:
             self.planner = Planner(self.problem, self.trust.damage)
             limit = self.problem.max_drop
             self.env.prior = Prior(self.planner, self.reward, limit)
+            self.plans = self._plans(limit)
         self.agent.replay.clear()
         for choices in self.ledger.scores:
             self._record(choices)

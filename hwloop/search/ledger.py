@@ -63,7 +63,7 @@ class Ledger:
         """Note that no new candidate was found; raises BudgetSpent after too many in a row."""
         self._misses += 1
         exhausted = len(self.scores) >= min(self.evaluations, self._possible)
-        if exhausted or self._misses > MISSES_PER_EVALUATION * self.evaluations:
+        if exhausted or self._misses > MISSES_PER_EVALUATION * max(self.evaluations, 20):
             raise BudgetSpent
 
     def elites(self, count: int) -> list[Choices]:

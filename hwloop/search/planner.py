@@ -17,6 +17,7 @@ from hwloop.search.problem import Array, Choices, Problem, replaced
 
 PRICES = 20
 MAX_SWEEPS = 8
+POLISHED = 3
 POLISH_ROUNDS = 20
 EXCHANGES_TRIED = 64
 
@@ -48,10 +49,8 @@ class Planner:
         fitting = [point for point in self._front if point[0] <= budget_ms]
         if not fitting:
             return self._front[0][2]
-        return self._polish(
-            fitting[-1][2],
-            budget_ms=budget_ms,
-        )
+        plans = [self._polish(point[2], budget_ms=budget_ms) for point in fitting[-POLISHED:]]
+        return min(plans, key=lambda plan: (self.damage_of(plan), self.problem.latency_ms(plan)))
 
     def fastest_within(self, drop: float) -> Choices:
         """The least latency found with a summed damage of at most ``drop`` (metric units).
@@ -61,10 +60,8 @@ class Planner:
         fitting = [point for point in self._front if point[1] <= drop]
         if not fitting:
             return self._front[-1][2]
-        return self._polish(
-            fitting[0][2],
-            drop=drop,
-        )
+        plans = [self._polish(point[2], drop=drop) for point in fitting[:POLISHED]]
+        return min(plans, key=lambda plan: (self.problem.latency_ms(plan), self.damage_of(plan)))
 
     def complete(self, prefix: Choices, lam: float) -> Choices:
         """A full plan that keeps ``prefix`` and pays ``lam`` metric units per ms for the rest."""

@@ -21,6 +21,7 @@ from hwloop.search.problem import Array, Choices, Problem, Score
 MIN_POINTS = 8
 MIN_TAU = 0.3
 CAP = 4.0
+RELATIVE_BLUR = 0.2
 SLOPES = np.geomspace(0.02, 2.0, 25)
 GRID = tuple(itertools.product((0.1, 0.3, 1.0), (0.1, 0.3), (0.03, 0.1)))
 """(spread of the groups' coefficients, size of interactions, noise), in units of drop_scale."""
@@ -89,7 +90,10 @@ class Trust:
         drops = np.clip(drops, -CAP, CAP)
         self._x, self._choices = self._features(candidates), self._as_array(candidates)
         total = self._x.sum(axis=1)
-        errors = [np.abs(drops - _saturating(total, slope)).sum() for slope in SLOPES]
+        # Where the goal is decided, drops are small: a large one need not be met as exactly.
+        blur = RELATIVE_BLUR * np.abs(drops)
+        weight = 1 / (RELATIVE_BLUR + np.abs(drops))
+        errors = [(weight * np.abs(drops - _saturating(total, s))).sum() for s in SLOPES]
         self.slope = float(SLOPES[int(np.argmin(errors))])
         self.table_tau = stats.kendall(total.tolist(), drops.tolist())
         residual = drops - _saturating(total, self.slope)
@@ -97,10 +101,10 @@ class Trust:
         for linear, hamming, noise in GRID:
             self._linear, self._hamming = linear, hamming
             kernel = self._kernel(self._x, self._choices)
-            inverse = np.linalg.inv(kernel + noise**2 * np.eye(len(drops)))
+            inverse = np.linalg.inv(kernel + np.diag(noise**2 + blur**2))
             # Leave-one-out residuals in closed form: Rasmussen & Williams 2006, eq. 5.12.
             left_out = (inverse @ residual) / np.diag(inverse)
-            error = float(np.abs(left_out).sum())
+            error = float((weight * np.abs(left_out)).sum())
             if error < best:
                 best, chosen = error, (linear, hamming, inverse, drops - left_out)
         self._linear, self._hamming, self._inverse, predicted = chosen

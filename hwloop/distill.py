@@ -1,0 +1,145 @@
+"""Recovery after compression: batch-norm recalibration and distillation from the dense network.
+
+The batches are a fixed, seeded sequence, so the teacher's outputs are computed once and shared by
+all candidates, and the same candidate always recovers to the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwloop.errors import CandidateError
+from hwloop.task import Task
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a candidate recovers.
+
+    Attributes:
+        steps: gradient steps; 0 leaves the weights alone.
+        peak_lr: of the one-cycle schedule (Smith and Topin, 2019).
+        batch_size: samples per step.
+        recalibration_batches: batches that renew the batch-norm statistics; 0 for none.
+        label_share: weight of the task's own loss; the rest is distillation.
+        weight_decay: of SGD with Nesterov momentum 0.9.
+    """
+
+    steps: int
+    peak_lr: float = 0.05
+    batch_size: int = 128
+    recalibration_batches: int = 8
+    label_share: float = 0.1
+    weight_decay: float = 1e-4
+    warmup_share: float = 0.2
+
+
+NO_RECOVERY = Recipe(steps=0, recalibration_batches=0)
+RECALIBRATED = Recipe(steps=0)
+IN_LOOP = Recipe(steps=20)
+
+
+class Recovery:
+    """Recovers compressed copies of one dense network on one task's training split."""
+
+    def __init__(self, task: Task, dense: nn.Module, *, seed: int) -> None:
+        self.task = task
+        self.dense = dense
+        self.seed = seed
+        self.split = task.train()
+        self._order = np.empty(0, dtype=np.int64)
+        self._epochs = 0
+        self._teacher: dict[tuple[int, int], Tensor] = {}
+
+    def recover(
+        self, module: nn.Module, recipe: Recipe, *, tick: Callable[[int, int], None] | None = None
+    ) -> nn.Module:
+        """Train in place by ``recipe``, then renew the batch-norm statistics.
+
+        Args:
+            tick: called with (steps done, steps) after each step.
+
+        Raises:
+            CandidateError: stage ``recover``: the loss is no longer finite.
+        """
+        if recipe.steps:
+            self._train(module, recipe, tick or (lambda done, total: None))
+        if recipe.recalibration_batches:
+            self.recalibrate(module, recipe)
+        return module.eval()
+
+    def recalibrate(self, module: nn.Module, recipe: Recipe = RECALIBRATED) -> None:
+        """Replace the batch-norm statistics by those of the compressed network.
+
+        A plain average over the batches (EagleEye, Li et al., ECCV 2020, section 3.3).
+        """
+        norms = [child for child in module.modules() if isinstance(child, BATCH_NORMS)]
+        if not norms:
+            return
+        module.eval()
+        before = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        with torch.no_grad():
+            for step in range(recipe.recalibration_batches):
+                module(self._batch(step, recipe.batch_size)[0])
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+        module.eval()
+
+    def calibration_inputs(self, count: int) -> np.ndarray:  # type: ignore[type-arg]
+        """The first inputs of the sequence: what int8 ranges are taken from."""
+        return self._batch(0, count)[0].numpy().astype(np.float32)
+
+    def _train(self, module: nn.Module, recipe: Recipe, tick: Callable[[int, int], None]) -> None:
+        parameters = [item for item in module.parameters() if item.requires_grad]
+        optimizer = torch.optim.SGD(
+            parameters,
+            recipe.peak_lr,
+            momentum=0.9,
+            weight_decay=recipe.weight_decay,
+            nesterov=True,
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, recipe.peak_lr, total_steps=recipe.steps + 1, pct_start=recipe.warmup_share
+        )
+        module.train()
+        for step in range(recipe.steps):
+            inputs, targets = self._batch(step, recipe.batch_size)
+            outputs = module(inputs)
+            teacher = self._teacher_outputs(step, recipe.batch_size, inputs)
+            loss = (1 - recipe.label_share) * self.task.distillation_loss(outputs, teacher)
+            loss = loss + recipe.label_share * self.task.loss(outputs, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            tick(step + 1, recipe.steps)
+        if not torch.isfinite(loss):
+            raise CandidateError("recover", f"the loss is {loss.item()} after {recipe.steps} steps")
+
+    def _teacher_outputs(self, step: int, batch_size: int, inputs: Tensor) -> Tensor:
+        key = (step, batch_size)
+        if key not in self._teacher:
+            self.dense.eval()
+            with torch.no_grad():
+                self._teacher[key] = self.dense(inputs)
+        return self._teacher[key]
+
+    def _batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Batch number ``step`` of the seeded sequence of shuffled epochs."""
+        end = (step + 1) * batch_size
+        while len(self._order) < end:
+            rng = np.random.default_rng([self.seed, self._epochs])
+            self._order = np.concatenate([self._order, rng.permutation(len(self.split))])
+            self._epochs += 1
+        return self.split.batch(self._order[end - batch_size : end])

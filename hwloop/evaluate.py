@@ -1,0 +1,239 @@
+"""Candidate in, outcome out: compress, recover, score, export, measure.
+
+Every stage's result is stored under the digest of what went in, so an interrupted evaluation goes
+on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hwloop import measure, space
+from hwloop.accuracy import Run, ScoredSplit
+from hwloop.compress.apply import compress, quantized
+from hwloop.distill import Recipe, Recovery
+from hwloop.export import check_outputs, export_onnx
+from hwloop.records import (
+    Candidate,
+    LatencySource,
+    Measurement,
+    Network,
+    Outcome,
+    Protocol,
+    digest,
+)
+from hwloop.space import SpaceRules
+from hwloop.store import Store
+from hwloop.targets import DeviceSession, Model
+from hwloop.task import Task
+
+CALIBRATION_INPUTS = 128
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """The network under compression, and everything about it that no candidate changes.
+
+    Attributes:
+        dense: the trained network, in eval mode; never changed.
+        example: an input of the deployed shape.
+        graph: the dense network as exported.
+        recipe, isa: the target's quantization recipe and instruction sets.
+    """
+
+    task: Task
+    dense: nn.Module
+    example: Tensor
+    network: Network
+    rules: SpaceRules
+    graph: bytes
+    recipe: str
+    isa: str
+
+    @property
+    def dense_candidate(self) -> Candidate:
+        return space.candidate((0,) * len(self.network.groups))
+
+    def model(self, candidate: Candidate, graph: bytes) -> Model:
+        return Model(graph, space.network_configs(self.network, candidate, self.rules))
+
+    def macs(self, candidate: Candidate) -> int:
+        configs = space.network_configs(self.network, candidate, self.rules)
+        return sum(config.macs for config in configs)
+
+
+class Stopwatch:
+    """Seconds by stage of a run, without overlap; survives a resume through ``before``."""
+
+    def __init__(self, before: dict[str, float] | None = None) -> None:
+        self.seconds: dict[str, float] = dict(before or {})
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - started
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Built:
+    """A compressed, recovered, exported and checked candidate."""
+
+    candidate: Candidate
+    module: nn.Module
+    model: Model
+
+
+class Evaluator:
+    """Evaluates candidates of one subject on one device session.
+
+    Args:
+        loop_recipe: recovery of candidates in the search.
+        protocol: of the end-to-end measurement in the search.
+        simulated: latencies are computed, not measured.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        session: DeviceSession,
+        store: Store,
+        *,
+        recovery: Recovery,
+        loop_recipe: Recipe,
+        protocol: Protocol,
+        simulated: bool,
+        clock: Stopwatch,
+    ) -> None:
+        self.subject = subject
+        self.session = session
+        self.store = store
+        self.recovery = recovery
+        self.loop_recipe = loop_recipe
+        self.protocol = protocol
+        self.source = LatencySource.SIMULATED if simulated else LatencySource.DEVICE
+        self.clock = clock
+        self.search_split = ScoredSplit(subject.task, subject.task.search())
+        self.dense_model = subject.model(subject.dense_candidate, subject.graph)
+        self.baseline = self._baseline()
+        self.baseline_metric = self._baseline_metric()
+
+    def outcome(self, candidate: Candidate) -> Outcome:
+        """Evaluate with the in-loop recovery, on the search split.
+
+        Raises:
+            CandidateError: the stage at which the candidate failed.
+            TargetError: the device is lost.
+        """
+        score_key = digest([candidate, self.loop_recipe])
+        metric = self.store.get("score", score_key)
+        latency = self.store.get("latency", candidate.digest())
+        if metric is None or latency is None:
+            built = self.build(candidate, self.loop_recipe)
+            try:
+                measurement = self.measurement(built)
+                metric = self.score(built.model, self.search_split)
+            finally:
+                self.session.forget(built.model)
+            size = len(built.model.data)
+            self.store.add("score", score_key, {"metric": metric, "size_bytes": size})
+            metric = self.store.get("score", score_key)
+        else:
+            measurement = Measurement.from_json(latency)
+        return Outcome(
+            metric=metric["metric"],
+            metric_drop=self.subject.task.drop(self.baseline_metric, metric["metric"]),
+            latency_ms=measurement.latency_ms,
+            latency_source=self.source,
+            size_bytes=metric["size_bytes"],
+            macs=self.subject.macs(candidate),
+            measurement=measurement,
+        )
+
+    def build(
+        self,
+        candidate: Candidate,
+        recipe: Recipe,
+        tick: Callable[[int, int], None] | None = None,
+    ) -> Built:
+        """Compress, recover, export and check. Raises CandidateError."""
+        subject = self.subject
+        with self.clock("compress"):
+            module = compress(
+                subject.dense,
+                subject.example,
+                subject.network,
+                candidate=candidate,
+                rules=subject.rules,
+            )
+        if candidate != subject.dense_candidate:
+            with self.clock("train"):
+                self.recovery.recover(module, recipe, tick=tick)
+        return self.exported(candidate, module)
+
+    def exported(self, candidate: Candidate, module: nn.Module) -> Built:
+        """Export a compressed module, check it against PyTorch, then quantize its int8 groups."""
+        subject = self.subject
+        with self.clock("export"):
+            graph = export_onnx(module, subject.example)
+            plain = Model(graph)
+            check_outputs(module, subject.example, self.run(plain))
+            self.session.forget(plain)
+            graph = quantized(
+                module,
+                subject.example,
+                graph,
+                network=subject.network,
+                candidate=candidate,
+                calibration=self.recovery.calibration_inputs(CALIBRATION_INPUTS),
+                recipe=subject.recipe,
+                isa=subject.isa,
+            )
+        return Built(candidate=candidate, module=module, model=subject.model(candidate, graph))
+
+    def measurement(self, built: Built) -> Measurement:
+        """The end-to-end latency against the dense network; measured once per candidate."""
+        key = built.candidate.digest()
+        if self.store.get("latency", key) is None:
+            with self.clock("measure"):
+                measurement = measure.against(
+                    self.session,
+                    built.model,
+                    self.dense_model,
+                    protocol=self.protocol,
+                    reference_latency_ms=self.baseline.latency_ms,
+                )
+            self.store.add("latency", key, measurement)
+        return Measurement.from_json(self.store.get("latency", key))
+
+    def score(self, model: Model, split: ScoredSplit) -> float:
+        """The task's metric of a model, as the device computes it."""
+        with self.clock("score"):
+            return split.score(self.run(model))
+
+    def run(self, model: Model) -> Run:
+        """Outputs of a model on the device."""
+        return lambda inputs: self.session.infer(model, inputs)
+
+    def _baseline(self) -> Measurement:
+        if self.store.get("baseline", "latency") is None:
+            with self.clock("measure"):
+                found = measure.baseline(self.session, self.dense_model, self.protocol)
+            self.store.add("baseline", "latency", found)
+        return Measurement.from_json(self.store.get("baseline", "latency"))
+
+    def _baseline_metric(self) -> float:
+        if self.store.get("baseline", "metric") is None:
+            with self.clock("export"):
+                check_outputs(self.subject.dense, self.subject.example, self.run(self.dense_model))
+            metric = self.score(self.dense_model, self.search_split)
+            self.store.add("baseline", "metric", metric)
+        return float(self.store.get("baseline", "metric"))

@@ -1,0 +1,199 @@
+"""What a search is told before its first evaluation: latencies of all choices, and what they hurt.
+
+Rows for the table, a few whole networks to fit the prediction, and one probe per action.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwloop import measure, space
+from hwloop.accuracy import ScoredSplit, mean_kl, torch_run
+from hwloop.distill import NO_RECOVERY, Recipe
+from hwloop.errors import CandidateError
+from hwloop.evaluate import Evaluator
+from hwloop.progress import Progress
+from hwloop.records import Measurement, Network
+from hwloop.space import ACTIONS
+from hwloop.table import LatencyTable, Predictor
+
+CALIBRATION_NETWORKS = 12
+PROBE_SAMPLES = 500
+PROBE_RECIPE = Recipe(steps=0, recalibration_batches=3)
+HOPELESS_DROP = 1.0
+"""Damage of an action whose probe failed, in units of the metric."""
+
+
+def fitted_predictor(
+    evaluator: Evaluator, table: LatencyTable, progress: Progress, *, seed: int
+) -> Predictor:
+    """Measure missing rows and a few random networks end to end, and fit the prediction.
+
+    The fit then stays as it is, so that a resumed search makes the same decisions; the networks
+    that the search measures later are all outside the fit and tell its error.
+    """
+    subject = evaluator.subject
+    rows = space.reachable_configs(subject.network, subject.rules)
+    progress.stage("latency table")
+    with evaluator.clock("measure"):
+        measure.build_rows(evaluator.session, table, rows, progress=progress.advance)
+    predictor = Predictor(table, subject.network, subject.rules)
+    predictor.observe((0,) * len(subject.network.groups), evaluator.baseline.latency_ms)
+    progress.stage("calibration networks")
+    for number, choices in enumerate(_calibration_choices(evaluator, seed)):
+        progress.advance(number, CALIBRATION_NETWORKS)
+        candidate = space.candidate(choices)
+        if evaluator.store.get("latency", candidate.digest()) is None:
+            try:
+                # Latency does not depend on the values of the weights: no recovery is needed.
+                built = evaluator.build(candidate, NO_RECOVERY)
+                evaluator.measurement(built)
+                evaluator.session.forget(built.model)
+            except CandidateError:
+                continue
+        found = evaluator.store.get("latency", candidate.digest())
+        predictor.observe(choices, Measurement.from_json(found).latency_ms)
+    return predictor
+
+
+def _calibration_choices(evaluator: Evaluator, seed: int) -> list[tuple[int, ...]]:
+    """Random legal choices whose share of int8 groups covers the range evenly."""
+    rng = np.random.default_rng([seed, 7])
+    masks = space.masks(evaluator.subject.network, evaluator.subject.rules)
+    found = []
+    for number in range(CALIBRATION_NETWORKS):
+        share = number / (CALIBRATION_NETWORKS - 1)
+        choices = []
+        for mask in masks:
+            legal = [index for index, allowed in enumerate(mask) if allowed]
+            wanted = "int8" if rng.random() < share else "base"
+            options = [index for index in legal if ACTIONS[index].precision == wanted] or legal
+            choices.append(int(rng.choice(options)))
+        found.append(tuple(choices))
+    return found
+
+
+# ------------------------------------------------------------------------------ sensitivity
+
+
+def damage(evaluator: Evaluator, progress: Progress) -> NDArray[np.float64]:
+    """(groups, actions) expected drop of the metric of each single action, in its unit.
+
+    Each width and each precision is applied alone, batch-norms recalibrated; what is measured is
+    the KL divergence of the outputs from the dense network's, because on a few hundred samples it
+    is far less noisy than the metric. One slope, fitted to all probes, turns it into the metric's
+    unit. Width and precision of one group are taken to add up.
+    """
+    subject = evaluator.subject
+    masks = space.masks(subject.network, subject.rules)
+    probes = [
+        (group, index)
+        for group, mask in enumerate(masks)
+        for index, allowed in enumerate(mask)
+        if allowed and index and _is_single(index)
+    ]
+    split = ScoredSplit(subject.task, subject.task.search(), count=PROBE_SAMPLES)
+    dense = split.outputs(torch_run(subject.dense))
+    dense_metric = split.metric(dense)
+    progress.stage("sensitivity")
+    for number, (group, index) in enumerate(probes):
+        progress.advance(number, len(probes), subject.network.groups[group].name)
+        key = f"{group}/{index}"
+        if evaluator.store.get("probe", key) is None:
+            found = _probe(evaluator, split, group=group, index=index, dense=dense)
+            if "kl" in found:
+                found["drop"] = subject.task.drop(dense_metric, found.pop("metric"))
+            evaluator.store.add("probe", key, found)
+    found = {probe: evaluator.store.get("probe", f"{probe[0]}/{probe[1]}") for probe in probes}
+    return _as_drops(found, masks)
+
+
+def _probe(
+    evaluator: Evaluator, split: ScoredSplit, *, group: int, index: int, dense: NDArray[Any]
+) -> dict[str, Any]:
+    choices = [0] * len(evaluator.subject.network.groups)
+    choices[group] = index
+    try:
+        built = evaluator.build(space.candidate(tuple(choices)), PROBE_RECIPE)
+        with evaluator.clock("score"):
+            if ACTIONS[index].precision == "base":
+                outputs = split.outputs(torch_run(built.module))
+            else:
+                outputs = split.outputs(evaluator.run(built.model))
+        evaluator.session.forget(built.model)
+        kl = mean_kl(dense, outputs)
+        if not math.isfinite(kl):
+            return {"failed": "the outputs are not finite"}
+        return {"kl": kl, "metric": split.metric(outputs)}
+    except CandidateError as error:
+        return {"failed": str(error)}
+
+
+def _as_drops(
+    probes: dict[tuple[int, int], dict[str, Any]], masks: tuple[tuple[bool, ...], ...]
+) -> NDArray[np.float64]:
+    measured = [value for value in probes.values() if "kl" in value]
+    squares = sum(value["kl"] ** 2 for value in measured)
+    slope = sum(value["kl"] * value["drop"] for value in measured) / squares if squares else 0.0
+    drops = np.zeros((len(masks), len(ACTIONS)))
+    for (group, index), value in probes.items():
+        drops[group, index] = max(slope, 1e-3) * value["kl"] if "kl" in value else HOPELESS_DROP
+    for index, action in enumerate(ACTIONS):
+        if action.kind != "keep" and action.precision != "base":
+            width = _index(action.kind, action.amount, "base")
+            precision = _index("keep", 1.0, action.precision)
+            drops[:, index] = drops[:, width] + drops[:, precision]
+    return np.minimum(drops, HOPELESS_DROP)
+
+
+def _is_single(index: int) -> bool:
+    action = ACTIONS[index]
+    return action.kind == "keep" or action.precision == "base"
+
+
+def _index(kind: str, amount: float, precision: str) -> int:
+    return next(
+        index
+        for index, action in enumerate(ACTIONS)
+        if (action.kind, action.amount, action.precision) == (kind, amount, precision)
+    )
+
+
+# --------------------------------------------------------------------------------- features
+
+
+def features(network: Network) -> NDArray[np.float64]:
+    """(groups, 8) static features in [-1, 1] for the agent's observation.
+
+    Depth, channels (log2), input side (log2), layers in the group, kernel, stride, whether it may
+    be pruned, and its share of the dense network's multiply-accumulates.
+    """
+    layers = {layer.name: layer.config for layer in network.layers}
+    total = max(sum(config.macs for config in layers.values()), 1)
+    rows = []
+    for number, group in enumerate(network.groups):
+        configs = [layers[name] for name in group.layers]
+        first = configs[0]
+        side = first.in_shape[-1] if len(first.in_shape) > 2 else 1
+        share = sum(config.macs for config in configs) / total
+        rows.append(
+            [
+                2 * number / max(len(network.groups) - 1, 1) - 1,
+                _scaled(math.log2(group.channels), 12),
+                _scaled(math.log2(side), 10),
+                _scaled(len(configs), 16),
+                _scaled(first.kernel[0], 7),
+                _scaled(first.stride[0], 4),
+                1.0 if group.prunable else -1.0,
+                2 * share - 1,
+            ]
+        )
+    return np.clip(np.array(rows), -1.0, 1.0)
+
+
+def _scaled(value: float, largest: float) -> float:
+    return 2 * value / largest - 1

@@ -1,0 +1,37 @@
+"""Setting the search split aside where a data set comes with training and test data only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwloop.demo.data import CLASSES, Bytes, stratified
+from hwloop.errors import UsageError
+
+SEARCH_COUNT = 2_000
+LARGEST_SHARE = 10  # of a small data set, at most one in ten
+
+
+def search_cut(
+    labels: Bytes, rng: np.random.Generator, *, where: Path
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices (search, rest) of a data set of ten classes: 2,000 images, as many of each class.
+
+    Args:
+        labels: (N,), each below 10.
+        where: the data's folder, for the message.
+
+    Raises:
+        UsageError: a class has too few images, as in a damaged or incomplete data set.
+    """
+    count = min(SEARCH_COUNT, len(labels) // LARGEST_SHARE)
+    smallest = int(np.bincount(labels, minlength=CLASSES).min())
+    if count < CLASSES or smallest <= count // CLASSES:
+        raise UsageError(
+            f"{where} has {len(labels)} training images and only {smallest} of one class",
+            "give the complete data set, or leave --data out to download it",
+        )
+    search = stratified(labels, count, rng)
+    return search, np.setdiff1d(np.arange(len(labels)), search)
