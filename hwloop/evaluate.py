@@ -126,8 +126,11 @@ class Evaluator:
         self.baseline = self._baseline()
         self.baseline_metric = self._baseline_metric()
 
-    def outcome(self, candidate: Candidate) -> Outcome:
+    def outcome(self, candidate: Candidate) -> tuple[Outcome, Built | None]:
         """Evaluate with the in-loop recovery, on the search split.
+
+        Returns:
+            The outcome, and what was built for it; None when every stage was stored already.
 
         Raises:
             CandidateError: the stage at which the candidate failed.
@@ -136,6 +139,7 @@ class Evaluator:
         score_key = digest([candidate, self.loop_recipe])
         metric = self.store.get("score", score_key)
         latency = self.store.get("latency", candidate.digest())
+        built = None
         if metric is None or latency is None:
             built = self.build(candidate, self.loop_recipe)
             try:
@@ -148,7 +152,7 @@ class Evaluator:
             metric = self.store.get("score", score_key)
         else:
             measurement = Measurement.from_json(latency)
-        return Outcome(
+        outcome = Outcome(
             metric=metric["metric"],
             metric_drop=self.subject.task.drop(self.baseline_metric, metric["metric"]),
             latency_ms=measurement.latency_ms,
@@ -157,6 +161,7 @@ class Evaluator:
             macs=self.subject.macs(candidate),
             measurement=measurement,
         )
+        return outcome, built
 
     def build(
         self,

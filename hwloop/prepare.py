@@ -40,7 +40,9 @@ def fitted_predictor(
     rows = space.reachable_configs(subject.network, subject.rules)
     progress.stage("latency table")
     with evaluator.clock("measure"):
-        measure.build_rows(evaluator.session, table, rows, progress=progress.advance)
+        measured = measure.build_rows(evaluator.session, table, rows, progress=progress.advance)
+    before = int(evaluator.store.get("run", "rows_measured") or 0)
+    evaluator.store.put("run", "rows_measured", before + measured)
     predictor = Predictor(table, subject.network, subject.rules)
     predictor.observe((0,) * len(subject.network.groups), evaluator.baseline.latency_ms)
     progress.stage("calibration networks")

@@ -17,6 +17,10 @@ from typing import Any
 from hwloop import stats
 
 
+NOISE_FLOOR = 0.01
+"""Relative latency difference below which no change is claimed."""
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
     return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -300,10 +304,19 @@ class Measurement:
         return low * self.reference_latency_ms, high * self.reference_latency_ms
 
     @property
+    def reference_ms_ci95(self) -> tuple[float, float]:
+        """Interval of the reference's own samples: wider than the ratio's, drift is in it."""
+        return stats.median_ci95(self.reference_ms)
+
+    @property
     def significant(self) -> bool:
-        """False when the 95 % interval of the ratio contains 1: no change was shown."""
+        """True when the whole 95 % interval of the ratio is more than 1 % away from 1.
+
+        The interval covers the scatter of samples, not where the allocator put the weights of one
+        process: equal models differ by up to :data:`NOISE_FLOOR` (benchmarks/noise.py).
+        """
         low, high = self.ratio_ci95
-        return not low <= 1.0 <= high
+        return high < 1.0 - NOISE_FLOOR or low > 1.0 + NOISE_FLOOR
 
     @property
     def stable(self) -> bool:

@@ -72,6 +72,13 @@ def masks(network: Network, rules: SpaceRules) -> tuple[tuple[bool, ...], ...]:
     return tuple(legal_actions(group, rules) for group in network.groups)
 
 
+def uniform(masks_: tuple[tuple[bool, ...], ...], index: int) -> tuple[int, ...]:
+    """One action for all groups; where it is illegal, its precision alone, or nothing."""
+    precision_only = ACTIONS.index(Action(precision=ACTIONS[index].precision))
+    options = (index, precision_only, 0)
+    return tuple(next(option for option in options if mask[option]) for mask in masks_)
+
+
 def candidate(choices: tuple[int, ...]) -> Candidate:
     return Candidate(actions=tuple(ACTIONS[index] for index in choices))
 

@@ -1,0 +1,470 @@
+"""One run, from a trained network to the files that ship; docs/architecture.md tells the story."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hwloop import measure, prepare, space
+from hwloop.accuracy import ScoredSplit
+from hwloop.distill import Recipe, Recovery
+from hwloop.errors import CandidateError, UsageError
+from hwloop.evaluate import Built, Evaluator, Stopwatch, Subject
+from hwloop.export import export_onnx
+from hwloop.files import RunFolder, sha256, write_atomically
+from hwloop.finalists import Finalist, Finals, weights
+from hwloop.model import describe
+from hwloop.profile import TargetProfile, recipe_for, rules_for
+from hwloop.progress import Progress
+from hwloop.records import (
+    Candidate,
+    Fingerprint,
+    Goal,
+    Measurement,
+    Outcome,
+    Trial,
+    TrialState,
+    canonical_json,
+    digest,
+)
+from hwloop.reward import Reward
+from hwloop.search.methods import METHODS
+from hwloop.search.problem import BudgetSpent, Choices, Problem, Score
+from hwloop.store import Store
+from hwloop.table import LatencyTable, Predictor, prediction_error
+from hwloop.targets import DeviceSession
+from hwloop.task import Task, validate_task
+
+USUAL_RECIPES = {"whole-network INT8": 4, "uniform width 50 %": 2, "uniform width 50 %, INT8": 6}
+"""What people would try without a search, as one action for every group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a run; stored as ``config.json``.
+
+    Attributes:
+        model, task, data, target: as the user named them.
+        agent: a key of ``hwloop.search.methods.METHODS``.
+        reward, lam: goal, or linear with its weight of the latency.
+        evaluations: distinct candidates to evaluate.
+        time_limit_s: the search ends after this many seconds; finals come on top.
+        loop_steps: distillation steps of each candidate in the search.
+        loop_allowance: drop allowed before full distillation, as a multiple of ``max_drop``
+            (docs/decisions.md has the study).
+        finalists, final_steps: candidates that are fully distilled, and for how many steps.
+    """
+
+    model: str | None
+    task: str
+    data: str | None
+    target: str
+    goal: Goal
+    agent: str = "dqn"
+    reward: str = "goal"
+    lam: float = 0.1
+    evaluations: int = 60
+    time_limit_s: float | None = None
+    seed: int = 0
+    table: str | None = None
+    loop_steps: int = 20
+    loop_allowance: float = 4.0
+    finalists: int = 4
+    final_steps: int = 300
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """A finished run, for :mod:`hwloop.report`: nothing in it is computed there.
+
+    Attributes:
+        measurement: the chosen network against the dense one, by the final protocol.
+        dense_metric, metric: on the test split, computed by the target.
+        recipes: trials of the usual recipes, by name.
+        table: rows, hits, misses and the prediction error outside the fit.
+    """
+
+    settings: Settings
+    profile: TargetProfile
+    fingerprint: Fingerprint
+    subject: Subject
+    candidate: Candidate
+    measurement: Measurement
+    dense_metric: float
+    metric: float
+    size_bytes: int
+    trials: list[Trial]
+    recipes: dict[str, Trial]
+    table: dict[str, Any]
+    seconds_by_stage: dict[str, float]
+    wall_s: float
+
+
+def run(
+    settings: Settings,
+    *,
+    task: Task,
+    module: nn.Module,
+    profile: TargetProfile,
+    folder: RunFolder,
+    progress: Progress,
+) -> Result:
+    """Do the run, or what is left of it, and return everything that a report says.
+
+    Raises:
+        UsageError: the task, the network or the folder is wrong.
+        TargetError: the device is lost; everything so far is stored.
+    """
+    progress.say(f"checking {task.name}")
+    validate_task(task, module)
+    folder.create()
+    with folder.locked(), Store(folder.store_path) as store:
+        resumed = folder.settle_config({**vars(settings), "goal": settings.goal})
+        folder.event("resumed" if resumed else "started", settings=settings)
+        with DeviceSession(profile) as session:
+            return _Run(settings, task, module, profile, folder, store, session, progress).go()
+
+
+class _Run:
+    """The stages of one run, in the order of their methods."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        task: Task,
+        module: nn.Module,
+        profile: TargetProfile,
+        folder: RunFolder,
+        store: Store,
+        session: DeviceSession,
+        progress: Progress,
+    ) -> None:
+        self.settings = settings
+        self.profile = profile
+        self.folder = folder
+        self.store = store
+        self.session = session
+        self.progress = progress
+        self._same_device(store)
+        self.clock = Stopwatch(store.get("run", "seconds"))
+        self._wall_before = float(store.get("run", "wall_s") or 0.0)
+        self._started = time.monotonic()
+        self.subject = subject(task, module, profile, session, name=settings.model or task.name)
+        write_atomically(folder.path / "dense.onnx", self.subject.graph)
+        progress.stage("baseline")
+        self.evaluator = Evaluator(
+            self.subject,
+            session,
+            store,
+            recovery=Recovery(task, module, seed=settings.seed),
+            loop_recipe=Recipe(steps=settings.loop_steps),
+            protocol=profile.protocols.loop,
+            simulated=profile.simulated,
+            clock=self.clock,
+        )
+        base = self.evaluator.baseline
+        progress.say(
+            f"baseline: {base.latency_ms:.3f} ms, "
+            f"{task.metric_name} {self.evaluator.baseline_metric:.4f} (search split)"
+        )
+        goal = settings.goal
+        self.loop_max_drop = (
+            None if goal.max_drop is None else goal.max_drop * settings.loop_allowance
+        )
+        self.reward = Reward(kind=settings.reward, lam=settings.lam)
+        self.trials = {trial.candidate.digest(): trial for trial in store.trials()}
+        self._best_reward = self._reward_of_best()
+
+    def go(self) -> Result:
+        with self._table_store() as table_store:
+            table = LatencyTable(
+                table_store, self.session.fingerprint, self.profile.protocols.row
+            )
+            predictor = prepare.fitted_predictor(
+                self.evaluator, table, self.progress, seed=self.settings.seed
+            )
+            problem = self._problem(predictor)
+            self._keep_time()
+            self._search(problem, predictor)
+            finalist = self._final(predictor)
+            return self._result(finalist, rows=len(table))
+
+    # ----------------------------------------------------------------------------- search
+
+    def _problem(self, predictor: Predictor) -> Problem:
+        network, goal = self.subject.network, self.settings.goal
+        baseline_ms = self.evaluator.baseline.latency_ms
+        return Problem(
+            network_features=prepare.features(network),
+            masks=space.masks(network, self.subject.rules),
+            predict_ms=predictor,
+            baseline_ms=baseline_ms,
+            damage=prepare.damage(self.evaluator, self.progress),
+            budget_ms=goal.budget_ms(baseline_ms),
+            max_drop=self.loop_max_drop,
+        )
+
+    def _search(self, problem: Problem, predictor: Predictor) -> None:
+        self.progress.stage("search")
+        self._problem_limits = problem
+
+        def evaluate(choices: Choices, source: str) -> Score:
+            trial = self.trials.get(space.candidate(choices).digest())
+            if trial is None:
+                if self._out_of_time():
+                    raise BudgetSpent
+                trial = self._trial(choices, source, predictor)
+            return _score(trial)
+
+        try:
+            for index in USUAL_RECIPES.values():
+                evaluate(space.uniform(problem.masks, index), "recipe")
+        except BudgetSpent:
+            return
+        method = METHODS[self.settings.agent]
+        method(
+            problem,
+            evaluate,
+            evaluations=self.settings.evaluations,
+            seed=self.settings.seed,
+            reward=self.reward,
+        )
+
+    def _trial(self, choices: Choices, source: str, predictor: Predictor) -> Trial:
+        candidate = space.candidate(choices)
+        number = len(self.trials)
+        started = time.monotonic()
+        values: dict[str, Any] = {}
+        try:
+            outcome, built = self.evaluator.outcome(candidate)
+            values = {"state": TrialState.COMPLETE, "outcome": outcome}
+        except CandidateError as error:
+            values = {"state": TrialState.FAILED, "reason": str(error)}
+        trial = Trial(
+            number=number,
+            candidate=candidate,
+            source=source,
+            predicted_ms=predictor(choices),
+            wall_s=time.monotonic() - started,
+            **values,
+        )
+        self.store.add_trial(trial)
+        self.trials[candidate.digest()] = trial
+        self.folder.event("trial", number=number, source=source, state=trial.state)
+        self._keep_time()
+        if trial.outcome is not None:
+            self._offer(trial, trial.outcome, built)
+        total = self.settings.evaluations + len(USUAL_RECIPES)
+        self.progress.advance(len(self.trials), total, self._best_so_far())
+        return trial
+
+    def _offer(self, trial: Trial, outcome: Outcome, built: Built | None) -> None:
+        """Keep the best candidate so far loadable at any moment."""
+        value = self.reward(_score(trial), self._problem_limits)
+        if value <= self._best_reward:
+            return
+        self._best_reward = value
+        if built is None:
+            built = self.evaluator.build(trial.candidate, self.evaluator.loop_recipe)
+        self._save(built, outcome_note={"stage": "search", "metric_drop": outcome.metric_drop})
+        self.store.put("run", "best_reward", value)
+
+    def _save(self, built: Built, outcome_note: dict[str, Any]) -> None:
+        state = weights(built)
+        note = {
+            "candidate": built.candidate,
+            "groups": [group.name for group in self.subject.network.groups],
+            "align": self.subject.rules.align,
+            "model": self.settings.model,
+            "task": self.settings.task,
+            "data": self.settings.data,
+            "safetensors_sha256": sha256(state),
+            "onnx_sha256": built.model.digest,
+            **outcome_note,
+        }
+        files = {
+            "model.onnx": built.model.data,
+            "model.safetensors": state,
+            "candidate.json": (canonical_json(note) + "\n").encode(),
+        }
+        self.folder.set_best(self.folder.save_candidate(digest(note), files))
+
+    # ----------------------------------------------------------------------------- finals
+
+    def _final(self, predictor: Predictor) -> Finalist:
+        self.progress.stage("finalists")
+        settings = self.settings
+        finals = Finals(
+            self.evaluator,
+            self.folder,
+            goal=settings.goal,
+            recipe=Recipe(steps=settings.final_steps),
+            count=settings.finalists,
+            progress=self.progress,
+        )
+        trials = sorted(self.trials.values(), key=lambda trial: trial.number)
+        chosen = finals.choose(trials, predictor, loop_max_drop=self.loop_max_drop)
+        if chosen is None:
+            self.progress.say("no finalist is within the goal: the dense network is kept")
+            chosen = self._dense()
+        self._save(chosen.built, {"stage": "final", "metric_drop": chosen.drop})
+        return chosen
+
+    def _dense(self) -> Finalist:
+        evaluator = self.evaluator
+        built = Built(
+            candidate=self.subject.dense_candidate,
+            module=self.subject.dense,
+            model=evaluator.dense_model,
+        )
+        metric = evaluator.baseline_metric
+        return Finalist(
+            built=built, measurement=evaluator.baseline, metric=metric, drop=0.0, upper_drop=0.0
+        )
+
+    def _result(self, finalist: Finalist, *, rows: int) -> Result:
+        """The test split, once, on the device, and the long measurement against the dense one."""
+        evaluator, task = self.evaluator, self.subject.task
+        if self.store.get("final", "result") is None:
+            self.progress.stage("final measurement")
+            with self.clock("measure"):
+                measurement = measure.against(
+                    self.session,
+                    finalist.built.model,
+                    evaluator.dense_model,
+                    protocol=self.profile.protocols.final,
+                    reference_latency_ms=0.0,
+                )
+            split = ScoredSplit(task, task.test())
+            dense_metric = evaluator.score(evaluator.dense_model, split)
+            metric = evaluator.score(finalist.built.model, split)
+            self._keep_time()
+            found = {
+                "candidate": finalist.built.candidate,
+                "measurement": measurement,
+                "dense_metric": dense_metric,
+                "metric": metric,
+                "search_drop": finalist.drop,
+            }
+            self.store.add("final", "result", found)
+        final = self.store.get("final", "result")
+        trials = sorted(self.trials.values(), key=lambda trial: trial.number)
+        errors = [t for t in trials if t.outcome is not None and t.predicted_ms is not None]
+        return Result(
+            settings=self.settings,
+            profile=self.profile,
+            fingerprint=self.session.fingerprint,
+            subject=self.subject,
+            candidate=finalist.built.candidate,
+            measurement=Measurement.from_json(final["measurement"]),
+            dense_metric=final["dense_metric"],
+            metric=final["metric"],
+            size_bytes=len(finalist.built.model.data),
+            trials=trials,
+            recipes=self._recipes(),
+            table={
+                "rows": rows,
+                "hits": rows - int(self.store.get("run", "rows_measured") or 0),
+                "misses": int(self.store.get("run", "rows_measured") or 0),
+                "error": prediction_error(
+                    [t.predicted_ms for t in errors if t.predicted_ms is not None],
+                    [t.outcome.latency_ms for t in errors if t.outcome is not None],
+                ),
+            },
+            seconds_by_stage=dict(self.clock.seconds),
+            wall_s=self._wall_s(),
+        )
+
+    # ----------------------------------------------------------------------------- inside
+
+    def _recipes(self) -> dict[str, Trial]:
+        masks = space.masks(self.subject.network, self.subject.rules)
+        found = {}
+        for name, index in USUAL_RECIPES.items():
+            choices = space.uniform(masks, index)
+            trial = self.trials.get(space.candidate(choices).digest())
+            if trial is not None:
+                found[name] = trial
+        return found
+
+    def _same_device(self, store: Store) -> None:
+        """A run belongs to one device: its figures cannot be continued on another."""
+        found = self.session.fingerprint.digest()
+        store.add("run", "fingerprint", {"digest": found, "is": self.session.fingerprint})
+        before = store.get("run", "fingerprint")
+        if before["digest"] != found:
+            raise UsageError(
+                f"{self.folder.path} was measured on {before['is']}, this is "
+                f"{self.session.fingerprint}",
+                "start a new run: --run DIR",
+            )
+
+    def _table_store(self) -> Store:
+        """A store of its own, so that its closing leaves the run's open."""
+        path = self.settings.table
+        return Store(Path(path) if path else self.folder.store_path)
+
+    def _out_of_time(self) -> bool:
+        limit = self.settings.time_limit_s
+        return limit is not None and self._wall_s() >= limit
+
+    def _wall_s(self) -> float:
+        return self._wall_before + time.monotonic() - self._started
+
+    def _keep_time(self) -> None:
+        self.store.put("run", "seconds", self.clock.seconds)
+        self.store.put("run", "wall_s", self._wall_s())
+
+    def _reward_of_best(self) -> float:
+        stored = self.store.get("run", "best_reward")
+        return float("-inf") if stored is None else float(stored)
+
+    def _best_so_far(self) -> str:
+        limit = self.loop_max_drop
+        found = [
+            trial.outcome
+            for trial in self.trials.values()
+            if trial.outcome is not None and (limit is None or trial.outcome.metric_drop <= limit)
+        ]
+        if not found:
+            return ""
+        best = min(found, key=lambda outcome: outcome.latency_ms)
+        speedup = self.evaluator.baseline.latency_ms / best.latency_ms
+        return f"best {speedup:.2f}x at drop {best.metric_drop:+.4f} (before full distillation)"
+
+
+def subject(
+    task: Task, module: nn.Module, profile: TargetProfile, session: DeviceSession, *, name: str
+) -> Subject:
+    """Export and describe the dense network for one target.
+
+    Raises:
+        UsageError: the network cannot be exported or traced.
+    """
+    example = task.example()
+    try:
+        graph = export_onnx(module, example)
+    except CandidateError as error:
+        raise UsageError(
+            f"{name} cannot be exported to ONNX: {error}", "change that layer's forward"
+        ) from error
+    return Subject(
+        task=task,
+        dense=module,
+        example=example,
+        network=describe(module, example, graph, name=name),
+        rules=rules_for(profile, session.isa),
+        graph=graph,
+        recipe=recipe_for(profile, session.isa),
+        isa=session.isa,
+    )
+
+
+def _score(trial: Trial) -> Score:
+    if trial.outcome is None:
+        return Score(metric_drop=None, latency_ms=None, failed=trial.reason)
+    return Score(metric_drop=trial.outcome.metric_drop, latency_ms=trial.outcome.latency_ms)

@@ -1,0 +1,269 @@
+"""What a run found, as JSON, Markdown and a console table. Reads records, computes nothing new."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from importlib import metadata
+from typing import Any
+
+from hwloop import space
+from hwloop.files import RunFolder, write_atomically
+from hwloop.finalists import pareto_front
+from hwloop.optimize import Result
+from hwloop.records import Trial, to_json
+
+VERSIONED = ("hwloop", "torch", "onnx", "onnxruntime", "numpy")
+
+
+def write_report(folder: RunFolder, result: Result) -> dict[str, Any]:
+    """Write ``report.json`` and ``report.md``; return the former's value."""
+    report = as_json(folder, result)
+    folder.write_json("report.json", report)
+    write_atomically(folder.path / "report.md", markdown(report).encode())
+    return report
+
+
+def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
+    """The report; its fields are documented in docs/measuring.md."""
+    low, high = result.measurement.ratio_ci95
+    speedup = 1 / result.measurement.ratio
+    drop = result.subject.task.drop(result.dense_metric, result.metric)
+    baseline, best = _baseline(result), _best(result)
+    best.update(
+        speedup=speedup,
+        speedup_ci95=[1 / high, 1 / low],
+        significant=result.measurement.significant,
+        metric_drop=drop,
+        actions=[
+            {"group": group.name, "layers": list(group.layers), "action": str(action)}
+            for group, action in zip(
+                result.subject.network.groups, result.candidate.actions, strict=True
+            )
+        ],
+    )
+    failed = sum(trial.outcome is None for trial in result.trials)
+    return {
+        "target": {
+            "name": result.profile.name,
+            "fingerprint": to_json(result.fingerprint),
+            "verified": result.profile.verified,
+            "simulated": result.profile.simulated,
+        },
+        "goal": _goal(result, drop=drop, latency_ms=best["latency_ms"], speedup=speedup),
+        "metric_name": result.subject.task.metric_name,
+        "baseline": baseline,
+        "best": best,
+        "comparisons": {name: _trial(result, trial) for name, trial in result.recipes.items()},
+        "pareto": [_trial(result, trial) for trial in pareto_front(result.trials)],
+        "table": result.table,
+        "search": {
+            "agent": result.settings.agent,
+            "evaluations": len(result.trials),
+            "failed": failed,
+            "failures": [trial.reason for trial in result.trials if trial.reason],
+            "wall_s": round(result.wall_s, 1),
+            "seconds_by_stage": _seconds(result),
+            "seed": result.settings.seed,
+        },
+        "unstable": list(result.measurement.unstable),
+        "samples": len(result.measurement.samples_ms),
+        "command": _command(folder, result),
+        "versions": {**_versions(), "python": platform.python_version()},
+    }
+
+
+def _baseline(result: Result) -> dict[str, Any]:
+    reference = result.measurement.reference_latency_ms
+    subject = result.subject
+    return {
+        "latency_ms": reference,
+        "latency_ms_ci95": list(result.measurement.reference_ms_ci95),
+        **_common(result, metric=result.dense_metric),
+        "size_bytes": len(subject.graph),
+        "macs": subject.macs(subject.dense_candidate),
+    }
+
+
+def _best(result: Result) -> dict[str, Any]:
+    return {
+        "latency_ms": result.measurement.latency_ms,
+        "latency_ms_ci95": list(result.measurement.latency_ms_ci95),
+        **_common(result, metric=result.metric),
+        "size_bytes": result.size_bytes,
+        "macs": result.subject.macs(result.candidate),
+    }
+
+
+def _common(result: Result, *, metric: float) -> dict[str, Any]:
+    return {
+        "latency_source": "simulated" if result.profile.simulated else "device",
+        "metric": metric,
+        "metric_split": "test",
+        "metric_runtime": result.fingerprint.runtime,
+    }
+
+
+def _goal(result: Result, *, drop: float, latency_ms: float, speedup: float) -> dict[str, Any]:
+    goal = result.settings.goal
+    limits = {
+        "max_drop": (goal.max_drop, drop, goal.max_drop is None or drop <= goal.max_drop),
+        "max_latency_ms": (
+            goal.max_latency_ms,
+            latency_ms,
+            goal.max_latency_ms is None or latency_ms <= goal.max_latency_ms,
+        ),
+        "min_speedup": (
+            goal.min_speedup,
+            speedup,
+            goal.min_speedup is None or speedup >= goal.min_speedup,
+        ),
+    }
+    asked = {name: value for name, value in limits.items() if value[0] is not None}
+    faster = result.measurement.significant and result.measurement.ratio < 1
+    reasons = [
+        f"{name} is {found:.4g}, asked for {limit}" for name, (limit, found, ok) in asked.items()
+        if not ok
+    ]
+    if not faster:
+        reasons.append("nothing measurably faster was found")
+    return {
+        "kind": "+".join(asked),
+        "value": {name: limit for name, (limit, _, _) in asked.items()},
+        "met": not reasons,
+        "why_not": reasons,
+    }
+
+
+def _trial(result: Result, trial: Trial) -> dict[str, Any]:
+    """A trial's figures: after the short recovery of the search, on the search split."""
+    outcome = trial.outcome
+    if outcome is None or outcome.measurement is None:
+        return {"failed": trial.reason}
+    low, high = outcome.measurement.ratio_ci95
+    return {
+        "latency_ms": outcome.latency_ms,
+        "latency_ms_ci95": list(outcome.measurement.latency_ms_ci95),
+        "latency_source": outcome.latency_source.value,
+        "metric": outcome.metric,
+        "metric_split": "search",
+        "metric_runtime": result.fingerprint.runtime,
+        "metric_drop": outcome.metric_drop,
+        "size_bytes": outcome.size_bytes,
+        "macs": outcome.macs,
+        "speedup": 1 / outcome.measurement.ratio,
+        "speedup_ci95": [1 / high, 1 / low],
+        "recovery": f"{result.settings.loop_steps} distillation steps",
+        "source": trial.source,
+        "actions": [space.ACTIONS.index(action) for action in trial.candidate.actions],
+    }
+
+
+def _seconds(result: Result) -> dict[str, float]:
+    found = {name: round(value, 2) for name, value in sorted(result.seconds_by_stage.items())}
+    found["other"] = round(max(result.wall_s - sum(result.seconds_by_stage.values()), 0.0), 2)
+    return found
+
+
+def _command(folder: RunFolder, result: Result) -> str:
+    run = shlex.quote(str(folder.path))
+    return f"hwloop bench {run} --target {shlex.quote(result.settings.target)}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# --------------------------------------------------------------------------------- for people
+
+
+def summary_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Header and rows of the result table: dense, best, then the usual recipes."""
+    metric = report["metric_name"]
+    rows = [["network", "latency (95 %)", "speedup (95 %)", metric, "drop", "file", "MACs"]]
+    rows.append(_row("dense", report["baseline"], simulated=report["target"]["simulated"]))
+    rows.append(_row("hwloop", report["best"], simulated=report["target"]["simulated"]))
+    for name, values in report["comparisons"].items():
+        if "failed" not in values:
+            rows.append(_row(f"{name} *", values, simulated=report["target"]["simulated"]))
+    return rows
+
+
+def _row(name: str, values: dict[str, Any], *, simulated: bool) -> list[str]:
+    low, high = values["latency_ms_ci95"]
+    mark = " simulated" if simulated else ""
+    speed = "1.00x"
+    if "speedup" in values:
+        least, most = values["speedup_ci95"]
+        speed = f"{values['speedup']:.2f}x ({least:.2f}-{most:.2f})"
+    return [
+        name,
+        f"{values['latency_ms']:.3f} ms ({low:.3f}-{high:.3f}){mark}",
+        speed,
+        f"{values['metric']:.4f}",
+        f"{values['metric_drop']:+.4f}" if "metric_drop" in values else "",
+        f"{values['size_bytes'] / 1e6:.2f} MB",
+        f"{values['macs'] / 1e6:.1f} M",
+    ]
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """The sentences under the table."""
+    goal, error, search = report["goal"], report["table"]["error"], report["search"]
+    asked = ", ".join(f"{name} {value}" for name, value in goal["value"].items())
+    lines = [f"goal ({asked}): " + ("met" if goal["met"] else "; ".join(goal["why_not"]))]
+    runtime = report["best"]["metric_runtime"]
+    lines.append(
+        f"dense and hwloop: {report['metric_name']} on the test split, computed by {runtime}; "
+        f"{report['samples']} interleaved samples"
+    )
+    lines.append("* after the short recovery of the search, on the search split")
+    if not report["best"]["significant"]:
+        lines.append("the difference in latency is not significant")
+    lines.extend(f"unstable: {reason}" for reason in report["unstable"])
+    if error["n"]:
+        lines.append(
+            f"latency table: {report['table']['rows']} rows; on {error['n']} networks outside the "
+            f"fit the median error is {error['median_abs_pct']} %, "
+            f"{error['within_10pct']:.0%} within 10 %"
+        )
+    lines.append(
+        f"{search['evaluations']} candidates by {search['agent']} ({search['failed']} failed) in "
+        f"{search['wall_s']:.0f} s, seed {search['seed']}"
+    )
+    return lines
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    header, *rows = summary_rows(report)
+    target = report["target"]
+    found = target["fingerprint"]
+    lines = [
+        f"# hwloop: {report['best']['speedup']:.2f}x on {target['name']}",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        *(f"- {line}" for line in notes(report)),
+        f"- target: {found['device']}, {found['runtime']} {found['runtime_version']}, "
+        + ", ".join(f"{key} {value}" for key, value in found["settings"]),
+        f"- measure again: `{report['command']}`",
+        "",
+        "## What was done to each group",
+        "",
+        "| group | layers | action |",
+        "|---|---|---|",
+        *(
+            f"| {item['group']} | {len(item['layers'])} | {item['action']} |"
+            for item in report["best"]["actions"]
+        ),
+    ]
+    return "\n".join(lines) + "\n"
