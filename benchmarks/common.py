@@ -1,0 +1,124 @@
+"""What the studies share: the demo as a subject, its table, and how results are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwloop import prepare, space
+from hwloop.distill import RECALIBRATED, Recipe, Recovery
+from hwloop.evaluate import Evaluator, Stopwatch, Subject
+from hwloop.files import write_atomically
+from hwloop.optimize import subject
+from hwloop.profile import load_profile
+from hwloop.progress import ConsoleProgress
+from hwloop.search.problem import Problem
+from hwloop.store import Store
+from hwloop.table import LatencyTable, Predictor
+from hwloop.targets import DeviceSession
+from hwloop.task import Task, load_model
+from hwloop.tasks import load_task
+
+RESULTS = Path(__file__).parent / "results"
+CACHE = Path(__file__).parent / ".cache"
+
+
+def write_result(name: str, value: dict[str, Any], *, started: float) -> None:
+    """Write ``results/NAME.json`` with the command, the machine and the versions."""
+    record = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "wall_s": round(time.monotonic() - started, 1),
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "versions": {name: metadata.version(name) for name in ("torch", "onnxruntime", "numpy")},
+        **value,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    write_atomically(RESULTS / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+    print(f"written: benchmarks/results/{name}.json")
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Columns aligned with spaces."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bench:
+    """The demo on the CPU target, prepared as ``hwloop optimize`` prepares it."""
+
+    task: Task
+    subject: Subject
+    session: DeviceSession
+    evaluator: Evaluator
+    predictor: Predictor
+    store: Store
+
+    def problem(self, **limits: Any) -> Problem:
+        """The search's problem with these limits (budget_ms, max_drop)."""
+        return Problem(
+            network_features=prepare.features(self.subject.network),
+            masks=space.masks(self.subject.network, self.subject.rules),
+            predict_ms=self.predictor,
+            baseline_ms=self.evaluator.baseline.latency_ms,
+            damage=prepare.damage(self.evaluator, ConsoleProgress()),
+            **limits,
+        )
+
+
+@contextmanager
+def prepared_demo(name: str, *, loop_recipe: Recipe = RECALIBRATED) -> Iterator[Bench]:
+    """Rows, calibration networks and probes come from ``.cache/NAME.sqlite`` where it has them."""
+    task = load_task("demo")
+    module = load_model(task, None)
+    profile = load_profile("cpu")
+    CACHE.mkdir(exist_ok=True)
+    with DeviceSession(profile) as session, Store(CACHE / f"{name}.sqlite") as store:
+        found = subject(task, module, profile, session, name="demo")
+        evaluator = Evaluator(
+            found,
+            session,
+            store,
+            recovery=Recovery(task, module, seed=0),
+            loop_recipe=loop_recipe,
+            protocol=profile.protocols.loop,
+            simulated=False,
+            clock=Stopwatch(),
+        )
+        table = LatencyTable(store, session.fingerprint, profile.protocols.row)
+        predictor = prepare.fitted_predictor(evaluator, table, ConsoleProgress(), seed=0)
+        yield Bench(
+            task=task,
+            subject=found,
+            session=session,
+            evaluator=evaluator,
+            predictor=predictor,
+            store=store,
+        )
+
+
+def bootstrap_ci95(values: list[float], *, seed: int = 0) -> list[float]:
+    """Percentile bootstrap interval of the median."""
+    rng = np.random.default_rng(seed)
+    medians = np.median(rng.choice(np.asarray(values), (2000, len(values))), axis=1)
+    return [float(value) for value in np.percentile(medians, [2.5, 97.5])]
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

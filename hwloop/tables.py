@@ -1,0 +1,298 @@
+"""``hwloop table ...`` and ``hwloop target check``: the table and the device by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwloop import measure, space, stats
+from hwloop.compress.apply import compress, quantized
+from hwloop.errors import UsageError
+from hwloop.evaluate import Subject
+from hwloop.export import export_onnx, row_onnx
+from hwloop.files import write_atomically
+from hwloop.optimize import subject
+from hwloop.profile import TargetProfile, load_profile
+from hwloop.progress import Progress
+from hwloop.records import Fingerprint, LayerConfig, Measurement, to_json
+from hwloop.space import ACTIONS
+from hwloop.store import Store
+from hwloop.table import (
+    REFERENCE,
+    LatencyTable,
+    Predictor,
+    export_rows,
+    import_rows,
+    prediction_error,
+)
+from hwloop.targets import DeviceSession, Model
+from hwloop.task import load_model
+from hwloop.tasks import load_task
+
+CALIBRATION_INPUTS = 8
+"""Ranges do not change a latency, so a few random inputs are enough here."""
+
+MAX_SELF_DIFFERENCE = 0.03
+BUSY_LOAD = 0.7
+
+
+def build(
+    model: str | None,
+    *,
+    task: str,
+    target: str,
+    table: Path,
+    progress: Progress,
+    data: Path | None = None,
+) -> dict[str, Any]:
+    """Measure every row that the network can need on the target. Returns counts."""
+    with _opened(model, task, data, target, table) as opened:
+        progress.stage("latency table")
+        measured = _build_rows(opened, progress)
+        return {"measured": measured, "rows": len(opened.table), "table": str(table)}
+
+
+def check(
+    model: str | None,
+    *,
+    task: str,
+    target: str,
+    table: Path,
+    progress: Progress,
+    networks: int = 30,
+    seed: int = 0,
+    data: Path | None = None,
+) -> dict[str, Any]:
+    """Measure random candidates; a third fits the prediction, the rest tells its error.
+
+    Returns:
+        error (n, median_abs_pct, within_5pct, within_10pct), spearman, and one record per
+        network with predicted_ms, measured_ms and fitted.
+    """
+    if networks < 6:
+        raise UsageError(f"{networks} networks cannot tell an error", "--networks 30")
+    with _opened(model, task, data, target, table) as opened:
+        progress.stage("latency table")
+        _build_rows(opened, progress)
+        progress.stage("random networks")
+        found = _measured_networks(opened, networks, seed, progress)
+    fitted = max(networks // 3, 2)
+    predictor = Predictor(opened.table, opened.subject.network, opened.subject.rules)
+    for choices, measured_ms in found[: fitted + 1]:
+        predictor.observe(choices, measured_ms)
+    rest = found[fitted + 1 :]
+    predicted = [predictor(choices) for choices, _ in rest]
+    measured = [measured_ms for _, measured_ms in rest]
+    return {
+        "network": opened.subject.network.name,
+        "fitted_on": fitted + 1,
+        "error": prediction_error(predicted, measured),
+        "spearman": stats.spearman(predicted, measured),
+        "networks": [
+            {"choices": list(choices), "predicted_ms": predictor(choices), "measured_ms": value}
+            for choices, value in rest
+        ],
+    }
+
+
+def show(table: Path) -> list[dict[str, Any]]:
+    """One record per population of a table: device, settings, rows, slowest rows."""
+    _must_exist(table)
+    found = []
+    with Store(table) as store:
+        for name, header in store.all("population").items():
+            fingerprint = Fingerprint.from_json(header["fingerprint"])
+            rows = [
+                (
+                    LayerConfig.from_json(value["config"]),
+                    Measurement.from_json(value["measurement"]).latency_ms,
+                )
+                for value in store.all(f"row/{name}").values()
+            ]
+            rows.sort(key=lambda row: -row[1])
+            found.append(
+                {
+                    "population": name,
+                    "device": f"{fingerprint.device}, {fingerprint.runtime} "
+                    f"{fingerprint.runtime_version}",
+                    "settings": ", ".join(f"{key} {value}" for key, value in fingerprint.settings),
+                    "rows": len(rows),
+                    "slowest": [
+                        {"layer": _name(config), "latency_us": ms * 1000} for config, ms in rows
+                    ],
+                }
+            )
+    return found
+
+
+def export(table: Path, file: Path) -> int:
+    """Write a table as JSON lines; returns the number of rows."""
+    _must_exist(table)
+    lines: list[str] = []
+    with Store(table) as store:
+        count = export_rows(store, lines.append)
+    write_atomically(file, "".join(lines).encode())
+    return count
+
+
+def import_(table: Path, file: Path) -> int:
+    """Add an exported file to a table; nothing is added when one line is wrong."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {file}: {error}", "name a file of table export") from error
+    with Store(table) as store:
+        return import_rows(store, lines, file)
+
+
+def check_target(name: str) -> dict[str, Any]:
+    """Start the worker and see whether this target can be trusted now."""
+    profile = load_profile(name)
+    with DeviceSession(profile) as session:
+        state = session.state()
+        reference = Model(row_onnx(REFERENCE), (REFERENCE,))
+        found = measure.baseline(session, reference, profile.protocols.loop)
+        checks = [
+            {"state": "ok", "what": f"worker runs: {session.fingerprint.runtime} "
+             f"{session.fingerprint.runtime_version} on {state['cpu']} ({state['isa']})"},
+            _load_check(state),
+            _governor_check(state),
+            _self_check(found),
+        ]
+        return {"target": name, "fingerprint": to_json(session.fingerprint), "checks": checks}
+
+
+# ------------------------------------------------------------------------------- inside
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Opened:
+    subject: Subject
+    session: DeviceSession
+    table: LatencyTable
+    profile: TargetProfile
+
+
+@contextmanager
+def _opened(
+    model: str | None, task: str, data: Path | None, target: str, table: Path
+) -> Iterator[_Opened]:
+    profile = load_profile(target)
+    plugin = load_task(task, data=data)
+    module = load_model(plugin, model)
+    with DeviceSession(profile) as session, Store(table) as store:
+        yield _Opened(
+            subject=subject(plugin, module, profile, session, name=model or plugin.name),
+            session=session,
+            table=LatencyTable(store, session.fingerprint, profile.protocols.row),
+            profile=profile,
+        )
+
+
+def _build_rows(opened: _Opened, progress: Progress) -> int:
+    rows = space.reachable_configs(opened.subject.network, opened.subject.rules)
+    return measure.build_rows(opened.session, opened.table, rows, progress=progress.advance)
+
+
+def _measured_networks(
+    opened: _Opened, count: int, seed: int, progress: Progress
+) -> list[tuple[tuple[int, ...], float]]:
+    """(choices, milliseconds) of the dense network and of ``count`` random candidates."""
+    found = opened.subject
+    protocol = opened.profile.protocols.loop
+    dense = found.model(found.dense_candidate, found.graph)
+    base = measure.baseline(opened.session, dense, protocol)
+    masks = space.masks(found.network, found.rules)
+    rng = np.random.default_rng(seed)
+    measured = [((0,) * len(masks), base.latency_ms)]
+    for number in range(count):
+        progress.advance(number, count)
+        choices = random_choices(masks, rng)
+        model = unrecovered(found, choices)
+        measurement = measure.against(
+            opened.session,
+            model,
+            dense,
+            protocol=protocol,
+            reference_latency_ms=base.latency_ms,
+        )
+        opened.session.forget(model)
+        measured.append((choices, measurement.latency_ms))
+    return measured
+
+
+def random_choices(
+    masks: tuple[tuple[bool, ...], ...], rng: np.random.Generator
+) -> tuple[int, ...]:
+    """Random legal choices with a random share of int8 groups, so that mixtures of all kinds come."""
+    share = rng.random()
+    choices = []
+    for mask in masks:
+        legal = [index for index, allowed in enumerate(mask) if allowed]
+        wanted = "int8" if rng.random() < share else "base"
+        options = [index for index in legal if ACTIONS[index].precision == wanted] or legal
+        choices.append(int(rng.choice(options)))
+    return tuple(choices)
+
+
+def unrecovered(found: Subject, choices: tuple[int, ...]) -> Model:
+    """A candidate for timing only: compressed and quantized, its weights left alone."""
+    candidate = space.candidate(choices)
+    module = compress(
+        found.dense, found.example, found.network, candidate=candidate, rules=found.rules
+    )
+    rng = np.random.default_rng(0)
+    shape = (CALIBRATION_INPUTS, *found.example.shape[1:])
+    graph = quantized(
+        module,
+        found.example,
+        export_onnx(module, found.example),
+        network=found.network,
+        candidate=candidate,
+        calibration=rng.standard_normal(shape).astype(np.float32),
+        recipe=found.recipe,
+        isa=found.isa,
+    )
+    return found.model(candidate, graph)
+
+
+def _must_exist(table: Path) -> None:
+    if not table.is_file():
+        raise UsageError(f"no table at {table}", f"hwloop table build --table {table}")
+
+
+def _name(config: LayerConfig) -> str:
+    shape = "x".join(str(size) for size in config.in_shape[1:])
+    kernel = f" {config.kernel[0]}x{config.kernel[1]}" if config.op == "conv" else ""
+    stride = f" /{config.stride[0]}" if config.stride[0] > 1 else ""
+    tail = "+" + "+".join(config.tail) if config.tail else ""
+    return f"{config.precision} {config.op}{kernel}{stride} {shape} -> {config.out_channels}{tail}"
+
+
+def _load_check(state: dict[str, Any]) -> dict[str, str]:
+    load, cores = float(state["load_average"]), int(state["cores"])
+    text = f"load {load:.1f} on {cores} cores"
+    if load > BUSY_LOAD * cores:
+        return {"state": "warn", "what": f"{text}: stop what else runs before you measure"}
+    return {"state": "ok", "what": text}
+
+
+def _governor_check(state: dict[str, Any]) -> dict[str, str]:
+    governor = str(state["governor"])
+    if governor in ("performance", "unknown"):
+        return {"state": "ok", "what": f"frequency governor: {governor}"}
+    fix = "sudo cpupower frequency-set --governor performance"
+    return {"state": "warn", "what": f"frequency governor {governor}; steadier with: {fix}"}
+
+
+def _self_check(found: Measurement) -> dict[str, str]:
+    difference = abs(found.ratio - 1)
+    text = f"a layer against itself: {difference:.1%} apart, {len(found.samples_ms)} samples"
+    if difference > MAX_SELF_DIFFERENCE or found.unstable:
+        return {"state": "warn", "what": f"{text}; {'; '.join(found.unstable) or 'noisy'}"}
+    return {"state": "ok", "what": text}
