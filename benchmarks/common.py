@@ -18,9 +18,8 @@ import numpy as np
 
 from hwloop import prepare, space
 from hwloop.distill import RECALIBRATED, Recipe, Recovery
-from hwloop.evaluate import Evaluator, Stopwatch, Subject
+from hwloop.evaluate import Evaluator, Stopwatch, Subject, subject
 from hwloop.files import write_atomically
-from hwloop.optimize import subject
 from hwloop.profile import load_profile
 from hwloop.progress import ConsoleProgress
 from hwloop.search.problem import Problem

@@ -94,9 +94,7 @@ def report() -> None:
         ]
         low, high = np.percentile(resampled, [2.5, 97.5])
         seconds = stats.median([result["seconds"][name] for result in results])
-        lost = stats.median(
-            [f - r["score"][name] for f, r in zip(full, results, strict=True)]
-        )
+        lost = stats.median([f - r["score"][name] for f, r in zip(full, results, strict=True)])
         found[name] = {
             "tau": tau,
             "tau_ci95": [float(low), float(high)],

@@ -14,7 +14,7 @@ __all__ = ["__version__", "bench", "load", "optimize"]
 def __getattr__(name: str) -> Any:
     # Importing hwloop must not load torch: only the first use of these does.
     if name in ("bench", "load", "optimize"):
-        from hwloop import api  # noqa: PLC0415
+        from hwloop import api
 
         return getattr(api, name)
     raise AttributeError(f"module 'hwloop' has no attribute {name!r}")

@@ -1,14 +1,13 @@
 """The Python API: the same names as the command's options.
 
-    import hwloop
+import hwloop
 
-    report = hwloop.optimize(max_drop=0.01, run="runs/demo")
-    module = hwloop.load("runs/demo")
+report = hwloop.optimize(max_drop=0.01, run="runs/demo")
+module = hwloop.load("runs/demo")
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from hwloop.errors import UsageError, closest
 from hwloop.export import export_onnx
 from hwloop.files import RunFolder, read_json, sha256
 from hwloop.model import describe
-from hwloop.optimize import Settings
 from hwloop.optimize import run as run_stages
 from hwloop.profile import load_profile
 from hwloop.progress import Progress
 from hwloop.records import Candidate, Goal
 from hwloop.report import write_report
+from hwloop.runs import Settings
 from hwloop.search.methods import METHODS
 from hwloop.space import SpaceRules
 from hwloop.task import Task, load_model
@@ -128,7 +127,7 @@ def load(
     Raises:
         UsageError: the folder has no network yet, or its files do not belong together.
     """
-    from safetensors.torch import load as load_tensors  # noqa: PLC0415 - only here
+    from safetensors.torch import load as load_tensors
 
     best = RunFolder(Path(run)).best.resolve()
     note = read_json(best / "candidate.json", what="candidate")
@@ -165,9 +164,7 @@ def bench(
     )
 
 
-def _goal(
-    max_drop: float | None, max_latency_ms: float | None, min_speedup: float | None
-) -> Goal:
+def _goal(max_drop: float | None, max_latency_ms: float | None, min_speedup: float | None) -> Goal:
     if max_drop is None and max_latency_ms is None and min_speedup is None:
         max_drop = DEFAULT_MAX_DROP
     limits = {"max-drop": max_drop, "max-latency-ms": max_latency_ms, "min-speedup": min_speedup}

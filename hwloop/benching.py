@@ -19,7 +19,7 @@ from hwloop.targets import DeviceSession, Model
 def compare(
     paths: list[Path], *, profile: TargetProfile, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Time every model against the first, by the profile's final protocol.
+    """Time every model against the first, by the profile's bench protocol.
 
     A run stands for its best network, and a single run is compared with its dense one. A single
     file is compared with itself, which shows what the machine's noise alone looks like.
@@ -87,7 +87,7 @@ def _measured(
             session,
             model,
             first,
-            protocol=profile.protocols.final,
+            protocol=profile.protocols.bench,
             reference_latency_ms=0.0,
         )
     except CandidateError as error:

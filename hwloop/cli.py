@@ -36,7 +36,7 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class _Duration(click.ParamType):
+class _Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
@@ -96,7 +96,9 @@ def main() -> None:
 @click.option("--max-latency-ms", type=float, help="Latency that must be reached.")
 @click.option("--min-speedup", type=float, help="Speedup over the dense network to be reached.")
 @click.option("--run", default="hwloop-run", show_default=True, help="Folder of the run.")
-@click.option("--agent", default="dqn", show_default=True, help=f"Who searches: {', '.join(AGENTS)}.")
+@click.option(
+    "--agent", default="dqn", show_default=True, help=f"Who searches: {', '.join(AGENTS)}."
+)
 @click.option("--reward", default="goal", show_default=True, help="goal, or linear.")
 @click.option("--lam", default=0.1, show_default=True, help="Weight of latency in --reward linear.")
 @click.option("--evaluations", default=60, show_default=True, help="Candidates to evaluate.")
@@ -106,7 +108,9 @@ def main() -> None:
 @click.option("--loop-steps", default=20, show_default=True, help="Distillation per candidate.")
 @click.option("--finalists", default=4, show_default=True, help="Candidates to distil fully.")
 @click.option("--final-steps", default=300, show_default=True, help="Distillation per finalist.")
-@click.option("--dry-run", is_flag=True, help="Check everything and show the plan; measure nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything and show the plan; measure nothing."
+)
 @JSON
 def optimize(model: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Find the fastest network within the goal. Repeating the command resumes it.
@@ -119,8 +123,8 @@ def optimize(model: str | None, dry_run: bool, as_json: bool, **options: Any) ->
     hwloop optimize --min-speedup 3 --run runs/fast
     hwloop optimize 'torchvision.models:resnet18(weights="DEFAULT")' --task images --data imagenet
     """
-    from hwloop import api, plan  # noqa: PLC0415 - loads torch
-    from hwloop.report import notes, summary_rows  # noqa: PLC0415
+    from hwloop import api, plan
+    from hwloop.report import notes, summary_rows
 
     options["time_limit_s"] = options.pop("time_limit")
     if dry_run:
@@ -158,11 +162,13 @@ def table_build(model: str | None, table_file: Path, as_json: bool, **options: A
     \b
     hwloop table build --table cpu.sqlite
     """
-    from hwloop import tables  # noqa: PLC0415 - loads torch
+    from hwloop import tables
 
     with _progress() as progress:
         found = tables.build(model, table=table_file, progress=progress, **options)
-    _print(found, as_json=as_json, text=f"{found['measured']} rows measured, {found['rows']} in all")
+    _print(
+        found, as_json=as_json, text=f"{found['measured']} rows measured, {found['rows']} in all"
+    )
 
 
 @table.command("check")
@@ -180,7 +186,7 @@ def table_check(model: str | None, table_file: Path, as_json: bool, **options: A
     \b
     hwloop table check --table cpu.sqlite --networks 50
     """
-    from hwloop import tables  # noqa: PLC0415
+    from hwloop import tables
 
     with _progress() as progress:
         found = tables.check(model, table=table_file, progress=progress, **options)
@@ -203,7 +209,7 @@ def table_show(table_file: Path, rows: int, as_json: bool) -> None:
     \b
     hwloop table show --table cpu.sqlite --rows 50
     """
-    from hwloop import tables  # noqa: PLC0415
+    from hwloop import tables
 
     found = tables.show(table_file)
     parts = []
@@ -224,7 +230,7 @@ def table_export(file: Path, table_file: Path, as_json: bool) -> None:
     \b
     hwloop table export rows.jsonl --table cpu.sqlite
     """
-    from hwloop import tables  # noqa: PLC0415
+    from hwloop import tables
 
     count = tables.export(table_file, file)
     _print({"rows": count, "file": str(file)}, as_json=as_json, text=f"{count} rows in {file}")
@@ -240,7 +246,7 @@ def table_import(file: Path, table_file: Path, as_json: bool) -> None:
     \b
     hwloop table import rows.jsonl --table cpu.sqlite
     """
-    from hwloop import tables  # noqa: PLC0415
+    from hwloop import tables
 
     count = tables.import_(table_file, file)
     _print({"rows": count, "table": str(table_file)}, as_json=as_json, text=f"{count} rows read")
@@ -257,7 +263,7 @@ def bench(files: tuple[str, ...], target: str, as_json: bool) -> None:
     hwloop bench dense.onnx small.onnx
     hwloop bench hwloop-run
     """
-    from hwloop import api  # noqa: PLC0415
+    from hwloop import api
 
     with _progress() as progress:
         records = api.bench(*files, target=target, progress=progress)
@@ -286,8 +292,8 @@ def report(run: Path, why: bool, as_json: bool) -> None:
     \b
     hwloop report hwloop-run --why
     """
-    from hwloop.files import read_json  # noqa: PLC0415
-    from hwloop.report import notes, summary_rows  # noqa: PLC0415
+    from hwloop.files import read_json
+    from hwloop.report import notes, summary_rows
 
     found = read_json(run / "report.json", what="report of a finished run")
     lines = [_table(summary_rows(found)), *notes(found)]
@@ -311,10 +317,12 @@ def target_list(as_json: bool) -> None:
     \b
     hwloop target list
     """
-    from hwloop import profile  # noqa: PLC0415
+    from hwloop import profile
 
     found = [profile.load_profile(name) for name in sorted(profile.known_profiles())]
-    records = [{"name": p.name, "description": p.description, "verified": p.verified} for p in found]
+    records = [
+        {"name": p.name, "description": p.description, "verified": p.verified} for p in found
+    ]
     rows = [[p.name, "yes" if p.verified else "no", p.description] for p in found]
     _print(records, as_json=as_json, text=_table([["target", "verified", "description"], *rows]))
 
@@ -328,8 +336,8 @@ def target_show(name: str, as_json: bool) -> None:
     \b
     hwloop target show cpu
     """
-    from hwloop.profile import load_profile  # noqa: PLC0415
-    from hwloop.records import to_json  # noqa: PLC0415
+    from hwloop.profile import load_profile
+    from hwloop.records import to_json
 
     found = to_json(load_profile(name))
     _print(found, as_json=as_json, text=json.dumps(found, indent=2))
@@ -344,7 +352,7 @@ def target_check(name: str, as_json: bool) -> None:
     \b
     hwloop target check cpu
     """
-    from hwloop import tables  # noqa: PLC0415
+    from hwloop import tables
 
     found = tables.check_target(name)
     lines = [f"{item['state']:4}  {item['what']}" for item in found["checks"]]
@@ -384,7 +392,7 @@ def _terminated(number: int, frame: Any) -> NoReturn:
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    from hwloop.progress import ConsoleProgress  # noqa: PLC0415
+    from hwloop.progress import ConsoleProgress
 
     progress = ConsoleProgress(sys.stderr)
     try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwloop.errors import CandidateError
@@ -96,7 +97,7 @@ class Recovery:
             norm.momentum = momentum
         module.eval()
 
-    def calibration_inputs(self, count: int) -> np.ndarray:  # type: ignore[type-arg]
+    def calibration_inputs(self, count: int) -> NDArray[np.float32]:
         """The first inputs of the sequence: what int8 ranges are taken from."""
         return self._batch(0, count)[0].numpy().astype(np.float32)
 
@@ -120,7 +121,7 @@ class Recovery:
             loss = (1 - recipe.label_share) * self.task.distillation_loss(outputs, teacher)
             loss = loss + recipe.label_share * self.task.loss(outputs, targets)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             tick(step + 1, recipe.steps)

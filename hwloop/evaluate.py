@@ -17,7 +17,10 @@ from hwloop import measure, space
 from hwloop.accuracy import Run, ScoredSplit
 from hwloop.compress.apply import compress, quantized
 from hwloop.distill import Recipe, Recovery
+from hwloop.errors import CandidateError, UsageError
 from hwloop.export import check_outputs, export_onnx
+from hwloop.model import describe
+from hwloop.profile import TargetProfile, recipe_for, rules_for
 from hwloop.records import (
     Candidate,
     LatencySource,
@@ -65,6 +68,33 @@ class Subject:
     def macs(self, candidate: Candidate) -> int:
         configs = space.network_configs(self.network, candidate, self.rules)
         return sum(config.macs for config in configs)
+
+
+def subject(
+    task: Task, module: nn.Module, profile: TargetProfile, session: DeviceSession, *, name: str
+) -> Subject:
+    """Export and describe the dense network for one target.
+
+    Raises:
+        UsageError: the network cannot be exported or traced.
+    """
+    example = task.example()
+    try:
+        graph = export_onnx(module, example)
+    except CandidateError as error:
+        raise UsageError(
+            f"{name} cannot be exported to ONNX: {error}", "change that layer's forward"
+        ) from error
+    return Subject(
+        task=task,
+        dense=module,
+        example=example,
+        network=describe(module, example, graph, name=name),
+        rules=rules_for(profile, session.isa),
+        graph=graph,
+        recipe=recipe_for(profile, session.isa),
+        isa=session.isa,
+    )
 
 
 class Stopwatch:

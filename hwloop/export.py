@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from hwloop.errors import CandidateError
@@ -35,7 +35,7 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     Raises:
         CandidateError: stage ``export``, with the operator or the module that cannot be exported.
     """
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # the exporter writes to file objects; its annotation forgot them
     module.eval()
     inside = _InnermostModule(module)
     with _quiet(), inside, torch.no_grad():
@@ -75,7 +75,9 @@ def check_outputs(
     shape = (CHECK_INPUTS * len(example), *example.shape[1:])
     inputs = torch.randn(shape, generator=generator)
     with torch.no_grad():
-        expected = np.concatenate([module(part).numpy() for part in inputs.split(len(example))])
+        expected = np.concatenate(
+            [module(part).numpy() for part in torch.split(inputs, len(example))]
+        )
     found = run(inputs.numpy())
     if not (np.isfinite(expected).all() and np.isfinite(found).all()):
         raise CandidateError("check", "the network's output is not finite")
@@ -159,7 +161,8 @@ class _RowGraph:
         name = f"{word}{len(self.nodes)}"
         if word == "add":
             other = self._dequantized(self._input("residual", shape, self.config.precision))
-            if self.int8:  # the runtime adds int8 tensors: the convolution's sum is rounded first
+            # The runtime adds int8 tensors: the convolution's sum is rounded first.
+            if self.int8 and self.config.op != "elementwise":
                 value = self._dequantized(self._quantized(value, f"{name}_q", _ZERO_POINT))
             return self._node("Add", [value, other], name)
         # Quantizers drop a rectifier in front of uint8 with zero point 0, which cannot go below.
@@ -179,9 +182,11 @@ class _RowGraph:
             weight = self._quantizable((config.out_channels, config.in_shape[1]))
             inputs = [value, weight, *self._bias()]
             return (batch, config.out_channels), self._node("Gemm", inputs, "linear", transB=1)
+        if config.op == "elementwise":
+            return config.in_shape, value
         if config.op == "globalavgpool":
-            shape = (batch, config.out_channels, 1, 1)
-            return shape, self._node("GlobalAveragePool", [value], "pool")
+            pooled = (batch, config.out_channels, 1, 1)
+            return pooled, self._node("GlobalAveragePool", [value], "pool")
         pads = [*config.padding, *config.padding]
         window = {"kernel_shape": config.kernel, "strides": config.stride, "pads": pads}
         shape = (batch, config.out_channels, *_spatial(config))

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 
-from hwloop.accuracy import ScoredSplit
 from hwloop.compress.apply import compress
 from hwloop.distill import NO_RECOVERY, Recipe
 from hwloop.errors import CandidateError, HwloopError

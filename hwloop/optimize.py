@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,12 @@ from hwloop import measure, prepare, space
 from hwloop.accuracy import ScoredSplit
 from hwloop.distill import Recipe, Recovery
 from hwloop.errors import CandidateError, UsageError
-from hwloop.evaluate import Built, Evaluator, Stopwatch, Subject
-from hwloop.export import export_onnx
+from hwloop.evaluate import Built, Evaluator, Stopwatch, subject
 from hwloop.files import RunFolder, sha256, write_atomically
 from hwloop.finalists import Finalist, Finals, weights
-from hwloop.model import describe
-from hwloop.profile import TargetProfile, recipe_for, rules_for
+from hwloop.profile import TargetProfile
 from hwloop.progress import Progress
 from hwloop.records import (
-    Candidate,
-    Fingerprint,
-    Goal,
     Measurement,
     Outcome,
     Trial,
@@ -32,76 +26,13 @@ from hwloop.records import (
     digest,
 )
 from hwloop.reward import Reward
+from hwloop.runs import USUAL_RECIPES, Result, Settings
 from hwloop.search.methods import METHODS
 from hwloop.search.problem import BudgetSpent, Choices, Problem, Score
 from hwloop.store import Store
 from hwloop.table import LatencyTable, Predictor, prediction_error
 from hwloop.targets import DeviceSession
 from hwloop.task import Task, validate_task
-
-USUAL_RECIPES = {"whole-network INT8": 4, "uniform width 50 %": 2, "uniform width 50 %, INT8": 6}
-"""What people would try without a search, as one action for every group."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that decides a run; stored as ``config.json``.
-
-    Attributes:
-        model, task, data, target: as the user named them.
-        agent: a key of ``hwloop.search.methods.METHODS``.
-        reward, lam: goal, or linear with its weight of the latency.
-        evaluations: distinct candidates to evaluate.
-        time_limit_s: the search ends after this many seconds; finals come on top.
-        loop_steps: distillation steps of each candidate in the search.
-        loop_allowance: drop allowed before full distillation, as a multiple of ``max_drop``
-            (docs/decisions.md has the study).
-        finalists, final_steps: candidates that are fully distilled, and for how many steps.
-    """
-
-    model: str | None
-    task: str
-    data: str | None
-    target: str
-    goal: Goal
-    agent: str = "dqn"
-    reward: str = "goal"
-    lam: float = 0.1
-    evaluations: int = 60
-    time_limit_s: float | None = None
-    seed: int = 0
-    table: str | None = None
-    loop_steps: int = 20
-    loop_allowance: float = 4.0
-    finalists: int = 4
-    final_steps: int = 300
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Result:
-    """A finished run, for :mod:`hwloop.report`: nothing in it is computed there.
-
-    Attributes:
-        measurement: the chosen network against the dense one, by the final protocol.
-        dense_metric, metric: on the test split, computed by the target.
-        recipes: trials of the usual recipes, by name.
-        table: rows, hits, misses and the prediction error outside the fit.
-    """
-
-    settings: Settings
-    profile: TargetProfile
-    fingerprint: Fingerprint
-    subject: Subject
-    candidate: Candidate
-    measurement: Measurement
-    dense_metric: float
-    metric: float
-    size_bytes: int
-    trials: list[Trial]
-    recipes: dict[str, Trial]
-    table: dict[str, Any]
-    seconds_by_stage: dict[str, float]
-    wall_s: float
 
 
 def run(
@@ -181,9 +112,7 @@ class _Run:
 
     def go(self) -> Result:
         with self._table_store() as table_store:
-            table = LatencyTable(
-                table_store, self.session.fingerprint, self.profile.protocols.row
-            )
+            table = LatencyTable(table_store, self.session.fingerprint, self.profile.protocols.row)
             predictor = prepare.fitted_predictor(
                 self.evaluator, table, self.progress, seed=self.settings.seed
             )
@@ -435,33 +364,6 @@ class _Run:
         best = min(found, key=lambda outcome: outcome.latency_ms)
         speedup = self.evaluator.baseline.latency_ms / best.latency_ms
         return f"best {speedup:.2f}x at drop {best.metric_drop:+.4f} (before full distillation)"
-
-
-def subject(
-    task: Task, module: nn.Module, profile: TargetProfile, session: DeviceSession, *, name: str
-) -> Subject:
-    """Export and describe the dense network for one target.
-
-    Raises:
-        UsageError: the network cannot be exported or traced.
-    """
-    example = task.example()
-    try:
-        graph = export_onnx(module, example)
-    except CandidateError as error:
-        raise UsageError(
-            f"{name} cannot be exported to ONNX: {error}", "change that layer's forward"
-        ) from error
-    return Subject(
-        task=task,
-        dense=module,
-        example=example,
-        network=describe(module, example, graph, name=name),
-        rules=rules_for(profile, session.isa),
-        graph=graph,
-        recipe=recipe_for(profile, session.isa),
-        isa=session.isa,
-    )
 
 
 def _score(trial: Trial) -> Score:

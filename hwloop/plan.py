@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hwloop import space
-from hwloop.optimize import USUAL_RECIPES, subject
+from hwloop.evaluate import subject
 from hwloop.profile import load_profile
+from hwloop.runs import USUAL_RECIPES
 from hwloop.targets import DeviceSession
 from hwloop.task import load_model, validate_task
 from hwloop.tasks import load_task

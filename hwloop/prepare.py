@@ -110,8 +110,8 @@ def damage(evaluator: Evaluator, progress: Progress) -> NDArray[np.float64]:
             if "kl" in found:
                 found["drop"] = subject.task.drop(dense_metric, found.pop("metric"))
             evaluator.store.add("probe", key, found)
-    found = {probe: evaluator.store.get("probe", f"{probe[0]}/{probe[1]}") for probe in probes}
-    return _as_drops(found, masks)
+    results = {probe: evaluator.store.get("probe", f"{probe[0]}/{probe[1]}") for probe in probes}
+    return _as_drops(results, masks)
 
 
 def _probe(
@@ -194,7 +194,7 @@ def features(network: Network) -> NDArray[np.float64]:
                 2 * share - 1,
             ]
         )
-    return np.clip(np.array(rows), -1.0, 1.0)
+    return np.asarray(np.clip(rows, -1.0, 1.0), dtype=np.float64)
 
 
 def _scaled(value: float, largest: float) -> float:

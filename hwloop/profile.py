@@ -30,7 +30,7 @@ WIDE_NCHWC_ALIGN, NARROW_NCHWC_ALIGN = 16, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Protocols:
-    """The three ways to measure: a table row, a candidate in the loop, a finalist."""
+    """The ways to measure: a table row, a candidate in the loop, a finalist, `hwloop bench`."""
 
     row: Protocol = Protocol(
         warmup_s=0.02,
@@ -52,6 +52,15 @@ class Protocols:
         max_samples=1500,
         target_halfwidth=0.003,
         time_limit_s=25.0,
+    )
+    bench: Protocol = Protocol(
+        warmup_s=0.3,
+        rounds=8,
+        sample_s=0.005,
+        min_samples=80,
+        max_samples=600,
+        target_halfwidth=0.002,
+        time_limit_s=3.5,
     )
 
 
@@ -200,9 +209,7 @@ def _settings(reader: _Reader, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rules(reader: _Reader, data: dict[str, Any]) -> SpaceRules:
-    space = reader.table(
-        data, "space", {"base_precision": str, "precisions": list, "kinds": list}
-    )
+    space = reader.table(data, "space", {"base_precision": str, "precisions": list, "kinds": list})
     rules = SpaceRules()
     base = space.get("base_precision", rules.base_precision)
     precisions = tuple(space.get("precisions", rules.precisions))
@@ -216,7 +223,9 @@ def _rules(reader: _Reader, data: dict[str, Any]) -> SpaceRules:
 
 
 def _protocols(reader: _Reader, data: dict[str, Any]) -> Protocols:
-    stages = reader.table(data, "protocol", {"row": dict, "loop": dict, "final": dict})
+    stages = reader.table(
+        data, "protocol", {"row": dict, "loop": dict, "final": dict, "bench": dict}
+    )
     defaults = Protocols()
     number = (int, float)
     kinds: dict[str, Any] = {

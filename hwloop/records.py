@@ -16,7 +16,6 @@ from typing import Any
 
 from hwloop import stats
 
-
 NOISE_FLOOR = 0.01
 """Relative latency difference below which no change is claimed."""
 
@@ -56,8 +55,8 @@ class LayerConfig:
     ``quantize``, ``dequantize``) keep the neutral defaults.
 
     Attributes:
-        op: conv, linear, maxpool, avgpool, globalavgpool, quantize, dequantize, or empty (what
-            one call of the runtime costs without any work).
+        op: conv, linear, maxpool, avgpool, globalavgpool, quantize, dequantize, elementwise
+            (the tail alone), or empty (what one call of the runtime costs without any work).
         in_shape: (N, C, H, W), or (N, C) for linear.
         out_channels: channels (features) of the output.
         kernel, stride, padding: (height, width); padding is symmetric.
@@ -93,7 +92,9 @@ class LayerConfig:
         if set(value) - known:
             raise ValueError(f"unknown layer fields: {sorted(set(value) - known)}")
         pairs = ("in_shape", "kernel", "stride", "padding", "tail")
-        fixed = {name: tuple(item) if name in pairs else item for name, item in value.items()}
+        fixed: dict[str, Any] = {
+            name: tuple(item) if name in pairs else item for name, item in value.items()
+        }
         return LayerConfig(**fixed)
 
     @property
@@ -325,7 +326,9 @@ class Measurement:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Measurement:
         pairs = ("samples_ms", "reference_ms", "unstable")
-        fixed = {name: tuple(item) if name in pairs else item for name, item in value.items()}
+        fixed: dict[str, Any] = {
+            name: tuple(item) if name in pairs else item for name, item in value.items()
+        }
         return Measurement(**fixed)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from hwloop import space
 from hwloop.files import RunFolder, write_atomically
 from hwloop.finalists import pareto_front
-from hwloop.optimize import Result
 from hwloop.records import Trial, to_json
+from hwloop.runs import Result
 
 VERSIONED = ("hwloop", "torch", "onnx", "onnxruntime", "numpy")
 
@@ -122,7 +122,8 @@ def _goal(result: Result, *, drop: float, latency_ms: float, speedup: float) -> 
     asked = {name: value for name, value in limits.items() if value[0] is not None}
     faster = result.measurement.significant and result.measurement.ratio < 1
     reasons = [
-        f"{name} is {found:.4g}, asked for {limit}" for name, (limit, found, ok) in asked.items()
+        f"{name} is {found:.4g}, asked for {limit}"
+        for name, (limit, found, ok) in asked.items()
         if not ok
     ]
     if not faster:

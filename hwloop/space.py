@@ -46,7 +46,7 @@ def width(group: Group, action: Action, align: int) -> int:
     if action.kind != "prune":
         return group.channels
     wanted = group.channels * action.amount
-    return min(group.channels, max(align, -(-int(round(wanted)) // align) * align))
+    return min(group.channels, max(align, -(-round(wanted) // align) * align))
 
 
 def legal_actions(group: Group, rules: SpaceRules) -> tuple[bool, ...]:

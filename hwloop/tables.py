@@ -13,10 +13,9 @@ import numpy as np
 from hwloop import measure, space, stats
 from hwloop.compress.apply import compress, quantized
 from hwloop.errors import UsageError
-from hwloop.evaluate import Subject
+from hwloop.evaluate import Subject, subject
 from hwloop.export import export_onnx, row_onnx
 from hwloop.files import write_atomically
-from hwloop.optimize import subject
 from hwloop.profile import TargetProfile, load_profile
 from hwloop.progress import Progress
 from hwloop.records import Fingerprint, LayerConfig, Measurement, to_json
@@ -158,8 +157,11 @@ def check_target(name: str) -> dict[str, Any]:
         reference = Model(row_onnx(REFERENCE), (REFERENCE,))
         found = measure.baseline(session, reference, profile.protocols.loop)
         checks = [
-            {"state": "ok", "what": f"worker runs: {session.fingerprint.runtime} "
-             f"{session.fingerprint.runtime_version} on {state['cpu']} ({state['isa']})"},
+            {
+                "state": "ok",
+                "what": f"worker runs: {session.fingerprint.runtime} "
+                f"{session.fingerprint.runtime_version} on {state['cpu']} ({state['isa']})",
+            },
             _load_check(state),
             _governor_check(state),
             _self_check(found),
@@ -229,7 +231,7 @@ def _measured_networks(
 def random_choices(
     masks: tuple[tuple[bool, ...], ...], rng: np.random.Generator
 ) -> tuple[int, ...]:
-    """Random legal choices with a random share of int8 groups, so that mixtures of all kinds come."""
+    """Random legal choices with a random share of int8 groups: mixtures of all kinds."""
     share = rng.random()
     choices = []
     for mask in masks:

@@ -11,9 +11,10 @@ import hashlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import execnet
 import numpy as np
@@ -21,6 +22,8 @@ import numpy as np
 from hwloop.errors import CandidateError, EnvironmentProblem, TargetError
 from hwloop.profile import TargetProfile
 from hwloop.records import Fingerprint, LayerConfig, Measurement, Protocol, to_json
+
+Parsed = TypeVar("Parsed")
 
 START_TIMEOUT_S = 30.0
 ATTEMPTS = 2
@@ -117,8 +120,9 @@ class DeviceSession:
 
     def build(self, model: Model) -> float:
         """Open the engine on the device: seconds it took. Raises CandidateError."""
-        result = self._with_retries("build", [model], {"model": model.digest})
-        return float(result["build_s"])
+        return self._with_retries(
+            "build", [model], {"model": model.digest}, parse=lambda reply: float(reply["build_s"])
+        )
 
     def measure(
         self,
@@ -172,8 +176,8 @@ class DeviceSession:
         *,
         arrays: dict[str, np.ndarray[Any, Any]] | None = None,
         extra_s: float = 0.0,
-        parse: Any = lambda reply: reply,
-    ) -> Any:
+        parse: Callable[[Any], Parsed],
+    ) -> Parsed:
         timeout_s = extra_s + (
             self.profile.build_timeout_s if verb == "build" else self.profile.call_timeout_s
         )

@@ -42,7 +42,7 @@ def quantize(
         EnvironmentProblem: ONNX Runtime is not installed.
     """
     try:
-        from onnxruntime import quantization  # noqa: PLC0415 - an extra, needed for int8 only
+        from onnxruntime import quantization
     except ImportError as error:
         raise EnvironmentProblem(
             "INT8 needs ONNX Runtime on this machine", 'pip install "hwloop[cpu]"'
@@ -124,7 +124,7 @@ def _protect_float_layers(graph: Any) -> None:
 def _input_channels(node: Any, weight: Any) -> int:
     attributes = {item.name: item.i for item in node.attribute if item.name in ("group", "transB")}
     if node.op_type == "Conv":
-        return int(weight.dims[1]) * attributes.get("group", 1)
+        return int(weight.dims[1] * attributes.get("group", 1))
     return int(weight.dims[1] if attributes.get("transB") else weight.dims[0])
 
 

@@ -9,7 +9,7 @@ BLOCKS_PER_STAGE = 3
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the shortcut is a 1x1 convolution where shapes differ."""
+    """Two 3x3 convolutions and a shortcut, a 1x1 convolution where shapes differ."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -28,7 +28,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu(out + self.shortcut(x))
+        result: Tensor = self.relu(out + self.shortcut(x))
+        return result
 
 
 class ResNet20(nn.Module):

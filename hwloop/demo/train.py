@@ -82,7 +82,7 @@ def train(
             batch = augmented(inputs[chosen], generator).to(memory_format=torch.channels_last)
             loss = nn.functional.cross_entropy(model(batch), labels[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             total += loss.item()

@@ -46,7 +46,7 @@ class FakeRuntime:
 
     def build(self, model: bytes, hints: dict[str, Any]) -> Any:
         self._fault("build")
-        import onnxruntime  # noqa: PLC0415 - only outputs need it; timing tests do without
+        import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -113,4 +113,4 @@ def _row_ms(config: dict[str, Any]) -> float:
     macs = outputs * per_output if weighted else 0
     traffic = (int(np.prod(shape)) + outputs) * ITEM_BYTES[config["precision"]]
     compute_ms = macs / GMACS_PER_S[config["precision"]] / 1e6
-    return max(compute_ms, traffic / GBYTES_PER_S / 1e6) + ROW_OVERHEAD_MS
+    return float(max(compute_ms, traffic / GBYTES_PER_S / 1e6) + ROW_OVERHEAD_MS)

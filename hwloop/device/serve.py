@@ -44,7 +44,7 @@ class Worker:
         return found
 
     def do_state(self, request: dict[str, Any]) -> dict[str, Any]:
-        from hwloop.device import state  # noqa: PLC0415 - the package exists once it was sent
+        from hwloop.device import state
 
         return {
             "cpu": state.cpu_model(),
@@ -76,7 +76,7 @@ class Worker:
         return {"build_s": time.perf_counter() - started}
 
     def do_compare(self, request: dict[str, Any]) -> dict[str, Any]:
-        from hwloop.device import state  # noqa: PLC0415
+        from hwloop.device import state
 
         result: dict[str, Any] = self.runtime.compare(
             self.models[request["model"]], self.models[request["reference"]], request["protocol"]

@@ -169,7 +169,7 @@ class _Anchored:
             return greedy, "dqn-greedy"
         progress = self.ledger.progress
         random_steps = _between(self.settings.first_random, self.settings.last_random, progress)
-        pool = {plan: "dqn-plan" for plan in self.plans}
+        pool = dict.fromkeys(self.plans, "dqn-plan")
         pool[greedy] = "dqn-greedy"
         pool = {plan: label for plan, label in pool.items() if plan not in self.ledger.scores}
         for number in range(self.settings.proposals):

@@ -10,7 +10,7 @@ from hwloop.search.problem import Evaluate, Method, Problem
 def _dqn(
     problem: Problem, evaluate: Evaluate, *, evaluations: int, seed: int, reward: Reward
 ) -> None:
-    from hwloop.search.agent import search_dqn  # noqa: PLC0415 - torch takes a second to load
+    from hwloop.search.agent import search_dqn
 
     search_dqn(problem, evaluate, evaluations=evaluations, seed=seed, reward=reward)
 
@@ -18,7 +18,7 @@ def _dqn(
 def _vanilla(
     problem: Problem, evaluate: Evaluate, *, evaluations: int, seed: int, reward: Reward
 ) -> None:
-    from hwloop.search.vanilla import search_vanilla  # noqa: PLC0415 - torch takes a second to load
+    from hwloop.search.vanilla import search_vanilla
 
     search_vanilla(problem, evaluate, evaluations=evaluations, seed=seed, reward=reward)
 

@@ -1,0 +1,193 @@
+"""How well the latency table predicts whole networks that had no part in the fit.
+
+    python benchmarks/table_error.py demo|resnet18 [NETWORKS]
+
+Random candidates (width and int8 mixed) are measured end to end; a few fit the three coefficients,
+the rest are predicted. Beside the fused-block rows stands the ablation: rows of bare operators
+(convolution, add and activation each timed alone), summed and fitted the same way.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from common import CACHE, print_table, write_result
+
+from hwloop import measure, space, stats
+from hwloop.evaluate import subject
+from hwloop.profile import load_profile
+from hwloop.progress import ConsoleProgress
+from hwloop.records import LayerConfig
+from hwloop.store import Store
+from hwloop.table import CASTS, EMPTY, LatencyTable, fit, prediction_error
+from hwloop.tables import random_choices, unrecovered
+from hwloop.targets import DeviceSession
+from hwloop.task import ClassificationTask, Task, load_model
+from hwloop.tasks import load_task
+
+FITTED = 15
+
+
+class RandomResNet18(ClassificationTask):
+    """ResNet-18 at 224 pixels with random weights: good for latency, for nothing else."""
+
+    name = "resnet18"
+
+    def model(self) -> torch.nn.Module:
+        torch.manual_seed(0)
+        network: torch.nn.Module = torchvision.models.resnet18()
+        return network
+
+    def example(self) -> torch.Tensor:
+        return torch.zeros(1, 3, 224, 224)
+
+
+def main(name: str, count: int) -> None:
+    started = time.monotonic()
+    task: Task = load_task("demo") if name == "demo" else RandomResNet18()
+    profile = load_profile("cpu")
+    progress = ConsoleProgress()
+    CACHE.mkdir(exist_ok=True)
+    with DeviceSession(profile) as session, Store(CACHE / f"table_{name}.sqlite") as store:
+        found = subject(task, load_model(task, None), profile, session, name=name)
+        table = LatencyTable(store, session.fingerprint, profile.protocols.row)
+        masks = space.masks(found.network, found.rules)
+        rng = np.random.default_rng(11)
+        choices = [(0,) * len(masks)]
+        choices += [random_choices(masks, rng) for _ in range(count + FITTED)]
+        rows = [
+            space.network_configs(found.network, space.candidate(item), found.rules)
+            for item in choices
+        ]
+        bare = {config: bare_operators(config) for group in rows for config in group}
+        wanted = [*bare, *(part for parts in bare.values() for part in parts)]
+        progress.stage("rows")
+        row_start = time.monotonic()
+        measured_rows = measure.build_rows(session, table, wanted, progress=progress.advance)
+        row_s = time.monotonic() - row_start
+        dense = found.model(found.dense_candidate, found.graph)
+        base = measure.baseline(session, dense, profile.protocols.loop)
+        progress.stage("networks")
+        latencies_ms = [base.latency_ms]
+        for number, item in enumerate(choices[1:]):
+            progress.advance(number, len(choices) - 1)
+            model = unrecovered(found, item)
+            measurement = measure.against(
+                session,
+                model,
+                dense,
+                protocol=profile.protocols.loop,
+                reference_latency_ms=base.latency_ms,
+            )
+            session.forget(model)
+            latencies_ms.append(measurement.latency_ms)
+        empty_ms = table.row_ms(EMPTY)
+        kinds: dict[str, dict[LayerConfig, tuple[LayerConfig, ...]]] = {
+            "fused blocks": {config: (config,) for config in bare},
+            "bare operators": bare,
+        }
+        results = {
+            kind: evaluate(table, rows, parts, latencies_ms, empty_ms)
+            for kind, parts in kinds.items()
+        }
+    header = ["rows", "networks", "median", "within 5 %", "within 10 %", "Spearman"]
+    body = [
+        [
+            kind,
+            str(result["n"]),
+            f"{result['median_abs_pct']:.2f} %",
+            f"{result['within_5pct']:.1%}",
+            f"{result['within_10pct']:.1%}",
+            f"{result['spearman']:.4f}",
+        ]
+        for kind, result in results.items()
+    ]
+    print_table([header, *body])
+    value = {
+        "network": name,
+        "input": list(found.network.input_shape),
+        "fitted_on": FITTED + 1,
+        "rows_measured": measured_rows,
+        "row_seconds": row_s,
+        "latency_ms_range": [min(latencies_ms), max(latencies_ms)],
+        "dense_ms": latencies_ms[0],
+        "results": results,
+    }
+    write_result(f"table_error_{name}", value, started=started)
+
+
+def bare_operators(config: LayerConfig) -> tuple[LayerConfig, ...]:
+    """The same block as separate operators, each to be timed on its own."""
+    if config.op != "conv" or not set(config.tail) - {"bias"}:
+        return (config,)
+    bias = tuple(step for step in config.tail if step == "bias")
+    parts = [replace(config, tail=bias)]
+    shape = output_shape(config)
+    rectifiers = ("relu", "clip:0:6") if config.precision == "int8" else ()
+    for step in config.tail:
+        if step not in ("bias", *rectifiers):  # int8 rectifiers cost nothing: see row_onnx
+            parts.append(
+                LayerConfig(
+                    op="elementwise",
+                    in_shape=shape,
+                    out_channels=shape[1],
+                    precision_in=config.precision,
+                    precision=config.precision,
+                    precision_out=config.precision,
+                    tail=(step,),
+                )
+            )
+    return tuple(parts)
+
+
+def output_shape(config: LayerConfig) -> tuple[int, ...]:
+    sizes = [
+        (size + 2 * pad - kernel) // stride + 1
+        for size, kernel, stride, pad in zip(
+            config.in_shape[2:], config.kernel, config.stride, config.padding, strict=True
+        )
+    ]
+    return (config.in_shape[0], config.out_channels, *sizes)
+
+
+def evaluate(
+    table: LatencyTable,
+    rows: list[tuple[LayerConfig, ...]],
+    parts: dict[LayerConfig, tuple[LayerConfig, ...]],
+    latencies_ms: list[float],
+    empty_ms: float,
+) -> dict[str, Any]:
+    """Fit on the dense network and the first candidates, predict the others."""
+    sums = []
+    for configs in rows:
+        blocks = casts = 0.0
+        for config in configs:
+            cost_ms = sum(max(table.row_ms(part) - empty_ms, 0.0) for part in parts[config])
+            if config.op in CASTS:
+                casts += cost_ms
+            else:
+                blocks += cost_ms
+        sums.append((blocks, casts))
+    model = fit(sums[: FITTED + 1], latencies_ms[: FITTED + 1])
+    predicted = [model(*item) for item in sums[FITTED + 1 :]]
+    measured = latencies_ms[FITTED + 1 :]
+    return {
+        **prediction_error(predicted, measured),
+        "spearman": stats.spearman(predicted, measured),
+        "raw_sum_of_dense_over_measured": sum(sums[0]) / latencies_ms[0],
+        "coefficients": [model.scale, model.cast_scale, model.offset_ms],
+        "predicted_ms": predicted,
+        "measured_ms": measured,
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in ("demo", "resnet18"):
+        sys.exit(__doc__)
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 100)

@@ -1,0 +1,74 @@
+"""What was asked of a run, and what it found: the two records at its ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hwloop.evaluate import Subject
+from hwloop.profile import TargetProfile
+from hwloop.records import Candidate, Fingerprint, Goal, Measurement, Trial
+
+USUAL_RECIPES = {"whole-network INT8": 4, "uniform width 50 %": 2, "uniform width 50 %, INT8": 6}
+"""What people would try without a search, as one action for every group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a run; stored as ``config.json``.
+
+    Attributes:
+        model, task, data, target: as the user named them.
+        agent: a key of ``hwloop.search.methods.METHODS``.
+        reward, lam: goal, or linear with its weight of the latency.
+        evaluations: distinct candidates to evaluate.
+        time_limit_s: the search ends after this many seconds; finals come on top.
+        loop_steps: distillation steps of each candidate in the search.
+        loop_allowance: drop allowed before full distillation, as a multiple of ``max_drop``
+            (docs/decisions.md has the study).
+        finalists, final_steps: candidates that are fully distilled, and for how many steps.
+    """
+
+    model: str | None
+    task: str
+    data: str | None
+    target: str
+    goal: Goal
+    agent: str = "dqn"
+    reward: str = "goal"
+    lam: float = 0.1
+    evaluations: int = 60
+    time_limit_s: float | None = None
+    seed: int = 0
+    table: str | None = None
+    loop_steps: int = 20
+    loop_allowance: float = 4.0
+    finalists: int = 4
+    final_steps: int = 300
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """A finished run, for :mod:`hwloop.report`: nothing in it is computed there.
+
+    Attributes:
+        measurement: the chosen network against the dense one, by the final protocol.
+        dense_metric, metric: on the test split, computed by the target.
+        recipes: trials of the usual recipes, by name.
+        table: rows, hits, misses and the prediction error outside the fit.
+    """
+
+    settings: Settings
+    profile: TargetProfile
+    fingerprint: Fingerprint
+    subject: Subject
+    candidate: Candidate
+    measurement: Measurement
+    dense_metric: float
+    metric: float
+    size_bytes: int
+    trials: list[Trial]
+    recipes: dict[str, Trial]
+    table: dict[str, Any]
+    seconds_by_stage: dict[str, float]
+    wall_s: float
