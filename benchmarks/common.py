@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hwloop import prepare, space
+from hwloop.device import state
 from hwloop.distill import RECALIBRATED, Recipe, Recovery
 from hwloop.evaluate import Evaluator, Stopwatch, Subject, subject
 from hwloop.files import write_atomically
@@ -39,7 +40,12 @@ def write_result(name: str, value: dict[str, Any], *, started: float) -> None:
         "command": " ".join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
         "wall_s": round(time.monotonic() - started, 1),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": {
+            "cpu": state.cpu_model(),
+            "isa": state.isa(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
         "versions": {name: metadata.version(name) for name in ("torch", "onnxruntime", "numpy")},
         **value,
     }
@@ -114,10 +120,3 @@ def bootstrap_ci95(values: list[float], *, seed: int = 0) -> list[float]:
     rng = np.random.default_rng(seed)
     medians = np.median(rng.choice(np.asarray(values), (2000, len(values))), axis=1)
     return [float(value) for value in np.percentile(medians, [2.5, 97.5])]
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

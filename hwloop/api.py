@@ -46,7 +46,7 @@ def optimize(
     agent: str = "dqn",
     reward: str = "goal",
     lam: float = 0.1,
-    evaluations: int = 60,
+    evaluations: int = 48,
     time_limit_s: float | None = None,
     seed: int = 0,
     table: str | Path | None = None,

@@ -101,7 +101,7 @@ def main() -> None:
 )
 @click.option("--reward", default="goal", show_default=True, help="goal, or linear.")
 @click.option("--lam", default=0.1, show_default=True, help="Weight of latency in --reward linear.")
-@click.option("--evaluations", default=60, show_default=True, help="Candidates to evaluate.")
+@click.option("--evaluations", default=48, show_default=True, help="Candidates to evaluate.")
 @click.option("--time-limit", type=_Duration(), help="End the search after 90s, 30m, 2h.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same decisions.")
 @click.option("--table", type=click.Path(), help="Latency table to use and extend.")

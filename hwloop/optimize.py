@@ -113,6 +113,7 @@ class _Run:
     def go(self) -> Result:
         with self._table_store() as table_store:
             table = LatencyTable(table_store, self.session.fingerprint, self.profile.protocols.row)
+            self.store.add("run", "rows_before", len(table))
             predictor = prepare.fitted_predictor(
                 self.evaluator, table, self.progress, seed=self.settings.seed
             )
@@ -297,8 +298,8 @@ class _Run:
             recipes=self._recipes(),
             table={
                 "rows": rows,
-                "hits": rows - int(self.store.get("run", "rows_measured") or 0),
-                "misses": int(self.store.get("run", "rows_measured") or 0),
+                "hits": int(self.store.get("run", "rows_before")),
+                "misses": rows - int(self.store.get("run", "rows_before")),
                 "error": prediction_error(
                     [t.predicted_ms for t in errors if t.predicted_ms is not None],
                     [t.outcome.latency_ms for t in errors if t.outcome is not None],

@@ -40,9 +40,7 @@ def fitted_predictor(
     rows = space.reachable_configs(subject.network, subject.rules)
     progress.stage("latency table")
     with evaluator.clock("measure"):
-        measured = measure.build_rows(evaluator.session, table, rows, progress=progress.advance)
-    before = int(evaluator.store.get("run", "rows_measured") or 0)
-    evaluator.store.put("run", "rows_measured", before + measured)
+        measure.build_rows(evaluator.session, table, rows, progress=progress.advance)
     predictor = Predictor(table, subject.network, subject.rules)
     predictor.observe((0,) * len(subject.network.groups), evaluator.baseline.latency_ms)
     progress.stage("calibration networks")

@@ -37,7 +37,7 @@ class Settings:
     agent: str = "dqn"
     reward: str = "goal"
     lam: float = 0.1
-    evaluations: int = 60
+    evaluations: int = 48
     time_limit_s: float | None = None
     seed: int = 0
     table: str | None = None

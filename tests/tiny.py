@@ -1,0 +1,120 @@
+"""A task that the whole command finishes in seconds: 8x8 images of four classes, a small ResNet.
+
+``--task tests/tiny.py:TinyTask``. The convolutions are random and the classifier is solved in
+closed form, so the network scores well without any training and is the same in every process.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from hwloop.splits import TensorSplit
+from hwloop.task import ClassificationTask
+
+CLASSES = 4
+CHANNELS = 16
+COUNTS = {"train": 256, "search": 128, "test": 128}
+NOISE = 0.9
+RIDGE = 1e-2
+
+
+class TinyBlock(nn.Module):
+    """Two 3x3 convolutions and the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(CHANNELS)
+        self.conv2 = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(CHANNELS)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        result: Tensor = self.relu(x + out)
+        return result
+
+
+class TinyNet(nn.Module):
+    """Images (N, 1, 8, 8) in, logits (N, 4) out; three groups of 16 channels and the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, CHANNELS, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(CHANNELS)
+        self.relu = nn.ReLU()
+        self.block1 = TinyBlock()
+        self.block2 = TinyBlock()
+        self.pool = nn.MaxPool2d(4)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(CHANNELS * 4, CLASSES)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.block2(self.block1(self.relu(self.bn(self.conv(x)))))
+        out: Tensor = self.flatten(self.pool(x))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.features(x))
+        return out
+
+
+class TinyTask(ClassificationTask):
+    """256 training, 128 search and 128 test images."""
+
+    name = "tiny"
+
+    def model(self) -> nn.Module:
+        return network()
+
+    def example(self) -> Tensor:
+        return self.search().batch([0])[0]
+
+    def train(self) -> TensorSplit:
+        return split("train")
+
+    def search(self) -> TensorSplit:
+        return split("search")
+
+    def test(self) -> TensorSplit:
+        return split("test")
+
+
+@functools.cache
+def split(part: str) -> TensorSplit:
+    """A fixed pattern per class, under noise."""
+    patterns = torch.randn(CLASSES, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    seed = 2 + list(COUNTS).index(part)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(COUNTS[part]) % CLASSES
+    noise = torch.randn(COUNTS[part], 1, 8, 8, generator=generator)
+    return TensorSplit(patterns[labels] + NOISE * noise, labels)
+
+
+def network() -> TinyNet:
+    """The same weights every time; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = TinyNet()
+    inputs, labels = split("train").batch(range(COUNTS["train"]))
+    with torch.no_grad():
+        norms = [child for child in net.modules() if isinstance(child, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = None
+        net.train()
+        net.features(inputs)
+        for norm in norms:
+            norm.momentum = 0.1
+        net.eval()
+        found = net.features(inputs)
+        wanted = nn.functional.one_hot(labels, CLASSES).float() - 1 / CLASSES
+        centre = found.mean(dim=0)
+        found = found - centre
+        gram = found.T @ found + RIDGE * len(inputs) * torch.eye(found.shape[1])
+        weight = torch.linalg.solve(gram, found.T @ wanted)
+        net.fc.weight.copy_(8 * weight.T)
+        net.fc.bias.copy_(-8 * (centre @ weight))
+    return net
