@@ -2,17 +2,32 @@
 
 ``--task tests/tiny.py:TinyTask``. The convolutions are random and the classifier is solved in
 closed form, so the network scores well without any training and is the same in every process.
+Also the two ways in which tests run the command: :func:`hwloop` and :func:`inside`.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from hwloop.splits import TensorSplit
 from hwloop.task import ClassificationTask
+
+HERE = Path(__file__).resolve().parent
+SPEC = f"{HERE / 'tiny.py'}:TinyTask"
+START = (sys.executable, "-c", "from hwloop.cli import run; run()")
+ON_FAKE = ("--task", SPEC, "--target", "fake")
+SMALL = (*ON_FAKE, "--evaluations", "4", "--loop-steps", "1", "--final-steps", "2")
+SMALL = (*SMALL, "--finalists", "1", "--min-speedup", "1.05")
 
 CLASSES = 4
 CHANNELS = 16
@@ -118,3 +133,67 @@ def network() -> TinyNet:
         net.fc.weight.copy_(8 * weight.T)
         net.fc.bias.copy_(-8 * (centre @ weight))
     return net
+
+
+# --------------------------------------------------------------------------- the command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """For a process that finds hwloop also where it is not installed."""
+    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **extra}
+
+
+def hwloop(*arguments: str | Path, **options: str) -> Said:
+    """Run the command in a process of its own; options are added to its environment."""
+    done = subprocess.run(
+        [*START, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(**options),
+        check=False,
+    )
+    return Said(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def inside(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Said:
+    """Run the command in this process, which has imported torch already."""
+    from hwloop import cli
+
+    argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv = ["hwloop", *map(str, arguments)]
+    capsys.readouterr()
+    try:
+        with pytest.raises(SystemExit) as left:
+            cli.run()
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
+    said = capsys.readouterr()
+    return Said(code=int(left.value.code or 0), out=said.out, err=said.err)
+
+
+def profile(path: Path, body: str = "") -> Path:
+    """A fake target with short deadlines; ``body`` is added to its TOML."""
+    head = 'description = "test"\nruntime = "fake"\n[space]\nalign = 8\n'
+    head += "[timeouts]\nbuild_s = 5\ncall_s = 2\n"
+    for stage in ("row", "loop", "final"):
+        head += f"[protocol.{stage}]\nwarmup_s = 0.01\ntime_limit_s = 0.01\n"
+    path.write_text(head + body)
+    return path
+
+
+def faulty(path: Path, verb: str, kind: str, *, after: int = 1, times: int = 1 << 30) -> Path:
+    """A fake target whose worker fails at ``verb``; see hwloop.device.fake."""
+    fault = f'{{kind = "{kind}", after = {after}, times = {times}}}'
+    return profile(path, f"[settings.faults]\n{verb} = {fault}\n")

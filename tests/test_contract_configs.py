@@ -1,0 +1,65 @@
+"""The contract: the rows that arithmetic predicts are those of the exported graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from hwloop import space
+from hwloop.accuracy import Run
+from hwloop.compress.apply import compress
+from hwloop.demo.network import ResNet20
+from hwloop.export import check_outputs, export_onnx
+from hwloop.model import describe, graph_configs
+from hwloop.space import ACTIONS, SpaceRules
+
+NETWORKS = {
+    "demo": (ResNet20, (1, 1, 28, 28)),
+    "resnet18": (torchvision.models.resnet18, (1, 3, 64, 64)),
+    "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 64, 64)),
+    "resnext50": (torchvision.models.resnext50_32x4d, (1, 3, 64, 64)),
+    "squeezenet": (torchvision.models.squeezenet1_1, (1, 3, 64, 64)),
+}
+
+
+def one_by_one(graph: bytes) -> Run:
+    """Run the graph on each input alone."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+    def run(inputs: np.ndarray) -> np.ndarray:
+        return np.concatenate([session.run(None, {"input": part[None]})[0] for part in inputs])
+
+    return run
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rows_of_random_candidates_are_those_of_their_exports(name: str) -> None:
+    factory, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    dense: nn.Module = factory().eval()
+    example = torch.randn(shape)
+    rules = SpaceRules()
+    network = describe(dense, example, export_onnx(dense, example), name=name)
+    assert any(group.prunable for group in network.groups)
+    rng = np.random.default_rng(3)
+    for _ in range(2):
+        # Precision is not in a float graph, so the arithmetic is compared for widths.
+        choices = tuple(
+            int(
+                rng.choice(
+                    [i for i, ok in enumerate(mask) if ok and ACTIONS[i].precision == "base"]
+                )
+            )
+            for mask in space.masks(network, rules)
+        )
+        candidate = space.candidate(choices)
+        small = compress(dense, example, network, candidate=candidate, rules=rules)
+        graph = export_onnx(small, example)
+        assert graph_configs(graph) == list(space.network_configs(network, candidate, rules))
+        run = one_by_one(graph)
+        check_outputs(small, example, run)
+    assert graph_configs(export_onnx(dense, example)) == [layer.config for layer in network.layers]

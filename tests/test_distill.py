@@ -1,0 +1,130 @@
+"""Recovery: batch-norm statistics, distillation, determinism."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hwloop.accuracy import ScoredSplit, mean_kl, torch_run
+from hwloop.distill import NO_RECOVERY, RECALIBRATED, Recipe, Recovery
+from hwloop.errors import CandidateError, UsageError
+from hwloop.task import ClassificationTask, TensorSplit
+
+
+class Small(ClassificationTask):
+    name = "small"
+    broken_metric: object = None
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 3)
+        ).eval()
+
+    def train(self) -> TensorSplit:
+        rng = torch.Generator().manual_seed(1)
+        return TensorSplit(torch.randn(256, 1, 8, 8, generator=rng) + 2, torch.arange(256) % 3)
+
+    search = train
+
+    def metric(self, outputs: np.ndarray, targets: np.ndarray) -> float:
+        return (
+            super().metric(outputs, targets) if self.broken_metric is None else self.broken_metric
+        )
+
+
+@pytest.fixture
+def recovery() -> Recovery:
+    task = Small()
+    return Recovery(task, task.model(), seed=3)
+
+
+def damaged(dense: nn.Module) -> nn.Module:
+    module = copy.deepcopy(dense)
+    with torch.no_grad():
+        module[4].weight.mul_(0.3)
+    return module
+
+
+def distance(dense: nn.Module, module: nn.Module) -> float:
+    inputs = Small().train().batch(range(64))[0].numpy()
+    return mean_kl(torch_run(dense)(inputs), torch_run(module)(inputs))
+
+
+def test_recalibration_takes_the_statistics_of_the_data(recovery: Recovery) -> None:
+    module = copy.deepcopy(recovery.dense)
+    recovery.recover(module, RECALIBRATED)
+    inputs = torch.cat([recovery.split.batch(range(256))[0]])
+    with torch.no_grad():
+        expected = module[0](inputs).mean((0, 2, 3))
+    assert torch.allclose(module[1].running_mean, expected, atol=0.05)
+    assert not module.training
+    assert module[1].momentum == 0.1
+
+
+def test_distillation_comes_closer_to_the_teacher(recovery: Recovery) -> None:
+    module = damaged(recovery.dense)
+    recovery.recover(module, RECALIBRATED)
+    before = distance(recovery.dense, module)
+    recovery.recover(module, Recipe(steps=30))
+    assert distance(recovery.dense, module) < 0.5 * before
+
+
+def test_the_same_candidate_recovers_to_the_same_weights(recovery: Recovery) -> None:
+    task = Small()
+    again = Recovery(task, task.model(), seed=3)
+    first, second = damaged(recovery.dense), damaged(recovery.dense)
+    recovery.recover(first, Recipe(steps=5))
+    again.recover(second, Recipe(steps=5))
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_teacher_sees_each_batch_once(recovery: Recovery) -> None:
+    calls = []
+    recovery.dense.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        recovery.recover(damaged(recovery.dense), Recipe(steps=4))
+    # The copies carry the hook too: they account for what is left.
+    students = 2 * (4 + RECALIBRATED.recalibration_batches)
+    assert len(calls) - students == 4
+
+
+def test_no_recovery_changes_nothing(recovery: Recovery) -> None:
+    module = damaged(recovery.dense)
+    before = copy.deepcopy(module.state_dict())
+    recovery.recover(module, NO_RECOVERY)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_a_loss_that_explodes_fails_the_candidate(recovery: Recovery) -> None:
+    with pytest.raises(CandidateError, match="recover: the loss is"):
+        recovery.recover(damaged(recovery.dense), Recipe(steps=30, peak_lr=1e6))
+
+
+@pytest.mark.parametrize("value", ["0.9", float("nan"), None.__class__])
+def test_a_metric_that_is_no_number_is_the_users_error(value: object) -> None:
+    task = Small()
+    task.broken_metric = value
+    with pytest.raises(UsageError, match="metric"):
+        ScoredSplit(task, task.search()).score(torch_run(task.model()))
+
+
+def test_outputs_that_are_not_finite_fail_the_candidate() -> None:
+    task = Small()
+
+    def run(inputs: np.ndarray) -> np.ndarray:
+        return np.full((len(inputs), 3), np.nan, np.float32)
+
+    with pytest.raises(CandidateError, match="score"):
+        ScoredSplit(task, task.search()).score(run)
+
+
+def test_equal_outputs_are_no_distance_apart() -> None:
+    logits = np.random.default_rng(0).standard_normal((5, 4))
+    assert mean_kl(logits, logits + 3) == pytest.approx(0, abs=1e-12)
+    assert mean_kl(logits, -logits) > 0.1

@@ -1,0 +1,99 @@
+"""Exported graphs: checked, self-contained, and failures that name the layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwloop.errors import CandidateError
+from hwloop.export import check_outputs, export_onnx, row_onnx
+from hwloop.records import LayerConfig
+
+
+class Awkward(nn.Module):
+    """A layer that the exporter cannot translate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvals(x[0, 0]).real
+
+
+def test_equal_biases_become_initializers_of_their_own() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+    for child in module:
+        nn.init.zeros_(child.bias)
+    graph = onnx.load_from_string(export_onnx(module, torch.zeros(1, 1, 8, 8))).graph
+    assert not [node for node in graph.node if node.op_type == "Identity"]
+    names = {weight.name for weight in graph.initializer}
+    assert all(node.input[2] in names for node in graph.node if node.op_type == "Conv")
+
+
+def test_the_layer_that_cannot_be_exported_is_named() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 1, 1), Awkward())
+    with pytest.raises(CandidateError, match=r"export: layer '1'"):
+        export_onnx(module, torch.zeros(1, 1, 4, 4))
+
+
+def test_other_outputs_fail_the_check() -> None:
+    module, example = nn.Linear(4, 3), torch.zeros(1, 4)
+    with torch.no_grad():
+        right = lambda inputs: module(torch.from_numpy(inputs)).detach().numpy()  # noqa: E731
+        assert check_outputs(module, example, right) < 1e-6
+        with pytest.raises(CandidateError, match="differ"):
+            check_outputs(module, example, lambda inputs: right(inputs) * 1.01)
+        with pytest.raises(CandidateError, match="finite"):
+            check_outputs(module, example, lambda inputs: right(inputs) * np.nan)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (LayerConfig(op="linear", in_shape=(1, 16), out_channels=10, tail=("bias",)), (1, 10)),
+        (LayerConfig(op="globalavgpool", in_shape=(1, 8, 7, 7), out_channels=8), (1, 8, 1, 1)),
+        (
+            LayerConfig(
+                op="maxpool", in_shape=(1, 8, 8, 8), out_channels=8, kernel=(2, 2), stride=(2, 2)
+            ),
+            (1, 8, 4, 4),
+        ),
+        (
+            LayerConfig(
+                op="conv",
+                in_shape=(1, 8, 9, 9),
+                out_channels=8,
+                kernel=(3, 3),
+                stride=(2, 2),
+                padding=(1, 1),
+                groups=8,
+                tail=("bias", "clip:0:6"),
+            ),
+            (1, 8, 5, 5),
+        ),
+        (
+            LayerConfig(op="elementwise", in_shape=(1, 8, 4, 4), out_channels=8, tail=("add",)),
+            (1, 8, 4, 4),
+        ),
+    ],
+)
+def test_every_row_runs(config: LayerConfig, shape: tuple[int, ...], precision: str) -> None:
+    values = {**vars(config), "precision": precision}
+    graph = row_onnx(LayerConfig(**values))
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+    feeds = {t.name: np.ones(t.shape, kinds[t.type]) for t in session.get_inputs()}
+    (output,) = session.run(None, feeds)
+    assert output.shape == shape
+    assert output.dtype == (np.float32 if precision == "fp32" else np.uint8)
+
+
+@pytest.mark.parametrize("op", ["quantize", "dequantize", "empty"])
+def test_rows_without_weights_run(op: str) -> None:
+    graph = row_onnx(LayerConfig(op=op, in_shape=(1, 8, 4, 4), out_channels=8))
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    kind = np.uint8 if op == "dequantize" else np.float32
+    (output,) = session.run(None, {"input": np.ones((1, 8, 4, 4), kind)})
+    assert output.shape == (1, 8, 4, 4)

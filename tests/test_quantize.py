@@ -1,0 +1,124 @@
+"""INT8: the layers that were chosen run in int8, and no others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from hwloop import space
+from hwloop.compress.apply import quantized
+from hwloop.device import state
+from hwloop.evaluate import CALIBRATION_INPUTS
+from hwloop.export import export_onnx, row_onnx
+from hwloop.model import describe
+from hwloop.records import Action, Candidate, LayerConfig, Network
+from hwloop.task import load_model
+from hwloop.tasks import load_task
+
+INT8 = Action(precision="int8")
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[torch.nn.Module, torch.Tensor, bytes, Network, np.ndarray]:
+    task = load_task("demo")
+    module, example = load_model(task, None), task.example()
+    graph = export_onnx(module, example)
+    inputs = task.train().batch(range(CALIBRATION_INPUTS))[0].numpy()
+    return module, example, graph, describe(module, example, graph, name="demo"), inputs
+
+
+def optimized_ops(graph: bytes, folder: Path) -> list[onnx.NodeProto]:
+    """The nodes that ONNX Runtime really runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return list(onnx.load(folder / "optimized.onnx").graph.node)
+
+
+def int8_graph(demo: tuple, chosen: set[str]) -> bytes:
+    module, example, graph, network, inputs = demo
+    actions = tuple(INT8 if g.name in chosen else Action() for g in network.groups)
+    return quantized(
+        module,
+        example,
+        graph,
+        network=network,
+        candidate=Candidate(actions=actions),
+        calibration=inputs,
+        recipe="ort-x86",
+        isa=state.isa(),
+    )
+
+
+def test_without_int8_groups_the_graph_is_unchanged(demo: tuple) -> None:
+    assert int8_graph(demo, set()) == demo[2]
+
+
+def test_the_whole_network_runs_in_int8(demo: tuple, tmp_path: Path) -> None:
+    everything = {group.name for group in demo[3].groups}
+    ops = Counter(node.op_type for node in optimized_ops(int8_graph(demo, everything), tmp_path))
+    assert ops["QLinearConv"] == 21
+    assert ops["QLinearAdd"] == 9
+    assert ops["Conv"] == ops["FusedConv"] == ops["Relu"] == 0
+
+
+@pytest.mark.parametrize("island", ["stage2.1.conv1", "stage3.2.conv1"])
+def test_a_float_layer_between_int8_layers_stays_float(
+    demo: tuple, tmp_path: Path, island: str
+) -> None:
+    chosen = {group.name for group in demo[3].groups} - {island}
+    nodes = optimized_ops(int8_graph(demo, chosen), tmp_path)
+    ops = Counter(node.op_type for node in nodes)
+    assert ops["QLinearConv"] == 20
+    assert ops["Conv"] + ops["FusedConv"] == 1
+
+
+def test_int8_costs_the_demo_less_than_two_points(demo: tuple) -> None:
+    task = load_task("demo")
+    inputs, targets = task.search().batch(range(1000))
+    everything = {group.name for group in demo[3].groups}
+    scores = []
+    for graph in (demo[2], int8_graph(demo, everything)):
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        outputs = [session.run(None, {"input": x[None]})[0] for x in inputs.numpy()]
+        scores.append(task.metric(np.concatenate(outputs), targets.numpy()))
+    assert scores[0] > 0.9
+    assert scores[0] - scores[1] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("tail", "expected"),
+    [
+        (("bias",), {"QLinearConv": 1}),
+        (("bias", "relu"), {"QLinearConv": 1}),
+        (("bias", "add", "relu"), {"QLinearConv": 1, "QLinearAdd": 1}),
+    ],
+)
+def test_an_int8_row_is_one_fused_block(
+    tmp_path: Path, tail: tuple[str, ...], expected: dict[str, int]
+) -> None:
+    config = LayerConfig(
+        op="conv",
+        in_shape=(1, 16, 8, 8),
+        out_channels=32,
+        kernel=(3, 3),
+        padding=(1, 1),
+        precision_in="int8",
+        precision="int8",
+        precision_out="int8",
+        tail=tail,
+    )
+    nodes = optimized_ops(row_onnx(config), tmp_path)
+    assert Counter(n.op_type for n in nodes if n.op_type != "Transpose") == expected
+
+
+def test_masks_and_menu_agree_on_int8(demo: tuple) -> None:
+    masks = space.masks(demo[3], space.SpaceRules())
+    assert all(mask[space.ACTIONS.index(INT8)] for mask in masks)

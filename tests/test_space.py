@@ -1,0 +1,109 @@
+"""The action space: masks, widths and the rows that a candidate costs."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwloop import space
+from hwloop.records import Group, Layer, LayerConfig, Network
+from hwloop.space import ACTIONS, SpaceRules
+
+
+def chain(channels: tuple[int, ...] = (16, 32, 48)) -> Network:
+    """Convolutions in a row, one group each, and a classifier of fixed width."""
+    layers, groups, before = [], [], 3
+    for index, width in enumerate(channels):
+        config = LayerConfig(
+            op="conv",
+            in_shape=(1, before, 8, 8),
+            out_channels=width,
+            kernel=(3, 3),
+            padding=(1, 1),
+            tail=("bias", "relu"),
+        )
+        feeding = ((index - 1, 1),) if index else ()
+        layers.append(Layer(name=f"c{index}", config=config, out_group=index, in_groups=feeding))
+        groups.append(
+            Group(name=f"c{index}", layers=(f"c{index}",), channels=width, prunable=True, block="")
+        )
+        before = width
+    last = len(channels)
+    config = LayerConfig(op="linear", in_shape=(1, before * 64), out_channels=10)
+    layers.append(Layer(name="fc", config=config, out_group=last, in_groups=((last - 1, 64),)))
+    groups.append(Group(name="fc", layers=("fc",), channels=10, prunable=False, block=""))
+    return Network(
+        name="chain", input_shape=(1, 3, 8, 8), layers=tuple(layers), groups=tuple(groups)
+    )
+
+
+@given(st.integers(1, 300), st.sampled_from([1, 4, 8, 16]), st.booleans())
+def test_no_two_legal_actions_have_the_same_effect(
+    channels: int, align: int, prunable: bool
+) -> None:
+    group = Group(name="g", layers=("g",), channels=channels, prunable=prunable, block="")
+    mask = space.legal_actions(group, SpaceRules(align=align))
+    effects = [
+        (space.width(group, action, align), action.precision)
+        for action, ok in zip(ACTIONS, mask, strict=True)
+        if ok
+    ]
+    assert mask[0]
+    assert len(set(effects)) == len(effects)
+    for kept, _ in effects:
+        assert kept == channels or (prunable and kept % align == 0 and kept < channels)
+
+
+def test_precisions_and_kinds_that_a_target_lacks_are_masked() -> None:
+    group = chain().groups[1]
+    no_int8 = space.legal_actions(group, SpaceRules(precisions=("base",)))
+    assert not any(ok for ok, a in zip(no_int8, ACTIONS, strict=True) if a.precision == "int8")
+    no_prune = space.legal_actions(group, SpaceRules(kinds=("keep",)))
+    assert not any(ok for ok, a in zip(no_prune, ACTIONS, strict=True) if a.kind == "prune")
+
+
+@given(st.lists(st.integers(0, len(ACTIONS) - 1), min_size=4, max_size=4))
+def test_channels_that_leave_a_layer_arrive_at_the_next(indices: list[int]) -> None:
+    network, rules = chain(), SpaceRules()
+    legal = space.masks(network, rules)
+    choices = tuple(i if mask[i] else 0 for i, mask in zip(indices, legal, strict=True))
+    rows = space.network_configs(network, space.candidate(choices), rules)
+    layers = [row for row in rows if row.op in ("conv", "linear")]
+    for before, after in itertools.pairwise(layers):
+        spatial = 64 if after.op == "linear" else 1
+        assert after.in_shape[1] == before.out_channels * spatial
+
+
+def test_each_change_of_precision_costs_one_row() -> None:
+    network, rules = chain(), SpaceRules()
+    base, int8 = 0, 4
+    rows = space.network_configs(network, space.candidate((base, int8, base, base)), rules)
+    assert [row.op for row in rows if row.op in ("quantize", "dequantize")] == [
+        "quantize",
+        "dequantize",
+    ]
+    all_int8 = space.network_configs(network, space.candidate((int8,) * 4), rules)
+    assert [row.op for row in all_int8 if "quantize" in row.op] == ["quantize"]
+
+
+def test_every_row_of_any_candidate_is_reachable() -> None:
+    network, rules = chain((16, 32)), SpaceRules()
+    reachable = set(space.reachable_configs(network, rules))
+    menus = [[i for i, ok in enumerate(mask) if ok] for mask in space.masks(network, rules)]
+    for choices in itertools.product(*menus):
+        assert set(space.network_configs(network, space.candidate(choices), rules)) <= reachable
+
+
+def test_a_uniform_recipe_falls_back_where_it_is_illegal() -> None:
+    masks = space.masks(chain(), SpaceRules())
+    half_int8 = 6
+    choices = space.uniform(masks, half_int8)
+    assert choices[1] == half_int8
+    assert ACTIONS[choices[-1]].kind == "keep"
+
+
+def test_choices_and_candidates_are_inverse() -> None:
+    choices = (0, 3, 5, 7)
+    assert space.choices_of(space.candidate(choices)) == choices

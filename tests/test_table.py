@@ -1,0 +1,140 @@
+"""The latency table: populations, the fitted prediction, export and import."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_space import chain
+
+from hwloop import space
+from hwloop.errors import UsageError
+from hwloop.profile import Protocols
+from hwloop.records import Fingerprint, LayerConfig, Measurement
+from hwloop.space import SpaceRules
+from hwloop.store import Store
+from hwloop.table import (
+    CASTS,
+    EMPTY,
+    REFERENCE,
+    LatencyTable,
+    Predictor,
+    export_rows,
+    fit,
+    import_rows,
+    prediction_error,
+)
+
+HERE = Fingerprint(device="here", runtime="r", runtime_version="1")
+THERE = Fingerprint(device="there", runtime="r", runtime_version="1")
+ROW = Protocols().row
+
+
+def measured(ms: float) -> Measurement:
+    return Measurement(samples_ms=(ms,) * 3, reference_ms=(1.0,) * 3, reference_latency_ms=1.0)
+
+
+def filled(store: Store, configs: tuple[LayerConfig, ...]) -> LatencyTable:
+    table = LatencyTable(store, HERE, ROW)
+    table.add(EMPTY, measured(0.001))
+    for number, config in enumerate(configs):
+        table.add(config, measured(0.01 + 0.001 * number))
+    return table
+
+
+def test_rows_are_found_again_and_the_first_stands(tmp_path: Path) -> None:
+    with Store(tmp_path / "t.sqlite") as store:
+        table = LatencyTable(store, HERE, ROW)
+        assert table.missing([EMPTY, REFERENCE, EMPTY]) == [EMPTY, REFERENCE]
+        table.add(EMPTY, measured(0.5))
+        table.add(EMPTY, measured(0.7))
+        again = LatencyTable(store, HERE, ROW)
+        assert again.row_ms(EMPTY) == 0.5
+        assert again.missing([EMPTY, REFERENCE]) == [REFERENCE]
+
+
+def test_rows_of_another_device_are_another_population(tmp_path: Path) -> None:
+    with Store(tmp_path / "t.sqlite") as store:
+        LatencyTable(store, HERE, ROW).add(EMPTY, measured(0.5))
+        assert len(LatencyTable(store, THERE, ROW)) == 0
+        assert len(LatencyTable(store, HERE, Protocols().loop)) == 0
+
+
+def test_the_fit_finds_known_coefficients_despite_an_outlier() -> None:
+    rng = np.random.default_rng(0)
+    sums = [
+        (float(b), float(c))
+        for b, c in zip(rng.uniform(1, 5, 30), rng.uniform(0, 0.4, 30), strict=True)
+    ]
+    y = [0.9 * b + 1.8 * c + 0.05 for b, c in sums]
+    y[7] *= 1.5
+    found = fit(sums, y)
+    predicted = np.array([found(*item) for item in sums])
+    errors = np.abs(predicted / np.array(y) - 1)
+    assert np.sort(errors)[-2] < 0.03
+
+
+def test_one_observation_gives_one_scale() -> None:
+    found = fit([(2.0, 0.0)], [1.0])
+    assert found(2.0, 0.0) == pytest.approx(1.0)
+    assert found(4.0, 0.0) == pytest.approx(2.0, rel=0.02)
+
+
+def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) -> None:
+    network, rules = chain(), SpaceRules()
+    with Store(tmp_path / "t.sqlite") as store:
+        table = filled(store, space.reachable_configs(network, rules))
+        predictor = Predictor(table, network, rules)
+        for choices in [(0, 0, 0, 0), (0, 4, 2, 0), (4, 5, 6, 4)]:
+            rows = space.network_configs(network, space.candidate(choices), rules)
+            blocks = sum(table.row_ms(r) - 0.001 for r in rows if r.op not in CASTS)
+            casts = sum(table.row_ms(r) - 0.001 for r in rows if r.op in CASTS)
+            assert predictor.sums_ms(choices) == pytest.approx((blocks, casts))
+        predictor.observe((0, 0, 0, 0), 5.0)
+        assert predictor((0, 0, 0, 0)) == pytest.approx(5.0)
+
+
+def test_export_and_import_keep_every_row(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with Store(tmp_path / "a.sqlite") as store:
+        filled(store, (REFERENCE,))
+        assert export_rows(store, lines.append) == 2
+    with Store(tmp_path / "b.sqlite") as other:
+        assert import_rows(other, lines, Path("rows.jsonl")) == 2
+        assert LatencyTable(other, HERE, ROW).row_ms(REFERENCE) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("line", "change", "said"),
+    [
+        (1, {"key": "0" * 64}, "line 2.*key"),
+        (0, {"schema": 99}, "line 1.*schema 99"),
+        (0, {"population": "0" * 64}, "line 1.*population"),
+        (2, {"config": {"op": "conv"}}, "line 3"),
+    ],
+)
+def test_an_altered_line_is_named_and_nothing_is_stored(
+    tmp_path: Path, line: int, change: dict[str, object], said: str
+) -> None:
+    lines: list[str] = []
+    with Store(tmp_path / "a.sqlite") as store:
+        filled(store, (REFERENCE,))
+        export_rows(store, lines.append)
+    lines[line] = json.dumps({**json.loads(lines[line]), **change})
+    with Store(tmp_path / "b.sqlite") as other:
+        with pytest.raises(UsageError, match=said):
+            import_rows(other, lines, Path("rows.jsonl"))
+        assert other.all("population") == {}
+
+
+def test_broken_json_is_named() -> None:
+    with Store(Path(":memory:")) as store, pytest.raises(UsageError, match="line 1"):
+        import_rows(store, ["{"], Path("rows.jsonl"))
+
+
+def test_the_error_of_predictions() -> None:
+    found = prediction_error([1.0, 1.04, 1.2], [1.0, 1.0, 1.0])
+    assert found == {"n": 3, "median_abs_pct": 4.0, "within_5pct": 0.6667, "within_10pct": 0.6667}
+    assert prediction_error([], [])["median_abs_pct"] is None
