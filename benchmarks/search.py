@@ -31,10 +31,10 @@ from hwloop.store import Store
 
 EVALUATIONS = 60
 SEEDS = (0, 1, 2)
-RIVALS = ("dqn", "dqn-vanilla", "random", "greedy", "uniform", "planner", "local")
+RIVALS = ("dqn", "random", "dqn-vanilla", "planner", "greedy", "uniform")
 MAX_DROP = 0.02
 MIN_SPEEDUP = 2.6
-GOALS = ("drop", "budget")
+GOALS = ("drop",)
 RECALIBRATION = Recipe(steps=0, recalibration_batches=4)
 
 

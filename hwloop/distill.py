@@ -110,8 +110,10 @@ class Recovery:
             weight_decay=recipe.weight_decay,
             nesterov=True,
         )
+        # One step more than is taken; below six, OneCycleLR divides by zero.
+        total = max(recipe.steps + 1, 6)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, recipe.peak_lr, total_steps=recipe.steps + 1, pct_start=recipe.warmup_share
+            optimizer, recipe.peak_lr, total_steps=total, pct_start=recipe.warmup_share
         )
         module.train()
         for step in range(recipe.steps):

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from hwloop import space
 from hwloop.accuracy import Run
@@ -17,12 +17,31 @@ from hwloop.export import check_outputs, export_onnx
 from hwloop.model import describe, graph_configs
 from hwloop.space import ACTIONS, SpaceRules
 
+
+class Grouped(nn.Module):
+    """Grouped convolutions, a concatenation and pools: what the others do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 32, 3, padding=1)
+        self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=4)
+        self.left = nn.Conv2d(32, 16, 1)
+        self.right = nn.Conv2d(32, 24, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.mean = nn.AdaptiveAvgPool2d(1)
+        self.last = nn.Linear(40, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.grouped(torch.relu(self.first(x))))
+        both = torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], dim=1)
+        return self.last(torch.flatten(self.mean(self.pool(both)), 1))
+
+
 NETWORKS = {
     "demo": (ResNet20, (1, 1, 28, 28)),
-    "resnet18": (torchvision.models.resnet18, (1, 3, 64, 64)),
-    "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 64, 64)),
-    "resnext50": (torchvision.models.resnext50_32x4d, (1, 3, 64, 64)),
-    "squeezenet": (torchvision.models.squeezenet1_1, (1, 3, 64, 64)),
+    "resnet18": (torchvision.models.resnet18, (1, 3, 32, 32)),
+    "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 32, 32)),
+    "grouped": (lambda: Grouped(), (1, 3, 16, 16)),
 }
 
 

@@ -93,6 +93,16 @@ def prune(
         if not graph.check_pruning_group(group):
             raise CandidateError("compress", f"group {path!r} cannot be cut to {len(indices)}")
         group.prune()
+    _check_shapes(module, example)
+
+
+def _check_shapes(module: nn.Module, example: Tensor) -> None:
+    """Dependencies that torch-pruning misses (a flattened concatenation, say) show here."""
+    try:
+        with torch.no_grad():
+            module.eval()(example)
+    except RuntimeError as error:
+        raise CandidateError("compress", f"the pruned layers do not fit: {error}") from error
 
 
 def _keep(scores: nn.Module, example: Tensor, path: str, width: int) -> list[int]:
@@ -123,7 +133,7 @@ def _members(
         cuts_outputs = graph.is_out_channel_pruning_fn(dependency.handler)
         if cuts_outputs:
             members.append(names[target])
-            clean = clean and len(indices) == len(everything)
+            clean = clean and sorted(indices) == list(range(_out_channels(target)))
         grouped = getattr(target, "groups", 1)
         clean = clean and (grouped == 1 or grouped == getattr(target, "out_channels", 0))
     return members, clean
