@@ -80,24 +80,25 @@ def optimize(
     Raises:
         HwloopError: with a message for the user and, where there is one, the fix in ``hint``.
     """
-    settings = Settings(
-        model=_spec_of(model),
-        task=task if isinstance(task, str) else f"{type(task).__module__}:{type(task).__name__}",
-        data=None if data is None else str(data),
+    settings = settings_of(
+        model,
+        task=task,
         target=target,
-        goal=_goal(max_drop, max_latency_ms, min_speedup),
+        data=data,
+        max_drop=max_drop,
+        max_latency_ms=max_latency_ms,
+        min_speedup=min_speedup,
         agent=agent,
         reward=reward,
         lam=lam,
         evaluations=evaluations,
         time_limit_s=time_limit_s,
         seed=seed,
-        table=None if table is None else str(table),
+        table=table,
         loop_steps=loop_steps,
         finalists=finalists,
         final_steps=final_steps,
     )
-    _check(settings)
     profile = load_profile(target)
     plugin = load_task(task, data=Path(data) if data else None) if isinstance(task, str) else task
     module = _module(model, plugin)
@@ -162,6 +163,36 @@ def bench(
         profile=load_profile(target),
         progress=progress or Progress(),
     )
+
+
+def settings_of(
+    model: str | nn.Module | None,
+    *,
+    task: str | Task,
+    target: str,
+    data: str | Path | None,
+    max_drop: float | None,
+    max_latency_ms: float | None,
+    min_speedup: float | None,
+    table: str | Path | None,
+    **options: Any,
+) -> Settings:
+    """The options of :func:`optimize` as the record that is stored with the run.
+
+    Raises:
+        UsageError: an option has an impossible value.
+    """
+    settings = Settings(
+        model=_spec_of(model),
+        task=task if isinstance(task, str) else f"{type(task).__module__}:{type(task).__name__}",
+        data=None if data is None else str(data),
+        target=target,
+        goal=_goal(max_drop, max_latency_ms, min_speedup),
+        table=None if table is None else str(table),
+        **options,
+    )
+    _check(settings)
+    return settings
 
 
 def _goal(max_drop: float | None, max_latency_ms: float | None, min_speedup: float | None) -> Goal:

@@ -128,13 +128,14 @@ def optimize(model: str | None, dry_run: bool, as_json: bool, **options: Any) ->
 
     options["time_limit_s"] = options.pop("time_limit")
     if dry_run:
-        lines = plan.describe(model, **options)
+        run = Path(options.pop("run"))
+        lines = plan.describe(api.settings_of(model, **options), run=run)
         _print(lines, as_json=as_json, text="\n".join(f"{k}: {v}" for k, v in lines.items()))
         return
     with _progress() as progress:
         report = api.optimize(model, progress=progress, **options)
-    run = Path(options["run"])
-    after = [*notes(report), f"report: {run / 'report.md'}", f"network: {run / 'best'}"]
+    folder = Path(options["run"])
+    after = [*notes(report), f"report: {folder / 'report.md'}", f"network: {folder / 'best'}"]
     _print(report, as_json=as_json, text=_table(summary_rows(report)) + "\n".join(after))
     sys.exit(ExitCode.MET if report["goal"]["met"] else ExitCode.NOT_MET)
 

@@ -267,8 +267,12 @@ class Evaluator:
 
     def _baseline_metric(self) -> float:
         if self.store.get("baseline", "metric") is None:
-            with self.clock("export"):
-                check_outputs(self.subject.dense, self.subject.example, self.run(self.dense_model))
-            metric = self.score(self.dense_model, self.search_split)
+            try:
+                with self.clock("export"):
+                    run = self.run(self.dense_model)
+                    check_outputs(self.subject.dense, self.subject.example, run)
+                metric = self.score(self.dense_model, self.search_split)
+            except CandidateError as error:
+                raise measure.unusable(self.session, "the dense network", error) from error
             self.store.add("baseline", "metric", metric)
         return float(self.store.get("baseline", "metric"))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from hwloop import stats
+from hwloop.errors import CandidateError, TargetError
 from hwloop.export import row_onnx
 from hwloop.records import LayerConfig, Measurement, Protocol
 from hwloop.table import EMPTY, REFERENCE, LatencyTable
@@ -17,10 +18,17 @@ ATTEMPTS = 2
 
 
 def baseline(session: DeviceSession, model: Model, protocol: Protocol) -> Measurement:
-    """The model against itself: its latency, and how far apart two equal things look."""
-    return _stable(
-        lambda: session.measure(model, model, protocol=protocol, reference_latency_ms=0.0)
-    )
+    """The model against itself: its latency, and how far apart two equal things look.
+
+    Raises:
+        TargetError: the target cannot run it; without a baseline nothing can be claimed.
+    """
+    try:
+        return _stable(
+            lambda: session.measure(model, model, protocol=protocol, reference_latency_ms=0.0)
+        )
+    except CandidateError as error:
+        raise unusable(session, "the baseline", error) from error
 
 
 def against(
@@ -53,14 +61,23 @@ def build_rows(
         progress(done, len(missing))
         model = Model(row_onnx(config), (config,))
         accepted_ms = 0.0 if config == REFERENCE else table.row_ms(REFERENCE)
-        measurement = session.measure(
-            model, reference, protocol=table.protocol, reference_latency_ms=accepted_ms
-        )
+        try:
+            measurement = session.measure(
+                model, reference, protocol=table.protocol, reference_latency_ms=accepted_ms
+            )
+        except CandidateError as error:
+            raise unusable(session, f"the row {config}", error) from error
         table.add(config, measurement)
         if model.digest != reference.digest:
             session.forget(model)
     progress(len(missing), len(missing))
     return len(missing)
+
+
+def unusable(session: DeviceSession, what: str, error: CandidateError) -> TargetError:
+    """The error of a target that fails at what every run needs."""
+    name = session.profile.name
+    return TargetError(f"target {name!r} cannot run {what}: {error}", f"hwloop target check {name}")
 
 
 def doubts(measurement: Measurement) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ password and no command. profiles/README.md is the schema as a table.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -184,6 +185,7 @@ def _parse(path: Path, data: dict[str, Any]) -> TargetProfile:
     timeouts = reader.table(
         top.get("timeouts", {}), "timeouts", {"build_s": (int, float), "call_s": (int, float)}
     )
+    reader.positive("timeouts", timeouts)
     return TargetProfile(
         name=path.stem,
         description=top["description"],
@@ -219,6 +221,10 @@ def _rules(reader: _Reader, data: dict[str, Any]) -> SpaceRules:
         reader.choice("space.precisions", value, sorted({a.precision for a in ACTIONS}))
     for value in kinds:
         reader.choice("space.kinds", value, sorted({a.kind for a in ACTIONS}))
+    # The dense network is the baseline of every search, so leaving a group alone is always legal.
+    for where, needed, values in (("precisions", "base", precisions), ("kinds", "keep", kinds)):
+        if needed not in values:
+            raise reader.error(f"space.{where} must have {needed!r}")
     return replace(rules, base_precision=base, precisions=precisions, kinds=kinds)
 
 
@@ -240,9 +246,7 @@ def _protocols(reader: _Reader, data: dict[str, Any]) -> Protocols:
     made = {}
     for stage, value in stages.items():
         fields = reader.table(value, f"protocol.{stage}", kinds)
-        bad = [name for name, item in fields.items() if item <= 0]
-        if bad:
-            raise reader.error(f"protocol.{stage}.{bad[0]} must be above zero")
+        reader.positive(f"protocol.{stage}", fields)
         made[stage] = replace(getattr(defaults, stage), **fields)
     return replace(defaults, **made)
 
@@ -267,6 +271,11 @@ class _Reader:
             if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
                 raise self.error(f"{name} has the wrong type: {value!r}")
         return dict(data)
+
+    def positive(self, where: str, numbers: dict[str, Any]) -> None:
+        for name, value in numbers.items():
+            if not 0 < value < math.inf:
+                raise self.error(f"{where}.{name} must be above zero and finite")
 
     def choice(self, where: str, value: Any, known: Any) -> None:
         if value not in known:

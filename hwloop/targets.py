@@ -54,7 +54,7 @@ serve(channel, runtime, settings)
 """
 
 
-class WorkerLost(Exception):
+class WorkerLost(TargetError):
     """The worker died, did not answer in time, or answered what cannot be true."""
 
 

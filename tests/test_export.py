@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -74,6 +76,29 @@ def test_other_outputs_fail_the_check() -> None:
             (1, 8, 5, 5),
         ),
         (
+            LayerConfig(
+                op="avgpool", in_shape=(1, 8, 8, 8), out_channels=8, kernel=(2, 2), stride=(2, 2)
+            ),
+            (1, 8, 4, 4),
+        ),
+        (
+            LayerConfig(
+                op="conv",
+                in_shape=(2, 8, 6, 6),
+                out_channels=16,
+                groups=2,
+                tail=("bias", "add", "relu"),
+            ),
+            (2, 16, 6, 6),
+        ),
+        *(
+            (
+                LayerConfig(op="conv", in_shape=(1, 8, 5, 5), out_channels=4, tail=("bias", word)),
+                (1, 4, 5, 5),
+            )
+            for word in ("sigmoid", "hardswish", "tanh")
+        ),
+        (
             LayerConfig(op="elementwise", in_shape=(1, 8, 4, 4), out_channels=8, tail=("add",)),
             (1, 8, 4, 4),
         ),
@@ -88,6 +113,23 @@ def test_every_row_runs(config: LayerConfig, shape: tuple[int, ...], precision: 
     (output,) = session.run(None, feeds)
     assert output.shape == shape
     assert output.dtype == (np.float32 if precision == "fp32" else np.uint8)
+
+
+def test_the_tail_of_a_row_is_computed() -> None:
+    plain = LayerConfig(op="conv", in_shape=(1, 8, 5, 5), out_channels=4)
+    inputs = np.random.default_rng(0).standard_normal((1, 8, 5, 5)).astype(np.float32)
+
+    def outputs(*tail: str) -> np.ndarray:
+        graph = row_onnx(replace(plain, tail=tail))
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        feeds = {t.name: inputs[:, :4] * 0 + 2 for t in session.get_inputs()} | {"input": inputs}
+        return session.run(None, feeds)[0]
+
+    bare = outputs()
+    assert np.allclose(outputs("relu"), np.maximum(bare, 0), atol=1e-6)
+    assert np.allclose(outputs("clip:0:6"), np.clip(bare, 0, 6), atol=1e-6)
+    assert np.allclose(outputs("add"), bare + 2, atol=1e-6)
+    assert not np.allclose(outputs("bias"), bare)
 
 
 @pytest.mark.parametrize("op", ["quantize", "dequantize", "empty"])

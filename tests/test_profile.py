@@ -34,6 +34,21 @@ def test_an_unknown_name_gets_the_closest() -> None:
         (HEAD + '[space]\nprecisions = ["fp8"]', "space.precisions is 'fp8'"),
         (HEAD + "[protocol.row]\nrounds = 0", "protocol.row.rounds must be above zero"),
         (HEAD + "[protocol.raw]\nrounds = 1", "unknown key 'protocol.raw'.*row"),
+        (HEAD + "[space]\nalign = 0.5", "space.align"),
+        (HEAD + '[space]\nprecisions = "int8"', "space.precisions has the wrong type"),
+        (HEAD + '[space]\nprecisions = ["int8"]', "space.precisions must have 'base'"),
+        (HEAD + '[space]\nkinds = ["prune"]', "space.kinds must have 'keep'"),
+        (HEAD + '[space]\nbase_precision = "fp16"', "space.base_precision is 'fp16'"),
+        (HEAD + '[space]\nrecipe = "ort-x68"', "space.recipe is 'ort-x68'.*ort-x86"),
+        (HEAD + 'transport = "pigeon"', "transport is 'pigeon'"),
+        (HEAD + 'verified = "yes"', "verified has the wrong type"),
+        (HEAD + "settings = 3", "settings has the wrong type"),
+        (HEAD + "[settings]\nthreads = true", "settings.threads has the wrong type"),
+        (HEAD + "[timeouts]\ncall_s = 0", "timeouts.call_s must be above zero"),
+        (HEAD + "[timeouts]\nbuild_s = inf", "timeouts.build_s must be above zero and finite"),
+        (HEAD + "[protocol]\nrow = 1", "protocol.row has the wrong type"),
+        (HEAD + "[protocol.row]\ntarget_halfwidth = nan", "protocol.row.target_halfwidth must"),
+        (HEAD + "[protocol.row]\nrounds = 1.5", "protocol.row.rounds has the wrong type"),
         ("description = ", "cannot read profile"),
     ],
 )
@@ -43,6 +58,27 @@ def test_a_wrong_value_names_the_file_and_the_key(tmp_path: Path, text: str, sai
     with pytest.raises(UsageError, match=said) as caught:
         load_profile(str(path))
     assert str(path) in str(caught.value)
+
+
+def test_a_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no profile at .*absent\.toml"):
+        load_profile(str(tmp_path / "absent.toml"))
+
+
+def test_a_profile_in_the_working_folder_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "cpu.toml").write_text(HEAD + "[settings]\nthreads = 3")
+    monkeypatch.chdir(tmp_path)
+    assert load_profile("cpu").settings == {"threads": 3}
+
+
+def test_an_alignment_that_is_asked_for_beats_the_instruction_set(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(HEAD + '[space]\nalign = 4\nrecipe = "ort-arm"')
+    assert rules_for(load_profile(str(path)), "avx2+avx512f").align == 4
+    assert recipe_for(load_profile(str(path)), "avx2+avx512f") == "ort-arm"
 
 
 def test_a_profile_may_change_the_protocol(tmp_path: Path) -> None:
@@ -60,6 +96,7 @@ def test_a_profile_may_change_the_protocol(tmp_path: Path) -> None:
         ("avx2", 8, "ort-x86"),
         ("avx2+avx512f", 16, "ort-x86"),
         ("avx2+avx512f+avx512_vnni", 8, "ort-x86"),
+        ("avx2+avx_vnni", 8, "ort-x86"),
         ("asimd+asimddp", 8, "ort-arm"),
     ],
 )

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hwloop.compress.apply import compress
 from hwloop.compress.prune import couplings, prune
 from hwloop.errors import CandidateError, UsageError
+from hwloop.export import export_onnx
+from hwloop.model import describe
+from hwloop.space import ACTIONS, SpaceRules, candidate
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
@@ -77,6 +81,25 @@ def test_a_coupled_group_is_cut_everywhere() -> None:
     assert module.depthwise.groups == module.depthwise.out_channels == 8
     assert module.point.weight.shape == (8, 8, 1, 1)
     assert module(EXAMPLE).shape == (1, 4, 8, 8)
+
+
+def test_the_dense_network_keeps_its_weights_and_flags() -> None:
+    torch.manual_seed(0)
+    dense = Residual().eval()
+    dense.point.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in dense.parameters()]
+    network = describe(dense, EXAMPLE, export_onnx(dense, EXAMPLE), name="residual")
+    half = next(i for i, a in enumerate(ACTIONS) if (a.kind, a.amount) == ("prune", 0.5))
+    choices = tuple(half if group.prunable else 0 for group in network.groups)
+    small = compress(dense, EXAMPLE, network, candidate=candidate(choices), rules=SpaceRules())
+    assert small.stem.out_channels == 8
+    assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+    assert [parameter.requires_grad for parameter in dense.parameters()] == flags
+    assert not small.point.weight.requires_grad
+    # What stays is taken over, not made anew.
+    rows = {tuple(row.flatten().tolist()) for row in dense.stem.weight}
+    assert all(tuple(row.flatten().tolist()) in rows for row in small.stem.weight)
 
 
 def test_a_dependency_that_does_not_add_up_is_left_alone() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import pytest
@@ -45,7 +47,47 @@ GOLDEN = {
         precision="int8",
         precision_out="int8",
     ): "e35d27fc576992347a5e064a9231477d6f48b082bd7030694bb854b12b0b7ffa",
+    LayerConfig(
+        op="conv",
+        in_shape=(1, 96, 56, 56),
+        out_channels=96,
+        kernel=(3, 3),
+        stride=(2, 2),
+        padding=(1, 1),
+        groups=96,
+        precision_in="int8",
+        precision="int8",
+        precision_out="int8",
+        tail=("bias", "clip:0:6"),
+    ): "0e7342432514a363948522431cfcd159af9906adedfecad605c762088f4173d4",
+    LayerConfig(
+        op="conv",
+        in_shape=(1, 64, 8, 8),
+        out_channels=64,
+        precision="fp16",
+        sparsity="2:4",
+        rank=12,
+    ): "44021b6da33f9fa6186f6e6a4dd23ad436e2f22079d60f20ee55b77c45e074e2",
 }
+SIZES = st.integers(1, 4096)
+PAIRS = st.tuples(st.integers(0, 7), st.integers(0, 7))
+PRECISIONS = st.sampled_from(["fp32", "fp16", "int8"])
+CONFIGS = st.builds(
+    LayerConfig,
+    op=st.sampled_from(["conv", "linear", "maxpool", "quantize"]),
+    in_shape=st.lists(SIZES, min_size=2, max_size=4).map(tuple),
+    out_channels=SIZES,
+    kernel=PAIRS,
+    stride=PAIRS,
+    padding=PAIRS,
+    groups=SIZES,
+    precision_in=PRECISIONS,
+    precision=PRECISIONS,
+    precision_out=PRECISIONS,
+    sparsity=st.sampled_from(["dense", "2:4"]),
+    rank=st.none() | SIZES,
+    tail=st.lists(st.sampled_from(["bias", "add", "relu", "clip:0:6"]), max_size=3).map(tuple),
+)
 
 
 @pytest.mark.parametrize(("config", "key"), GOLDEN.items())
@@ -54,19 +96,33 @@ def test_the_key_of_a_layer_never_changes(config: LayerConfig, key: str) -> None
 
 
 def test_every_field_of_a_layer_is_in_its_key() -> None:
+    changes = {
+        "op": "maxpool",
+        "in_shape": [1, 16, 28, 27],
+        "out_channels": 40,
+        "kernel": [1, 3],
+        "stride": [1, 1],
+        "padding": [0, 0],
+        "groups": 2,
+        "precision": "int8",
+        "precision_in": "int8",
+        "precision_out": "int8",
+        "sparsity": "2:4",
+        "rank": 8,
+        "tail": ["bias"],
+    }
+    assert set(changes) == {field.name for field in dataclasses.fields(LayerConfig)}
     others = [
-        LayerConfig.from_json({**to_json(CONV), name: value})
-        for name, value in {
-            "out_channels": 40,
-            "stride": [1, 1],
-            "precision": "int8",
-            "precision_in": "int8",
-            "sparsity": "2:4",
-            "rank": 8,
-            "tail": ["bias"],
-        }.items()
+        LayerConfig.from_json({**to_json(CONV), name: value}) for name, value in changes.items()
     ]
     assert len({CONV.key(), *(other.key() for other in others)}) == len(others) + 1
+
+
+@given(CONFIGS)
+def test_a_layer_survives_json(config: LayerConfig) -> None:
+    again = LayerConfig.from_json(json.loads(canonical_json(config)))
+    assert again == config
+    assert again.key() == config.key()
 
 
 def test_nan_has_no_canonical_form() -> None:
@@ -122,6 +178,31 @@ def test_a_change_within_the_noise_floor_is_not_significant(
         reference_latency_ms=1.0,
     )
     assert found.significant is significant
+
+
+def test_a_large_change_with_a_wide_interval_is_not_significant() -> None:
+    samples = (0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 1.2, 1.2, 1.2, 1.2)
+    found = Measurement(samples_ms=samples, reference_ms=(1.0,) * 10, reference_latency_ms=1.0)
+    assert found.ratio == 0.8
+    assert found.ratio_ci95 == (0.8, 1.2)
+    assert not found.significant
+
+
+def test_a_measurement_survives_json_with_every_sample() -> None:
+    found = Measurement(
+        samples_ms=(1.0, 1.1),
+        reference_ms=(2.0, 2.1),
+        reference_latency_ms=2.0,
+        temperature_c=51.5,
+        unstable=("the halves differ",),
+    )
+    assert Measurement.from_json(json.loads(canonical_json(found))) == found
+
+
+def test_each_sample_has_its_reference() -> None:
+    for samples, reference in [((1.0, 1.0), (1.0,)), ((), ())]:
+        with pytest.raises(ValueError, match="as many reference samples"):
+            Measurement(samples_ms=samples, reference_ms=reference, reference_latency_ms=1.0)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])

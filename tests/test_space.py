@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwloop import space
-from hwloop.records import Group, Layer, LayerConfig, Network
+from hwloop.records import Action, Group, Layer, LayerConfig, Network
 from hwloop.space import ACTIONS, SpaceRules
 
 
@@ -56,6 +56,14 @@ def test_no_two_legal_actions_have_the_same_effect(
         assert kept == channels or (prunable and kept % align == 0 and kept < channels)
 
 
+def test_widths_are_rounded_up_to_what_the_target_likes() -> None:
+    group = Group(name="g", layers=("g",), channels=44, prunable=True, block="")
+    amounts = [action for action in ACTIONS if action.precision == "base"]
+    assert [space.width(group, action, 8) for action in amounts] == [44, 40, 24, 16]
+    assert [space.width(group, action, 16) for action in amounts] == [44, 44, 32, 16]
+    assert [space.width(group, action, 64) for action in amounts] == [44] * 4
+
+
 def test_precisions_and_kinds_that_a_target_lacks_are_masked() -> None:
     group = chain().groups[1]
     no_int8 = space.legal_actions(group, SpaceRules(precisions=("base",)))
@@ -101,7 +109,10 @@ def test_a_uniform_recipe_falls_back_where_it_is_illegal() -> None:
     half_int8 = 6
     choices = space.uniform(masks, half_int8)
     assert choices[1] == half_int8
-    assert ACTIONS[choices[-1]].kind == "keep"
+    assert ACTIONS[choices[-1]] == Action(precision="int8")  # its width is fixed
+    assert space.uniform(masks, 2)[-1] == 0
+    no_int8 = space.masks(chain(), SpaceRules(precisions=("base",)))
+    assert space.uniform(no_int8, half_int8) == (0, 0, 0, 0)
 
 
 def test_choices_and_candidates_are_inverse() -> None:

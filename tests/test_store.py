@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,37 @@ store = Store(Path(sys.argv[1]))
 for number in range(100_000):
     store.add("row", f"{sys.argv[2]}{number:06d}", {"number": number})
     print(number, flush=True)
+"""
+
+
+NO_SPACE = """
+import resource, sys
+from pathlib import Path
+from hwloop.errors import HwloopError
+from hwloop.store import Store
+store = Store(Path(sys.argv[1]))
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+try:
+    for number in range(1000):
+        store.add("row", f"{number:04d}", "x" * 3000)
+        print(number)
+except HwloopError as error:
+    print(error, "/", error.hint, file=sys.stderr)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+store.add("row", "after", 1)
+"""
+NO_PERMISSION = """
+import os, sys
+from pathlib import Path
+from hwloop.errors import HwloopError
+from hwloop.store import Store
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    Store(Path(sys.argv[1])).add("a", "k", 2)
+except HwloopError as error:
+    print(error, "/", error.hint)
 """
 
 
@@ -82,6 +114,49 @@ def test_two_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
     with Store(path) as store:
         assert len(store.all("row")) == 50
+
+
+def test_a_full_disk_loses_nothing_and_is_survived(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    done = subprocess.run(
+        [sys.executable, "-c", NO_SPACE, str(path)], capture_output=True, text=True, check=True
+    )
+    acknowledged = done.stdout.split()
+    assert 0 < len(acknowledged) < 1000
+    assert str(path) in done.stderr
+    assert "disk" in done.stderr.partition("/ free")[0]
+    assert "free disk space" in done.stderr
+    with Store(path) as store:
+        assert set(store.all("row")) == {f"{int(number):04d}" for number in acknowledged} | {
+            "after"
+        }
+
+
+def test_a_folder_that_may_not_be_written_is_an_error_with_a_fix() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        path = folder / "s.sqlite"
+        with Store(path) as store:
+            store.add("a", "k", 1)
+        path.chmod(0o444)
+        folder.chmod(0o555)
+        try:
+            command = [sys.executable, "-c", NO_PERMISSION, str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        finally:
+            folder.chmod(0o755)
+        assert f"cannot write {path}" in done.stdout
+        assert "permissions" in done.stdout
+        with Store(path) as store:
+            assert store.get("a", "k") == 1
+
+
+def test_a_value_without_json_leaves_the_store_usable(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.sqlite") as store:
+        with pytest.raises(ValueError):
+            store.add("a", "k", float("nan"))
+        store.add("a", "k", 1)
+        assert store.get("a", "k") == 1
 
 
 def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:

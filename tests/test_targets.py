@@ -93,6 +93,38 @@ def test_a_candidate_that_loses_two_workers_fails_with_its_stage(kind: str) -> N
         assert session.build(MODEL) >= 0
 
 
+@pytest.mark.parametrize(("verb", "stage"), [("build", "build"), ("infer", "score")])
+def test_the_stage_that_lost_its_workers_is_named(verb: str, stage: str) -> None:
+    inputs = np.zeros((1, 32, 14, 14), np.float32)
+    with DeviceSession(faulty(verb, "die")) as session:
+        with pytest.raises(CandidateError) as caught:
+            session.build(MODEL) if verb == "build" else session.infer(MODEL, inputs)
+        assert caught.value.stage == stage
+
+
+def test_a_worker_that_died_between_requests_is_the_targets_failure() -> None:
+    with DeviceSession(load_profile("fake")) as session:
+        os.kill(session.state()["pid"], signal.SIGKILL)
+        with pytest.raises(TargetError, match="the worker died during 'state'"):
+            session.state()
+
+
+def test_a_target_that_comes_back_changed_stops_the_run() -> None:
+    with DeviceSession(load_profile("cpu")) as session:
+        pid = session.state()["pid"]
+        session.profile = replace(session.profile, settings={"threads": 2})
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(TargetError, match="came back as another machine"):
+            measure(session)
+        successor = session._pid
+    assert gone_within(successor, 2)
+
+
+def test_a_target_that_is_not_open_says_so() -> None:
+    with pytest.raises(TargetError, match="not open"):
+        _ = DeviceSession(load_profile("fake")).fingerprint
+
+
 def test_a_refused_candidate_keeps_its_worker() -> None:
     with DeviceSession(faulty("compare", "refuse")) as session:
         before = session.state()["pid"]
@@ -118,18 +150,21 @@ def test_no_worker_is_left_when_the_session_ends() -> None:
     assert gone_within(pid, 5)
 
 
-def test_the_worker_ends_soon_after_its_host_was_killed() -> None:
+@pytest.mark.parametrize("doing", ["time.sleep(60)", "measure(session)"])
+def test_the_worker_ends_soon_after_its_host_was_killed(doing: str) -> None:
     code = (
-        "from hwloop.targets import DeviceSession\n"
-        "from hwloop.profile import load_profile\n"
-        "import time\n"
-        "with DeviceSession(load_profile('fake')) as session:\n"
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_targets import DeviceSession, faulty, measure, replace\n"
+        "profile = replace(faulty('compare', 'hang'), call_timeout_s=60)\n"
+        "with DeviceSession(profile) as session:\n"
         "    print(session.state()['pid'], flush=True)\n"
-        "    time.sleep(60)\n"
+        f"    {doing}\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as host:
         assert host.stdout is not None
         pid = int(host.stdout.readline())
+        time.sleep(0.3)
         host.send_signal(signal.SIGKILL)
     assert gone_within(pid, 5)
 

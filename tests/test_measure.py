@@ -1,0 +1,164 @@
+"""The host's side of measuring: what is stored, what is repeated, what is doubted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hwloop import measure
+from hwloop.errors import CandidateError
+from hwloop.export import row_onnx
+from hwloop.profile import load_profile
+from hwloop.records import LayerConfig, Measurement
+from hwloop.store import Store
+from hwloop.table import EMPTY, REFERENCE, LatencyTable
+from hwloop.targets import DeviceSession, Model
+
+FAKE = load_profile("fake")
+LOOP = FAKE.protocols.loop
+MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
+ROWS = [
+    LayerConfig(op="linear", in_shape=(1, 8), out_channels=width, tail=("bias",))
+    for width in (4, 5, 6, 7)
+]
+STEADY = (1.0, 1.01) * 10
+DRIFTING = (1.0,) * 10 + (1.2,) * 10
+SCATTERED = (1.0, 1.5, 2.0, 0.5) * 5
+
+
+def found(samples: tuple[float, ...]) -> Measurement:
+    reference = (1.0,) * len(samples)
+    return Measurement(samples_ms=samples, reference_ms=reference, reference_latency_ms=1.0)
+
+
+class Readings(DeviceSession):
+    """A target that gives the readings it is told, one for each call."""
+
+    def __init__(self, *readings: tuple[float, ...]) -> None:
+        super().__init__(FAKE)
+        self.readings = list(readings)
+
+    def measure(self, *unused: object, **also_unused: object) -> Measurement:
+        return found(self.readings.pop(0))
+
+
+def against(session: DeviceSession) -> Measurement:
+    return measure.against(session, MODEL, MODEL, protocol=LOOP, reference_latency_ms=1.0)
+
+
+def baseline(session: DeviceSession) -> Measurement:
+    return measure.baseline(session, MODEL, LOOP)
+
+
+# ---------------------------------------------------------------------------------- doubts
+
+
+def test_steady_readings_raise_no_doubt() -> None:
+    assert measure.doubts(found(STEADY)) == ()
+
+
+@pytest.mark.parametrize(("samples", "word"), [(DRIFTING, "drift"), (SCATTERED, "scatter")])
+def test_a_doubt_says_what_is_wrong(samples: tuple[float, ...], word: str) -> None:
+    (reason,) = measure.doubts(found(samples))
+    assert word in reason
+    assert "%" in reason
+
+
+def test_drift_that_the_reference_shares_is_no_reason_for_doubt() -> None:
+    both = replace(found(DRIFTING), reference_ms=DRIFTING)
+    assert measure.doubts(both) == ()
+
+
+def test_a_few_samples_are_too_few_to_see_a_drift() -> None:
+    assert measure.doubts(found((1.0, 1.0, 1.1, 1.1))) == ()
+
+
+# ------------------------------------------------------------------------------ repetition
+
+
+@pytest.mark.parametrize("measured", [against, baseline])
+def test_an_unstable_measurement_is_repeated_and_the_stable_one_kept(
+    measured: Callable[[DeviceSession], Measurement],
+) -> None:
+    session = Readings(DRIFTING, STEADY)
+    assert measured(session).samples_ms == STEADY
+    assert session.readings == []
+
+
+@pytest.mark.parametrize("measured", [against, baseline])
+def test_a_stable_measurement_is_taken_once(
+    measured: Callable[[DeviceSession], Measurement],
+) -> None:
+    session = Readings(STEADY, DRIFTING)
+    assert measured(session).stable
+    assert session.readings == [DRIFTING]
+
+
+def test_what_stays_unstable_is_marked_with_its_reasons() -> None:
+    result = against(Readings(SCATTERED, DRIFTING, STEADY))
+    assert not result.stable
+    assert result.samples_ms == DRIFTING
+    assert result.unstable == measure.doubts(found(DRIFTING))
+
+
+# ------------------------------------------------------------------ a real worker process
+
+
+def test_the_baseline_is_its_own_reference() -> None:
+    with DeviceSession(FAKE) as session:
+        result = measure.baseline(session, MODEL, LOOP)
+        other = measure.against(
+            session, MODEL, MODEL, protocol=LOOP, reference_latency_ms=2 * result.latency_ms
+        )
+    assert result.ratio == pytest.approx(1.0, abs=0.01)
+    assert result.latency_ms == pytest.approx(result.ratio * result.reference_ms[0])
+    assert other.latency_ms == pytest.approx(2 * result.latency_ms)
+
+
+def test_building_rows_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with DeviceSession(FAKE) as session, Store(tmp_path / "t.sqlite") as store:
+        table = LatencyTable(store, session.fingerprint, FAKE.protocols.row)
+        with pytest.raises(KeyboardInterrupt):
+            measure.build_rows(session, table, ROWS, progress=interrupt)
+        kept = LatencyTable(store, session.fingerprint, FAKE.protocols.row)
+        assert len(kept) == 3
+        assert kept.missing([REFERENCE, EMPTY, *ROWS]) == ROWS[1:]
+        assert measure.build_rows(session, kept, ROWS) == 3
+        assert measure.build_rows(session, kept, ROWS) == 0
+        assert {config for config, _ in kept.rows()} == {REFERENCE, EMPTY, *ROWS}
+
+
+def test_rows_are_scaled_by_the_reference_row_of_their_table(tmp_path: Path) -> None:
+    with DeviceSession(FAKE) as session, Store(tmp_path / "t.sqlite") as store:
+        table = LatencyTable(store, session.fingerprint, FAKE.protocols.row)
+        measure.build_rows(session, table, ROWS[:1])
+        rows = dict(table.rows())
+    reference_ms = rows[REFERENCE].latency_ms
+    assert rows[ROWS[0]].reference_latency_ms == pytest.approx(reference_ms)
+    assert rows[ROWS[0]].latency_ms == pytest.approx(rows[ROWS[0]].ratio * reference_ms)
+
+
+def test_progress_counts_the_rows_that_are_missing(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    with DeviceSession(FAKE) as session, Store(tmp_path / "t.sqlite") as store:
+        table = LatencyTable(store, session.fingerprint, FAKE.protocols.row)
+        measure.build_rows(session, table, ROWS[:1])
+        measure.build_rows(session, table, ROWS[:3], progress=lambda *at: seen.append(at))
+    assert seen == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_a_row_that_the_target_refuses_keeps_the_rows_before_it(tmp_path: Path) -> None:
+    fault = {"compare": {"kind": "refuse", "after": 4}}
+    profile = replace(FAKE, settings={"faults": fault})
+    with DeviceSession(profile) as session, Store(tmp_path / "t.sqlite") as store:
+        table = LatencyTable(store, session.fingerprint, profile.protocols.row)
+        with pytest.raises(CandidateError, match="no kernel"):
+            measure.build_rows(session, table, ROWS)
+        assert len(LatencyTable(store, session.fingerprint, profile.protocols.row)) == 3
