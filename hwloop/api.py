@@ -19,7 +19,6 @@ from hwloop.errors import UsageError, closest
 from hwloop.export import export_onnx
 from hwloop.files import RunFolder, read_json, sha256
 from hwloop.model import describe
-from hwloop.optimize import run as run_stages
 from hwloop.profile import load_profile
 from hwloop.progress import Progress
 from hwloop.records import Candidate, Goal
@@ -27,6 +26,7 @@ from hwloop.report import write_report
 from hwloop.runs import Settings
 from hwloop.search.methods import METHODS
 from hwloop.space import SpaceRules
+from hwloop.stages import run as run_stages
 from hwloop.task import Task, load_model
 from hwloop.tasks import load_task
 

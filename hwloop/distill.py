@@ -102,7 +102,8 @@ class Recovery:
         return self._batch(0, count)[0].numpy().astype(np.float32)
 
     def _train(self, module: nn.Module, recipe: Recipe, tick: Callable[[int, int], None]) -> None:
-        parameters = [item for item in module.parameters() if item.requires_grad]
+        # Also what was frozen: that was a choice for another training, and pruning undoes it.
+        parameters = [p.requires_grad_() for p in module.parameters() if p.is_floating_point()]
         optimizer = torch.optim.SGD(
             parameters,
             recipe.peak_lr,

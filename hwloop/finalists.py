@@ -1,6 +1,6 @@
 """From a finished search to the network that ships: undo what earns nothing, distil, choose.
 
-Nothing here looks at the test split; see :mod:`hwloop.optimize` for the one time that it is used.
+Nothing here looks at the test split; see :mod:`hwloop.stages` for the one time that it is used.
 """
 
 from __future__ import annotations

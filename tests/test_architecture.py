@@ -18,7 +18,7 @@ ORDER = (
     + ["table", "spec", "splits", "task", "demo", "tasks"]
     + ["compress.prune", "model", "compress.quantize", "compress.apply"]
     + ["distill", "accuracy", "export", "targets", "measure", "search"]
-    + ["evaluate", "prepare", "runs", "finalists", "optimize"]
+    + ["evaluate", "prepare", "runs", "finalists", "stages"]
     + ["report", "tables", "benching", "plan", "api", "cli"]
 )
 PURE = ("errors", "records", "stats", "space", "reward")

@@ -36,9 +36,9 @@ TASKS = {
         "",
     ),
     "empty": (
-        "class T(TinyTask):\n    def search(self):\n"
+        "class T(TinyTask):\n    def train(self):\n"
         "        return TensorSplit(torch.zeros(0, 1, 8, 8), torch.zeros(0).long())\n",
-        "search",
+        "train",
         "empty",
     ),
     "overlap": (
@@ -68,8 +68,10 @@ TASKS = {
         "exported",
     ),
     "functional": (
-        "class Net(TinyNet):\n    def forward(self, x):\n"
-        "        return super().forward(nn.functional.conv2d(x, torch.ones(1, 1, 1, 1)))\n"
+        "class Net(TinyNet):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.weight = nn.Parameter(torch.ones(1, 1, 1, 1))\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(nn.functional.conv2d(x, self.weight))\n"
         "class T(TinyTask):\n    def model(self):\n        return Net()\n",
         "torch.nn.functional",
         "modules",

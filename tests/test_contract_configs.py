@@ -41,6 +41,7 @@ NETWORKS = {
     "demo": (ResNet20, (1, 1, 28, 28)),
     "resnet18": (torchvision.models.resnet18, (1, 3, 32, 32)),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 32, 32)),
+    "resnext50_32x4d": (torchvision.models.resnext50_32x4d, (1, 3, 64, 64)),
     "grouped": (lambda: Grouped(), (1, 3, 16, 16)),
 }
 

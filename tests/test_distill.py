@@ -74,6 +74,15 @@ def test_distillation_comes_closer_to_the_teacher(recovery: Recovery) -> None:
     assert distance(recovery.dense, module) < 0.5 * before
 
 
+def test_a_frozen_network_is_recovered_like_any_other(recovery: Recovery) -> None:
+    recovery.dense.requires_grad_(False)
+    module = damaged(recovery.dense)
+    before = distance(recovery.dense, module)
+    recovery.recover(module, Recipe(steps=30))
+    assert distance(recovery.dense, module) < 0.5 * before
+    assert not any(parameter.requires_grad for parameter in recovery.dense.parameters())
+
+
 def test_the_same_candidate_recovers_to_the_same_weights(recovery: Recovery) -> None:
     task = Small()
     again = Recovery(task, task.model(), seed=3)

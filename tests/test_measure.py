@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hwloop import measure
-from hwloop.errors import CandidateError
+from hwloop.errors import TargetError
 from hwloop.export import row_onnx
 from hwloop.profile import load_profile
 from hwloop.records import LayerConfig, Measurement
@@ -159,6 +159,6 @@ def test_a_row_that_the_target_refuses_keeps_the_rows_before_it(tmp_path: Path) 
     profile = replace(FAKE, settings={"faults": fault})
     with DeviceSession(profile) as session, Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
-        with pytest.raises(CandidateError, match="no kernel"):
+        with pytest.raises(TargetError, match="no kernel"):
             measure.build_rows(session, table, ROWS)
         assert len(LatencyTable(store, session.fingerprint, profile.protocols.row)) == 3

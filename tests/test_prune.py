@@ -96,7 +96,6 @@ def test_the_dense_network_keeps_its_weights_and_flags() -> None:
     assert small.stem.out_channels == 8
     assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
     assert [parameter.requires_grad for parameter in dense.parameters()] == flags
-    assert not small.point.weight.requires_grad
     # What stays is taken over, not made anew.
     rows = {tuple(row.flatten().tolist()) for row in dense.stem.weight}
     assert all(tuple(row.flatten().tolist()) in rows for row in small.stem.weight)
