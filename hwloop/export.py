@@ -38,7 +38,7 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     buffer: Any = io.BytesIO()  # the exporter writes to file objects; its annotation forgot them
     module.eval()
     inside = _InnermostModule(module)
-    with _quiet(), inside, torch.no_grad():
+    with _quiet() as printed, inside, torch.no_grad():
         try:
             torch.onnx.export(
                 module,
@@ -50,7 +50,8 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
                 dynamo=False,
             )
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            raise CandidateError("export", _explain(error, inside.where)) from error
+            message = _explain(error, inside.where, "".join(printed))
+            raise CandidateError("export", message) from error
     model = onnx.load_from_string(buffer.getvalue())
     _copy_shared_weights(model.graph)
     model = onnx.shape_inference.infer_shapes(model)
@@ -265,7 +266,10 @@ def _spatial(config: LayerConfig) -> tuple[int, ...]:
 
 
 class _InnermostModule:
-    """While active, ``where`` is the path of the module whose forward is running."""
+    """While active, ``where`` is the path of the module whose forward was entered last.
+
+    It is empty when the network's own forward has returned.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -276,6 +280,7 @@ class _InnermostModule:
         for name, child in self.module.named_modules():
             if not isinstance(child, torch.jit.ScriptModule):
                 self.handles.append(child.register_forward_pre_hook(self._enter(name)))
+        self.handles.append(self.module.register_forward_hook(self._leave))
         return self
 
     def __exit__(self, *unused: object) -> None:
@@ -288,19 +293,44 @@ class _InnermostModule:
 
         return hook
 
+    def _leave(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        self.where = ""
 
-def _explain(error: BaseException, where: str) -> str:
+
+def _explain(error: BaseException, where: str, printed: str) -> str:
     text = str(error).strip().splitlines()
-    first = text[0] if text else type(error).__name__
-    # The exporter names the scope of the operator it cannot translate, if it got that far.
-    scope = re.search(r"scope: ([\w.:/]+)", str(error))
-    place = scope.group(1) if scope else where
+    first = text[0].partition("  [Caused by")[0] if text else type(error).__name__
+    # Once traced, it is an operator that cannot be translated: the printed graph has its module.
+    place = where or _module_of(first, printed)
     return f"layer {place!r}: {first}" if place else first
 
 
+def _module_of(message: str, graph: str) -> str:
+    """Path of the module whose operator ``message`` complains about, or nothing."""
+    operator = re.search(r"operator '?(?:aten::)?(\w+)", message)
+    found = operator and re.search(rf"aten::{operator.group(1)}\(.*?scope: (\S+)", graph)
+    if not found:
+        return ""
+    # Class::name/Class::name/...; the children of a Sequential repeat the name of their parent.
+    names = [part.rpartition("::")[2] for part in found.group(1).split("/")]
+    pairs = zip(names, [*names[1:], ""], strict=True)
+    return ".".join(name for name, child in pairs if name and not child.startswith(f"{name}."))
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns on every call that it will be replaced; docs/decisions.md has why."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _quiet() -> Iterator[list[str]]:
+    """Keep the exporter's talk away from the user; yields what it would have printed.
+
+    It warns on every call that it will be replaced (docs/decisions.md has why it is used), and on
+    a failure it prints the whole graph on standard output, which is not ours to write to.
+    """
+    printed: list[str] = []
+    core: Any = torch._C
+    original = getattr(core, "_jit_onnx_log", None)  # private: another torch may do without
+    core._jit_onnx_log = lambda *values: printed.extend(map(str, values))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield printed
+    finally:
+        core._jit_onnx_log = original

@@ -99,7 +99,7 @@ def parse_spec(spec: str, *, what: str) -> Spec:
             where=match["where"],
             attributes=_dotted(node.func),
             arguments=tuple(ast.literal_eval(argument) for argument in node.args),
-            keywords={_name(keyword): ast.literal_eval(keyword.value) for keyword in node.keywords},
+            keywords=_keywords(node),
         )
     except (SyntaxError, ValueError, TypeError) as error:
         raise UsageError(f"{what}: cannot read {match['what']!r} in {spec!r}", FORMS) from error
@@ -162,7 +162,7 @@ def _user_line(error: BaseException, function: Callable[..., Any]) -> str:
 
 
 def _is_library(filename: str) -> bool:
-    return filename.startswith(LIBRARIES) or any(part in filename for part in INSTALLED)
+    return filename.startswith(("<", *LIBRARIES)) or any(part in filename for part in INSTALLED)
 
 
 def _dotted(node: ast.expr) -> tuple[str, ...]:
@@ -173,10 +173,13 @@ def _dotted(node: ast.expr) -> tuple[str, ...]:
     raise ValueError("not a dotted name")
 
 
-def _name(keyword: ast.keyword) -> str:
-    if keyword.arg is None:
-        raise ValueError("** is not a literal")
-    return keyword.arg
+def _keywords(call: ast.Call) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None or keyword.arg in values:
+            raise ValueError("** and repeated names are refused")
+        values[keyword.arg] = ast.literal_eval(keyword.value)
+    return values
 
 
 def _check_arguments(function: Any, spec: Spec, what: str) -> None:

@@ -23,6 +23,13 @@ class Awkward(nn.Module):
         return torch.linalg.eigvals(x[0, 0]).real
 
 
+class Failing(nn.Module):
+    """A layer whose own forward fails."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no such luck")
+
+
 def test_equal_biases_become_initializers_of_their_own() -> None:
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
     for child in module:
@@ -37,6 +44,34 @@ def test_the_layer_that_cannot_be_exported_is_named() -> None:
     module = nn.Sequential(nn.Conv2d(1, 1, 1), Awkward())
     with pytest.raises(CandidateError, match=r"export: layer '1'"):
         export_onnx(module, torch.zeros(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("layers", "path"),
+    [
+        ([nn.Conv2d(1, 2, 1), nn.Sequential(nn.AdaptiveAvgPool2d(3)), nn.ReLU()], "1.0"),
+        ([nn.Conv2d(1, 2, 1), Failing(), nn.ReLU()], "1"),
+    ],
+)
+def test_the_layer_that_is_named_is_not_the_last_one_that_ran(
+    layers: list[nn.Module], path: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = nn.Sequential(*layers)
+    with pytest.raises(CandidateError, match=f"layer '{path}'") as caught:
+        export_onnx(module, torch.zeros(1, 1, 4, 4))
+    assert "\n" not in str(caught.value)
+    # The exporter prints the whole graph when it fails; standard output belongs to the command.
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failed_export_leaves_nothing_behind() -> None:
+    before = torch._C._jit_onnx_log
+    module = nn.Sequential(Awkward())
+    with pytest.raises(CandidateError):
+        export_onnx(module, torch.zeros(1, 1, 4, 4))
+    assert torch._C._jit_onnx_log is before
+    assert not module._forward_pre_hooks
+    assert not module._forward_hooks
 
 
 def test_other_outputs_fail_the_check() -> None:

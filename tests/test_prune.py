@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from hwloop.compress.apply import compress
@@ -113,6 +114,12 @@ def test_layers_that_no_longer_fit_fail_the_candidate() -> None:
     module[0].register_forward_hook(lambda layer, inputs, output: output[:, :3])
     with pytest.raises(CandidateError, match="compress: the pruned layers do not fit"):
         prune(module, EXAMPLE, {}, scores=module)
+
+
+def test_a_network_that_torch_pruning_miscounts_is_the_users_error() -> None:
+    module = torchvision.models.shufflenet_v2_x0_5().eval()  # it divides by zero in a reshape
+    with pytest.raises(UsageError, match="cannot be traced: ZeroDivisionError"):
+        couplings(module, torch.zeros(1, 3, 32, 32), layers=("conv1.0",), fixed=())
 
 
 def test_a_network_that_cannot_be_traced_is_the_users_error() -> None:

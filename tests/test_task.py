@@ -56,7 +56,8 @@ def refused(task: Task, model: nn.Module | None = None) -> str:
 
 
 def shapes_with(**methods: Callable[..., Any]) -> Task:
-    return type("Changed", (Shapes,), methods)()
+    task: Task = type("Changed", (Shapes,), methods)()
+    return task
 
 
 class TestTensorSplit:

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from hwloop.errors import CandidateError, UsageError
 
 PRUNABLE_TYPES = (nn.Conv2d, nn.Linear)
+TRACING_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, AttributeError),
+    *(LookupError, ArithmeticError, AssertionError),
+)
+"""What torch-pruning raises on networks that it does not understand."""
 NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 
 
@@ -153,7 +158,7 @@ def _dependencies(module: nn.Module, example: Tensor) -> Any:
         try:
             with torch.enable_grad():
                 return tp.DependencyGraph().build_dependency(module, example)
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except TRACING_ERRORS as error:
             raise UsageError(
                 f"the network cannot be traced: {type(error).__name__}: {error}",
                 "forward must take one tensor and return one, without data-dependent branches",
