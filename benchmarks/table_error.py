@@ -1,6 +1,6 @@
 """How well the latency table predicts whole networks that had no part in the fit.
 
-    python benchmarks/table_error.py demo|resnet18 [NETWORKS]
+    python benchmarks/table_error.py demo|resnet18 [NETWORKS] [--no-ablation]
 
 Random candidates (width and int8 mixed) are measured end to end; a few fit the three coefficients,
 the rest are predicted. Beside the fused-block rows stands the ablation: rows of bare operators
@@ -48,7 +48,7 @@ class RandomResNet18(ClassificationTask):
         return torch.zeros(1, 3, 224, 224)
 
 
-def main(name: str, count: int) -> None:
+def main(name: str, count: int, *, ablation: bool) -> None:
     started = time.monotonic()
     task: Task = load_task("demo") if name == "demo" else RandomResNet18()
     profile = load_profile("cpu")
@@ -65,7 +65,11 @@ def main(name: str, count: int) -> None:
             space.network_configs(found.network, space.candidate(item), found.rules)
             for item in choices
         ]
-        bare = {config: bare_operators(config) for group in rows for config in group}
+        bare = {
+            config: bare_operators(config) if ablation else (config,)
+            for group in rows
+            for config in group
+        }
         wanted = [*bare, *(part for parts in bare.values() for part in parts)]
         progress.stage("rows")
         row_start = time.monotonic()
@@ -90,7 +94,7 @@ def main(name: str, count: int) -> None:
         empty_ms = table.row_ms(EMPTY)
         kinds: dict[str, dict[LayerConfig, tuple[LayerConfig, ...]]] = {
             "fused blocks": {config: (config,) for config in bare},
-            "bare operators": bare,
+            **({"bare operators": bare} if ablation else {}),
         }
         results = {
             kind: evaluate(table, rows, parts, latencies_ms, empty_ms)
@@ -190,4 +194,8 @@ def evaluate(
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in ("demo", "resnet18"):
         sys.exit(__doc__)
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 100)
+    main(
+        sys.argv[1],
+        int(sys.argv[2]) if len(sys.argv) > 2 else 100,
+        ablation="--no-ablation" not in sys.argv,
+    )
