@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 import torchvision
+from tiny import TinyNet
 from torch import Tensor, nn
 
 from hwloop import space
@@ -42,6 +46,7 @@ NETWORKS = {
     "resnet18": (torchvision.models.resnet18, (1, 3, 32, 32)),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 32, 32)),
     "resnext50_32x4d": (torchvision.models.resnext50_32x4d, (1, 3, 64, 64)),
+    "flattened": (TinyNet, (1, 1, 8, 8)),
     "grouped": (lambda: Grouped(), (1, 3, 16, 16)),
 }
 
@@ -83,3 +88,21 @@ def test_rows_of_random_candidates_are_those_of_their_exports(name: str) -> None
         run = one_by_one(graph)
         check_outputs(small, example, run)
     assert graph_configs(export_onnx(dense, example)) == [layer.config for layer in network.layers]
+
+
+@pytest.mark.parametrize("name", ["demo", "resnet18", "mobilenet_v2"])
+def test_the_additions_in_the_rows_are_those_that_onnx_runtime_fuses(
+    name: str, tmp_path: Path
+) -> None:
+    factory, shape = NETWORKS[name]
+    graph = export_onnx(factory().eval(), torch.randn(shape))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    convolutions = [node for node in nodes if node.op_type in ("Conv", "FusedConv")]
+    fused = sum(len(node.input) > 3 and bool(node.input[3]) for node in convolutions)
+    configs = [config for config in graph_configs(graph) if config.op == "conv"]
+    assert len(convolutions) == len(configs)
+    assert fused == sum("add" in config.tail for config in configs) > 0

@@ -57,6 +57,8 @@ def distance(dense: nn.Module, module: nn.Module) -> float:
 
 def test_recalibration_takes_the_statistics_of_the_data(recovery: Recovery) -> None:
     module = copy.deepcopy(recovery.dense)
+    module[1].running_mean.fill_(9.0)  # the statistics of a long training are forgotten
+    module[1].num_batches_tracked.fill_(1000)
     recovery.recover(module, RECALIBRATED)
     inputs = torch.cat([recovery.split.batch(range(256))[0]])
     with torch.no_grad():

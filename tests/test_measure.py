@@ -12,7 +12,7 @@ from hwloop import measure
 from hwloop.errors import TargetError
 from hwloop.export import row_onnx
 from hwloop.profile import load_profile
-from hwloop.records import LayerConfig, Measurement
+from hwloop.records import Fingerprint, LayerConfig, Measurement
 from hwloop.store import Store
 from hwloop.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.targets import DeviceSession, Model
@@ -40,8 +40,10 @@ class Readings(DeviceSession):
     def __init__(self, *readings: tuple[float, ...]) -> None:
         super().__init__(FAKE)
         self.readings = list(readings)
+        self.references_ms: list[float] = []
 
-    def measure(self, *unused: object, **also_unused: object) -> Measurement:
+    def measure(self, *unused: object, reference_latency_ms: float, **kw: object) -> Measurement:
+        self.references_ms.append(reference_latency_ms)
         return found(self.readings.pop(0))
 
 
@@ -136,13 +138,13 @@ def test_building_rows_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 
 
 def test_rows_are_scaled_by_the_reference_row_of_their_table(tmp_path: Path) -> None:
-    with DeviceSession(FAKE) as session, Store(tmp_path / "t.sqlite") as store:
-        table = LatencyTable(store, session.fingerprint, FAKE.protocols.row)
+    here = Fingerprint(device="d", runtime="r", runtime_version="1")
+    with Store(tmp_path / "t.sqlite") as store:
+        table = LatencyTable(store, here, FAKE.protocols.row)
+        table.add(REFERENCE, replace(found(STEADY), reference_latency_ms=3.0))
+        session = Readings(STEADY, STEADY)
         measure.build_rows(session, table, ROWS[:1])
-        rows = dict(table.rows())
-    reference_ms = rows[REFERENCE].latency_ms
-    assert rows[ROWS[0]].reference_latency_ms == pytest.approx(reference_ms)
-    assert rows[ROWS[0]].latency_ms == pytest.approx(rows[ROWS[0]].ratio * reference_ms)
+    assert session.references_ms == [table.row_ms(REFERENCE)] * 2
 
 
 def test_progress_counts_the_rows_that_are_missing(tmp_path: Path) -> None:

@@ -164,6 +164,14 @@ def test_drift_that_hits_both_series_cancels(drift: list[float]) -> None:
     assert found.latency_ms == pytest.approx(1.5)
 
 
+def test_each_sample_is_compared_with_its_own_reference() -> None:
+    found = Measurement(
+        samples_ms=(1.0, 2.0, 3.0), reference_ms=(1.0, 1.0, 3.0), reference_latency_ms=5.0
+    )
+    assert found.ratio == 1.0
+    assert found.latency_ms == 5.0
+
+
 @pytest.mark.parametrize(
     ("ratio", "significant"),
     [(1.0, False), (0.995, False), (1.008, False), (0.97, True), (1.1, True)],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hwloop import space
@@ -40,6 +40,7 @@ def chain(channels: tuple[int, ...] = (16, 32, 48)) -> Network:
 
 
 @given(st.integers(1, 300), st.sampled_from([1, 4, 8, 16]), st.booleans())
+@example(16, 8, True)  # a half and a quarter are both 8 channels
 def test_no_two_legal_actions_have_the_same_effect(
     channels: int, align: int, prunable: bool
 ) -> None:

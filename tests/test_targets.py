@@ -143,6 +143,14 @@ def test_six_losses_in_a_row_are_the_targets_failure() -> None:
         assert "target check" in caught.value.hint
 
 
+def test_a_success_between_them_ends_a_row_of_losses() -> None:
+    with DeviceSession(faulty("compare", "die")) as session:
+        for _ in range(4):
+            with pytest.raises(CandidateError):
+                measure(session)
+            session.build(MODEL)
+
+
 def test_no_worker_is_left_when_the_session_ends() -> None:
     with DeviceSession(load_profile("fake")) as session:
         pid = session.state()["pid"]
@@ -166,7 +174,7 @@ def test_the_worker_ends_soon_after_its_host_was_killed(doing: str) -> None:
         pid = int(host.stdout.readline())
         time.sleep(0.3)
         host.send_signal(signal.SIGKILL)
-    assert gone_within(pid, 5)
+    assert gone_within(pid, 2)
 
 
 def test_rows_are_measured_once(tmp_path: Path) -> None:
