@@ -1,0 +1,148 @@
+"""CUDA through one small door: memory, streams, events and graphs, by cuda-bindings or pycuda.
+
+Neither is imported before it is wanted. Both use the device's primary context, which TensorRT
+shares; ``pycuda.autoinit`` would make a second one, in which TensorRT's objects are invalid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+CHOICES = ("auto", "pycuda", "cuda-bindings")
+NON_BLOCKING = 1
+"""The flag of a stream that does not wait for the default one."""
+
+INSTALL = (
+    'python3 -m pip install "cuda-bindings<13" for CUDA 12 (JetPack 6), cuda-bindings for CUDA 13, '
+    "or pycuda, for the Python that runs this"
+)
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class CudaError(Exception):
+    """A call of CUDA failed; the message names the call and CUDA's reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceProperties:
+    """The GPU as CUDA shows it now.
+
+    Attributes:
+        sm_count: multiprocessors that are visible; a Jetson's power mode hides some.
+        integrated: whether it shares its memory with the CPU.
+        driver_version: the CUDA version of the driver, e.g. ``12.6``.
+    """
+
+    name: str
+    compute_capability: str
+    sm_count: int
+    memory_bytes: int
+    integrated: bool
+    driver_version: str
+
+
+class CudaBackend(Protocol):
+    """The first visible device. Streams, events and graphs are opaque; addresses are integers.
+
+    Everything but ``properties`` is called inside ``current()``, and freed before it ends.
+    """
+
+    name: str
+    can_graph: bool
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make the device's primary context current in this thread."""
+        ...
+
+    def properties(self) -> DeviceProperties: ...
+
+    def memory_info(self) -> tuple[int, int]:
+        """(free, total) bytes on the device; on a Jetson, page cache counts as used."""
+        ...
+
+    def alloc(self, size_bytes: int) -> int: ...
+
+    def free(self, address: int) -> None: ...
+
+    def alloc_pinned(self, size_bytes: int) -> Bytes:
+        """Page-locked host memory, which alone is copied asynchronously."""
+        ...
+
+    def free_pinned(self, memory: Bytes) -> None: ...
+
+    def to_device(self, address: int, source: np.ndarray[Any, Any], stream: Any) -> None: ...
+
+    def to_host(self, target: np.ndarray[Any, Any], address: int, stream: Any) -> None: ...
+
+    def new_stream(self) -> Any: ...
+
+    def handle(self, stream: Any) -> int: ...
+
+    def synchronize(self, stream: Any) -> None: ...
+
+    def free_stream(self, stream: Any) -> None: ...
+
+    def new_event(self) -> Any: ...
+
+    def record(self, event: Any, stream: Any) -> None: ...
+
+    def elapsed_ms(self, start: Any, end: Any) -> float: ...
+
+    def free_event(self, event: Any) -> None: ...
+
+    def capture(self, stream: Any, work: Callable[[], None]) -> Any:
+        """A graph of what ``work`` enqueues on ``stream``. Raises CudaError if it cannot be."""
+        ...
+
+    def replay(self, graph: Any, stream: Any) -> None: ...
+
+    def free_graph(self, graph: Any) -> None: ...
+
+
+def open_backend(choice: str = "auto", *, graph: bool = True) -> CudaBackend:
+    """The first backend that works.
+
+    Args:
+        choice: auto, pycuda or cuda-bindings.
+        graph: whether graphs are wanted; pycuda has none, so ``auto`` then tries it last.
+
+    Raises:
+        CudaError: none works; the message has the reason of each and what to install.
+        ValueError: unknown choice.
+    """
+    known: dict[str, Callable[[], CudaBackend]] = {
+        "cuda-bindings": _cuda_bindings,
+        "pycuda": _pycuda,
+    }
+    if choice not in CHOICES:
+        raise ValueError(f"settings.cuda is {choice!r}, not one of {', '.join(CHOICES)}")
+    names = list(known) if graph else list(reversed(known))
+    reasons = []
+    for name in names if choice == "auto" else [choice]:
+        try:
+            return known[name]()
+        except Exception as error:  # the driver's own exceptions have no common class
+            reasons.append(f"{name}: {error}")
+    raise CudaError(f"no way to CUDA ({'; '.join(reasons)}); {INSTALL}")
+
+
+def _cuda_bindings() -> CudaBackend:
+    from hwloop.device.cuda_bindings import CudaBindings
+
+    return CudaBindings()
+
+
+def _pycuda() -> CudaBackend:
+    from hwloop.device.cuda_pycuda import PyCuda
+
+    return PyCuda()
+
+
+def version_text(number: Any) -> str:
+    """CUDA writes 12.6 as 12060."""
+    return f"{int(number) // 1000}.{int(number) % 1000 // 10}"

@@ -1,0 +1,118 @@
+"""What ``nvidia-smi`` says about desktop and server GPUs; it is only asked, never told.
+
+Jetsons before Thor answer it with ``[N/A]`` almost everywhere: they have :mod:`jetson` instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
+
+COMMAND = "nvidia-smi"
+TIMEOUT_S = 8.0
+"""The first call after boot starts the driver, which takes seconds on big servers."""
+
+TEXTS = {"name": "name", "uuid": "uuid", "driver": "driver_version", "pstate": "pstate"}
+NUMBERS = {
+    "index": "index",
+    "sm_mhz": "clocks.sm",
+    "sm_max_mhz": "clocks.max.sm",
+    "memory_mhz": "clocks.mem",
+    "memory_max_mhz": "clocks.max.mem",
+    "temperature_c": "temperature.gpu",
+    "power_w": "power.draw",
+    "power_limit_w": "power.limit",
+    "memory_total_mib": "memory.total",
+    "memory_used_mib": "memory.used",
+    "utilization_pct": "utilization.gpu",
+}
+# Drivers from 535 on say "event"; older ones know the second name alone. The last query has none.
+REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active", "")
+# Bits of nvmlClocksEventReasons (nvml.h) that slow a GPU down; idle and set clocks do not count.
+SLOWDOWNS = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "heat (driver)",
+    0x40: "heat (hardware)",
+    0x80: "power brake",
+}
+Ask = Callable[[Sequence[str]], str]
+
+
+def snapshot(ask: Ask | None = None, visible: str | None = None) -> dict[str, Any] | None:
+    """The GPU that CUDA takes first, and ``count`` of them; None without driver or GPU.
+
+    Args:
+        ask: runs an argument list and returns its output, raising OSError or SubprocessError.
+        visible: ``CUDA_VISIBLE_DEVICES``, by default this process's.
+
+    Returns:
+        The keys of TEXTS and NUMBERS, ``throttle_reasons`` (None where unknown), ``count``. CUDA's
+        order may differ from this one unless ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
+    """
+    found = query(ask)
+    if visible is None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    first = visible.split(",")[0].strip()
+    named = [gpu for gpu in found if first and first in (str(gpu["index"]), gpu["uuid"])]
+    chosen = (named or found)[:1]
+    return {**chosen[0], "count": len(found)} if chosen else None
+
+
+def query(ask: Ask | None = None) -> list[dict[str, Any]]:
+    """Every GPU of this machine; empty where ``nvidia-smi`` is absent, fails or hangs."""
+    for reasons in REASONS:
+        names = [*TEXTS.values(), *NUMBERS.values(), *([reasons] if reasons else [])]
+        command = [COMMAND, f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+        try:
+            return parse((ask or _run)(command), reasons=bool(reasons))
+        except subprocess.CalledProcessError:
+            continue  # an unknown field fails the whole query
+        except (OSError, subprocess.SubprocessError):
+            return []
+    return []
+
+
+def parse(text: str, *, reasons: bool) -> list[dict[str, Any]]:
+    """One record per line of :func:`query`'s CSV; ``[N/A]`` and its relatives become None."""
+    found = []
+    for row in csv.reader(text.splitlines(), skipinitialspace=True):
+        if len(row) != len(TEXTS) + len(NUMBERS) + int(reasons):
+            continue
+        texts = {key: _text(cell) for key, cell in zip(TEXTS, row)}  # noqa: B905
+        rest = row[len(TEXTS) :]
+        numbers = {key: _number(cell) for key, cell in zip(NUMBERS, rest)}  # noqa: B905
+        bits = _bits(row[-1]) if reasons else None
+        slowed = None
+        if bits is not None:
+            slowed = [name for bit, name in SLOWDOWNS.items() if bits & bit]
+        found.append({**texts, **numbers, "throttle_reasons": slowed})
+    return found
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(
+        list(command), capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+    )
+    return done.stdout
+
+
+def _text(cell: str) -> str | None:
+    cell = cell.strip()
+    return None if not cell or cell.startswith("[") or cell == "N/A" else cell
+
+
+def _number(cell: str) -> int | float | None:
+    cell = cell.strip()
+    if not re.fullmatch(r"-?\d+(\.\d+)?", cell):
+        return None
+    return float(cell) if "." in cell else int(cell)
+
+
+def _bits(cell: str) -> int | None:
+    cell = cell.strip()
+    return int(cell, 16) if re.fullmatch(r"0x[0-9a-fA-F]{1,16}", cell) else None

@@ -1,0 +1,242 @@
+"""Power and energy: a Jetson's own sensors, ``tegrastats``, or ``nvidia-smi``.
+
+The sensors average over 10 to 100 milliseconds, so the energy of one run is the mean power of a
+loop of seconds, times its length, divided by its runs. It is the module's (or the GPU board's)
+energy, everything else that ran there included, and not what a meter at the plug shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hwloop.device import nvidia_smi
+from hwloop.device.jetson import OFF_BELOW_C, ROOT, read_int, read_text
+
+TOTAL_RAILS = ("VDD_IN", "VIN", "POM_5V_IN")
+"""Rails that the whole module (Nano, NX) or kit (Thor) runs on; without one, the others add up."""
+
+SAMPLE_EVERY_S = 0.1
+MIN_SAMPLES = 5
+LEAD_IN_SHARE, LEAD_IN_MAX_S = 0.25, 1.0
+CHILD_GRACE_S = 30.0
+WAIT_S = 2.0
+TEGRASTATS = "usr/bin/tegrastats"
+_EVERY_100_MS = ("--interval", "100")
+_RAIL = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)mW/")
+_HEAT = re.compile(r"\b([A-Za-z][A-Za-z0-9_]*)@(-?\d+(?:\.\d+)?)C\b")
+_GPU = re.compile(r"\bGR3D_FREQ (?:(\d+)%)?(?:@\[?([\d,]+)\]?)?")
+_EMC = re.compile(r"\bEMC_FREQ (?:(\d+)%)?(?:@(\d+))?")
+_RAM = re.compile(r"\bRAM (\d+)/(\d+)MB")
+
+
+def energy_mj(
+    run: Callable[[], None],
+    *,
+    seconds: float,
+    root: Path = ROOT,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any] | None:
+    """Run back to back for at least ``seconds`` and sample the power meanwhile.
+
+    A lead-in of a quarter of it, at most a second, comes before: sensors lag behind the load.
+
+    Args:
+        run: one inference, finished when it returns.
+
+    Returns:
+        mean_mw, samples, runs, energy_mj per run, source; None where nothing can be read, or less
+        than five times.
+    """
+    meter = _meter(root, seconds)
+    if meter is None:
+        return None
+    with meter:
+        _loop(run, min(seconds * LEAD_IN_SHARE, LEAD_IN_MAX_S), clock)
+        meter.values.clear()
+        runs, elapsed_s = _loop(run, seconds, clock)
+        values = list(meter.values)
+    if len(values) < MIN_SAMPLES:
+        return None
+    mean_mw = statistics.fmean(values)
+    return {
+        "mean_mw": mean_mw,
+        "samples": len(values),
+        "runs": runs,
+        "energy_mj": mean_mw * elapsed_s / runs,
+        "source": meter.source,
+    }
+
+
+def rails_mw(root: Path = ROOT) -> dict[str, float]:
+    """Milliwatts by rail, from the INA3221 and INA238 sensors that a Jetson's modules carry."""
+    found: dict[str, float] = {}
+    for folder in sorted(root.glob("sys/class/hwmon/hwmon*")):
+        name = read_text(folder / "name")
+        if name == "ina3221":
+            found.update(_ina3221(folder))
+        elif name == "ina238":  # at the input of Thor's carrier board, in microwatts
+            value = read_int(folder / "power1_input")
+            if value is not None:
+                found["VIN"] = value / 1000
+    return found
+
+
+def total_mw(rails: dict[str, float]) -> tuple[float, str] | None:
+    """(milliwatts, from which rails) of the whole module, or None without rails."""
+    for name in TOTAL_RAILS:
+        if name in rails:
+            return rails[name], name
+    return (sum(rails.values()), "+".join(sorted(rails))) if rails else None
+
+
+def parse_tegrastats(line: str) -> dict[str, Any]:
+    """A line of ``tegrastats`` of JetPack 5 to 7; what a version does not print is None or empty.
+
+    JetPack 6 adds the clock of each part of the GPU, 7 prints it without a load, and gives peaks
+    behind temperatures and powers. Here are the present values, and the fastest part's clock.
+    """
+    gpu, emc, ram = _GPU.search(line), _EMC.search(line), _RAM.search(line)
+    clocks = [int(part) for part in ((gpu and gpu.group(2)) or "").split(",") if part]
+    heat = {name: float(value) for name, value in _HEAT.findall(line)}
+    return {
+        "gpu_load_pct": int(gpu.group(1)) if gpu and gpu.group(1) else None,
+        "gpu_mhz": max(clocks, default=None),
+        "emc_mhz": int(emc.group(2)) if emc and emc.group(2) else None,
+        "ram_used_mib": int(ram.group(1)) if ram else None,
+        "ram_total_mib": int(ram.group(2)) if ram else None,
+        "temperatures_c": {k: v for k, v in heat.items() if v > OFF_BELOW_C},
+        "rails_mw": {k: float(v) for k, v in _RAIL.findall(line) if k != "NC"},
+    }
+
+
+def tegrastats(root: Path = ROOT, *, timeout_s: float = 3.0) -> dict[str, Any]:
+    """One line of ``tegrastats``, parsed; empty where it is absent or silent."""
+    try:
+        stream = _Stream([str(root / TEGRASTATS), *_EVERY_100_MS], parse_tegrastats, timeout_s)
+    except OSError:
+        return {}
+    with stream:
+        deadline = time.monotonic() + timeout_s
+        while not stream.values and time.monotonic() < deadline and stream.is_alive():
+            time.sleep(0.02)
+        return stream.values[0] if stream.values else {}
+
+
+class _Rails:
+    """Reads the rails in a thread."""
+
+    def __init__(self, root: Path, source: str) -> None:
+        self.values: list[float] = []
+        self.source = source
+        self._root = root
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> _Rails:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join(WAIT_S)
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_EVERY_S):
+            found = total_mw(rails_mw(self._root))
+            # A rail that could not be read this time would make the sum of the others a lie.
+            if found is not None and found[1] == self.source:
+                self.values.append(found[0])
+
+
+class _Stream:
+    """A child process that prints a value per line; it ends with this, or at its deadline."""
+
+    def __init__(self, command: list[str], parse: Callable[[str], Any], limit_s: float) -> None:
+        self.values: list[Any] = []
+        self.source = Path(command[0]).name
+        self._parse = parse
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self._killer = threading.Timer(limit_s, self._process.kill)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> _Stream:
+        self._killer.daemon = True
+        self._killer.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._killer.cancel()
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel will end it
+            self._process.wait(WAIT_S)
+        self._thread.join(WAIT_S)
+        if self._process.stdout is not None and not self._thread.is_alive():
+            self._process.stdout.close()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            value = self._parse(line)
+            if value is not None:
+                self.values.append(value)
+
+
+def _meter(root: Path, seconds: float) -> _Rails | _Stream | None:
+    """The best source that this machine has."""
+    found = total_mw(rails_mw(root))
+    if found is not None:
+        return _Rails(root, found[1])
+    limit_s = seconds * 2 + CHILD_GRACE_S
+    try:
+        return _Stream([str(root / TEGRASTATS), *_EVERY_100_MS], _tegrastats_mw, limit_s)
+    except OSError:
+        gpu = nvidia_smi.snapshot() if root == ROOT else None
+    if gpu is None or gpu["power_w"] is None:
+        return None
+    query = ["--query-gpu=power.draw", "--format=csv,noheader,nounits", "--loop-ms=100"]
+    return _Stream([nvidia_smi.COMMAND, f"--id={gpu['uuid']}", *query], _watts_to_mw, limit_s)
+
+
+def _loop(run: Callable[[], None], seconds: float, clock: Callable[[], float]) -> tuple[int, float]:
+    """(runs, seconds they took): at least one run and at least ``seconds``."""
+    runs, started = 0, clock()
+    while True:
+        run()
+        runs += 1
+        elapsed_s = clock() - started
+        if elapsed_s >= seconds:
+            return runs, elapsed_s
+
+
+def _ina3221(folder: Path) -> dict[str, float]:
+    found = {}
+    for channel in (1, 2, 3):  # the others are shunt voltages and their sum
+        label = read_text(folder / f"in{channel}_label")
+        millivolts = read_int(folder / f"in{channel}_input")
+        milliamperes = read_int(folder / f"curr{channel}_input")
+        if label and label != "NC" and millivolts is not None and milliamperes is not None:
+            found[label] = millivolts * milliamperes / 1000
+    return found
+
+
+def _tegrastats_mw(line: str) -> float | None:
+    found = total_mw(parse_tegrastats(line)["rails_mw"])
+    return None if found is None else found[0]
+
+
+def _watts_to_mw(line: str) -> float | None:
+    text = line.strip()
+    return float(text) * 1000 if re.fullmatch(r"\d+(\.\d+)?", text) else None

@@ -1,0 +1,79 @@
+"""The timing cache that all builds on one device share, so that equal layers get equal kernels.
+
+It is valid for one GPU model and one version of TensorRT, which its name says. A digest in front
+keeps torn or foreign bytes away from TensorRT's native reader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hwloop.device.replies import cache_folder
+
+DIGEST_BYTES = 32
+
+
+def cache_path(version: str, device: str) -> str | None:
+    """Where the cache of a device is kept, or None where there is no private folder for it."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    try:
+        return str(cache_folder() / f"timing-{version}-{slug}.cache")
+    except OSError:
+        return None
+
+
+def attach(config: Any, path: str) -> str:
+    """Give a builder configuration the stored cache, or an empty one; says which, and why."""
+    data, note = _read(Path(path))
+    timing_cache = config.create_timing_cache(data)
+    # Never with ignore_mismatch: timings of another GPU would pick the wrong kernels.
+    if timing_cache is None or not config.set_timing_cache(timing_cache, False):
+        note = "discarded: TensorRT refuses it"
+        timing_cache = config.create_timing_cache(b"")
+        if timing_cache is None or not config.set_timing_cache(timing_cache, False):
+            return "none: TensorRT makes none"
+    return note
+
+
+def save(config: Any, path: str) -> str:
+    """Store what a build added. A full disk costs the cache, not the build: it is in the note."""
+    timing_cache = config.get_timing_cache()
+    serialized = None if timing_cache is None else timing_cache.serialize()
+    if serialized is None:
+        return "; not saved: TensorRT gives none"
+    data = bytes(serialized)
+    target = Path(path)
+    try:
+        descriptor, partial = tempfile.mkstemp(dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(hashlib.sha256(data).digest() + data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            raise
+    except OSError as error:
+        return f"; not saved: {error}"
+    return ""
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    try:
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        return b"", "new"
+    except OSError as error:
+        return b"", f"unreadable: {error}"
+    digest, data = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
+    if hashlib.sha256(data).digest() != digest:
+        return b"", "discarded: its digest is wrong"
+    return data, "loaded"
