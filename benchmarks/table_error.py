@@ -2,7 +2,7 @@
 
     python benchmarks/table_error.py demo|resnet18 [NETWORKS] [--no-ablation]
 
-Random candidates (width and int8 mixed) are measured end to end; a few fit the three coefficients,
+Random candidates (width and int8 mixed) are measured end to end; a few fit the four coefficients,
 the rest are predicted. Beside the fused-block rows stands the ablation: rows of bare operators
 (convolution, add and activation each timed alone), summed and fitted the same way.
 """
@@ -23,9 +23,9 @@ from hwloop import measure, space, stats
 from hwloop.evaluate import subject
 from hwloop.profile import load_profile
 from hwloop.progress import ConsoleProgress
-from hwloop.records import LayerConfig
+from hwloop.records import LayerConfig, to_json
 from hwloop.store import Store
-from hwloop.table import CASTS, EMPTY, LatencyTable, fit, prediction_error
+from hwloop.table import EMPTY, LatencyTable, add_up, fit, prediction_error
 from hwloop.tables import random_choices, unrecovered
 from hwloop.targets import DeviceSession
 from hwloop.task import ClassificationTask, Task, load_model
@@ -170,22 +170,17 @@ def evaluate(
     """Fit on the dense network and the first candidates, predict the others."""
     sums = []
     for configs in rows:
-        blocks = casts = 0.0
-        for config in configs:
-            cost_ms = sum(max(table.row_ms(part) - empty_ms, 0.0) for part in parts[config])
-            if config.op in CASTS:
-                casts += cost_ms
-            else:
-                blocks += cost_ms
-        sums.append((blocks, casts))
+        measured_rows = [part for config in configs for part in parts[config]]
+        sums.append(add_up([(part, table.row_ms(part)) for part in measured_rows], empty_ms))
     model = fit(sums[: FITTED + 1], latencies_ms[: FITTED + 1])
-    predicted = [model(*item) for item in sums[FITTED + 1 :]]
+    predicted = [model(item) for item in sums[FITTED + 1 :]]
     measured = latencies_ms[FITTED + 1 :]
     return {
         **prediction_error(predicted, measured),
         "spearman": stats.spearman(predicted, measured),
         "raw_sum_of_dense_over_measured": sum(sums[0]) / latencies_ms[0],
-        "coefficients": [model.scale, model.cast_scale, model.offset_ms],
+        "coefficients": to_json(model),
+        "fitted_ms": latencies_ms[: FITTED + 1],
         "predicted_ms": predicted,
         "measured_ms": measured,
     }

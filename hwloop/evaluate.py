@@ -9,16 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from hwloop import measure, space
 from hwloop.accuracy import Run, ScoredSplit
-from hwloop.compress.apply import compress, quantized
+from hwloop.compress.apply import compress, deployable
 from hwloop.distill import Recipe, Recovery
 from hwloop.errors import CandidateError, UsageError
-from hwloop.export import check_outputs, export_onnx
+from hwloop.export import check_deployed, check_outputs, export_onnx, host_run
+from hwloop.fp16 import to_fp16
 from hwloop.model import describe
 from hwloop.profile import TargetProfile, recipe_for, rules_for
 from hwloop.records import (
@@ -45,8 +46,10 @@ class Subject:
     Attributes:
         dense: the trained network, in eval mode; never changed.
         example: an input of the deployed shape.
-        graph: the dense network as exported.
-        recipe, isa: the target's quantization recipe and instruction sets.
+        rules: what the target can make use of, its quantization recipe among it.
+        float_graph: the dense network as exported, in FP32.
+        graph: the dense network as it ships, in the target's base precision: the baseline.
+        isa: the target's instruction sets.
     """
 
     task: Task
@@ -54,8 +57,8 @@ class Subject:
     example: Tensor
     network: Network
     rules: SpaceRules
+    float_graph: bytes
     graph: bytes
-    recipe: str
     isa: str
 
     @property
@@ -79,8 +82,11 @@ def subject(
         UsageError: the network cannot be exported or traced.
     """
     example = task.example()
+    rules = rules_for(profile, session.isa)
+    rules = replace(rules, recipe=recipe_for(profile, session.isa))
     try:
-        graph = export_onnx(module, example)
+        float_graph = export_onnx(module, example)
+        graph = to_fp16(float_graph) if rules.base_precision == "fp16" else float_graph
     except CandidateError as error:
         raise UsageError(
             f"{name} cannot be exported to ONNX: {error}", "change that layer's forward"
@@ -89,10 +95,10 @@ def subject(
         task=task,
         dense=module,
         example=example,
-        network=describe(module, example, graph, name=name),
-        rules=rules_for(profile, session.isa),
+        network=describe(module, example, float_graph, name=name),
+        rules=rules,
+        float_graph=float_graph,
         graph=graph,
-        recipe=recipe_for(profile, session.isa),
         isa=session.isa,
     )
 
@@ -150,6 +156,7 @@ class Evaluator:
         self.loop_recipe = loop_recipe
         self.protocol = protocol
         self.source = LatencySource.SIMULATED if simulated else LatencySource.DEVICE
+        self.mark = " (simulated)" if simulated else ""
         self.clock = clock
         self.search_split = ScoredSplit(subject.task, subject.task.search())
         self.dense_model = subject.model(subject.dense_candidate, subject.graph)
@@ -215,24 +222,41 @@ class Evaluator:
         return self.exported(candidate, module)
 
     def exported(self, candidate: Candidate, module: nn.Module) -> Built:
-        """Export a compressed module, check it against PyTorch, then quantize its int8 groups."""
+        """Export a compressed module, check it, and give its groups their precisions."""
         subject = self.subject
         with self.clock("export"):
-            graph = export_onnx(module, subject.example)
-            plain = Model(graph)
-            check_outputs(module, subject.example, self.run(plain))
-            self.session.forget(plain)
-            graph = quantized(
+            plain = export_onnx(module, subject.example)
+            final = deployable(
                 module,
                 subject.example,
-                graph,
+                plain,
                 network=subject.network,
                 candidate=candidate,
                 calibration=self.recovery.calibration_inputs(CALIBRATION_INPUTS),
-                recipe=subject.recipe,
+                rules=subject.rules,
                 isa=subject.isa,
             )
-        return Built(candidate=candidate, module=module, model=subject.model(candidate, graph))
+            model = subject.model(candidate, final)
+            try:
+                self._check(candidate, module, plain, model)
+            except CandidateError:
+                self.session.forget(model)
+                raise
+            finally:
+                self.session.forget(Model(plain))
+        return Built(candidate=candidate, module=module, model=model)
+
+    def _check(self, candidate: Candidate, module: nn.Module, plain: bytes, model: Model) -> None:
+        """The exported FP32 graph against PyTorch; where FP16 ships, that against FP32 as well."""
+        example = self.subject.example
+        if self.subject.rules.base_precision == "fp32":
+            check_outputs(module, example, self.run(Model(plain)))
+            return
+        # A target that ships FP16 never runs FP32, and may need minutes to build it.
+        run = host_run(plain)
+        check_outputs(module, example, run)
+        int8 = any(action.precision == "int8" for action in candidate.actions)
+        check_deployed(example, run, self.run(model), int8=int8)
 
     def measurement(self, built: Built) -> Measurement:
         """The end-to-end latency against the dense network; measured once per candidate."""
@@ -269,8 +293,8 @@ class Evaluator:
         if self.store.get("baseline", "metric") is None:
             try:
                 with self.clock("export"):
-                    run = self.run(self.dense_model)
-                    check_outputs(self.subject.dense, self.subject.example, run)
+                    dense, model = self.subject, self.dense_model
+                    self._check(dense.dense_candidate, dense.dense, dense.float_graph, model)
                 metric = self.score(self.dense_model, self.search_split)
             except CandidateError as error:
                 raise measure.unusable(self.session, "the dense network", error) from error

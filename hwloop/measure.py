@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from hwloop import stats
 from hwloop.errors import CandidateError, TargetError
-from hwloop.export import row_onnx
 from hwloop.records import LayerConfig, Measurement, Protocol
+from hwloop.rows import row_onnx
 from hwloop.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.targets import DeviceSession, Model
 
@@ -52,14 +52,19 @@ def build_rows(
     table: LatencyTable,
     configs: Iterable[LayerConfig],
     *,
+    recipe: str = "ort-x86",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Measure and store the rows that the table lacks; resumable row by row. Returns how many."""
+    """Measure and store the rows that the table lacks; resumable row by row. Returns how many.
+
+    Args:
+        recipe: the target's quantization recipe, which decides what the graph of a row is.
+    """
     missing = table.missing([REFERENCE, EMPTY, *configs])
-    reference = Model(row_onnx(REFERENCE), (REFERENCE,))
+    reference = Model(row_onnx(REFERENCE, recipe), (REFERENCE,))
     for done, config in enumerate(missing):
         progress(done, len(missing))
-        model = Model(row_onnx(config), (config,))
+        model = Model(row_onnx(config, recipe), (config,))
         accepted_ms = 0.0 if config == REFERENCE else table.row_ms(REFERENCE)
         try:
             measurement = session.measure(
@@ -97,4 +102,4 @@ def _stable(measure: Callable[[], Measurement]) -> Measurement:
         reasons = doubts(measurement)
         if not reasons:
             break
-    return replace(measurement, unstable=reasons)
+    return replace(measurement, unstable=(*measurement.unstable, *reasons))

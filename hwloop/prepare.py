@@ -40,7 +40,13 @@ def fitted_predictor(
     rows = space.reachable_configs(subject.network, subject.rules)
     progress.stage("latency table")
     with evaluator.clock("measure"):
-        measure.build_rows(evaluator.session, table, rows, progress=progress.advance)
+        measure.build_rows(
+            evaluator.session,
+            table,
+            rows,
+            recipe=evaluator.subject.rules.recipe,
+            progress=progress.advance,
+        )
     predictor = Predictor(table, subject.network, subject.rules)
     predictor.observe((0,) * len(subject.network.groups), evaluator.baseline.latency_ms)
     progress.stage("calibration networks")

@@ -8,6 +8,9 @@ from hwloop.records import Action, Candidate, Group, Layer, LayerConfig, Network
 
 WIDTH_STEPS = 4
 MIN_INT8_CHANNELS = 8
+TENSORRT_INT8_CHANNELS = 16
+TENSORRT_DEPTHWISE_KERNEL = 3
+WEIGHTED = ("conv", "linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +22,15 @@ class SpaceRules:
         precisions: subset of (base, int8), in menu order.
         base_precision: what ``base`` means on this target: fp32 or fp16.
         kinds: action kinds that can pay on this target.
+        recipe: quantization recipe; it decides which layers int8 can pay for, and which changes
+            of precision cost time.
     """
 
     align: int = 8
     precisions: tuple[str, ...] = ("base", "int8")
     base_precision: str = "fp32"
     kinds: tuple[str, ...] = ("keep", "prune")
+    recipe: str = "ort-x86"
 
 
 def _menu() -> tuple[Action, ...]:
@@ -49,8 +55,14 @@ def width(group: Group, action: Action, align: int) -> int:
     return min(group.channels, max(align, -(-round(wanted) // align) * align))
 
 
-def legal_actions(group: Group, rules: SpaceRules) -> tuple[bool, ...]:
-    """Mask over :data:`ACTIONS`: False where the action is impossible, useless or a duplicate."""
+def legal_actions(
+    group: Group, rules: SpaceRules, layers: tuple[Layer, ...] = ()
+) -> tuple[bool, ...]:
+    """Mask over :data:`ACTIONS`: False where the action is impossible, useless or a duplicate.
+
+    Args:
+        layers: the group's layers; without them only its width decides about int8.
+    """
     seen: set[tuple[int, str]] = set()
     mask = []
     for action in ACTIONS:
@@ -59,7 +71,7 @@ def legal_actions(group: Group, rules: SpaceRules) -> tuple[bool, ...]:
             action.kind in rules.kinds
             and action.precision in rules.precisions
             and (action.kind != "prune" or (group.prunable and effect[0] < group.channels))
-            and (action.precision != "int8" or effect[0] >= MIN_INT8_CHANNELS)
+            and (action.precision != "int8" or _int8_pays(group, effect[0], rules, layers))
             and effect not in seen
         )
         if allowed:
@@ -69,7 +81,55 @@ def legal_actions(group: Group, rules: SpaceRules) -> tuple[bool, ...]:
 
 
 def masks(network: Network, rules: SpaceRules) -> tuple[tuple[bool, ...], ...]:
-    return tuple(legal_actions(group, rules) for group in network.groups)
+    """The mask of every group."""
+    members: dict[int, list[Layer]] = {}
+    for layer in network.layers:
+        if layer.out_group is not None and layer.config.op in WEIGHTED:
+            members.setdefault(layer.out_group, []).append(layer)
+    return tuple(
+        legal_actions(group, rules, tuple(members.get(index, ())))
+        for index, group in enumerate(network.groups)
+    )
+
+
+def _int8_pays(group: Group, kept: int, rules: SpaceRules, layers: tuple[Layer, ...]) -> bool:
+    """False where int8 kernels are known to lose, or do not exist."""
+    if kept < MIN_INT8_CHANNELS:
+        return False
+    if rules.recipe != "tensorrt":
+        return True
+    return all(
+        tensorrt_int8_pays(
+            layer.config,
+            out_channels=layer.config.out_channels * kept // group.channels,
+            first=not layer.in_groups,
+        )
+        for layer in layers
+    )
+
+
+def tensorrt_int8_pays(config: LayerConfig, *, out_channels: int, first: bool) -> bool:
+    """Whether TensorRT has int8 kernels for such a layer that are worth having.
+
+    The rules are those of NVIDIA Model Optimizer 0.47 (``onnx.quantization.graph_utils``): no thin
+    convolutions, no products of a matrix with a vector. Input channels are the dense network's,
+    because the group that prunes them has a decision of its own.
+
+    Args:
+        first: it reads the network's input, whose few channels do not count.
+    """
+    least = TENSORRT_INT8_CHANNELS
+    if config.op == "linear":
+        rows, features = config.in_shape
+        return rows > 1 and features >= least and out_channels >= least
+    in_channels = config.in_shape[1] // config.groups
+    if config.groups > 1 and in_channels == 1:
+        return out_channels % 8 == 0 and min(config.kernel) >= TENSORRT_DEPTHWISE_KERNEL
+    thin, wide = sorted((in_channels, out_channels))
+    if first:
+        return out_channels >= least
+    square = config.kernel[0] == config.kernel[1]
+    return thin >= least or (wide >= least and square and thin % 8 == 0 and wide % 8 == 0)
 
 
 def uniform(masks_: tuple[tuple[bool, ...], ...], index: int) -> tuple[int, ...]:
@@ -94,6 +154,7 @@ def layer_configs(
 
     A group's precision is that of its arithmetic and of its output tensor; a consumer of another
     precision pays a quantize or dequantize row. The network's input and output are never int8.
+    TensorRT pays for quantizing alone: its int8 kernels write FP16 where nobody wants int8.
     """
     dense = layer.config
     own = _precision(actions, layer.out_group, rules)
@@ -110,7 +171,7 @@ def layer_configs(
         group = network.groups[layer.out_group]
         kept = width(group, actions[layer.out_group], rules.align)
         out_channels = dense.out_channels * kept // group.channels
-    weighted = dense.op in ("conv", "linear")
+    weighted = dense.op in WEIGHTED
     if not weighted:
         own = sources[0][1] if sources else rules.base_precision
     groups = in_channels if dense.groups == dense.in_shape[1] and dense.groups > 1 else dense.groups
@@ -121,7 +182,9 @@ def layer_configs(
         rest = dense.in_shape[2:]
         casts = sources or [(in_channels, rules.base_precision)]
         for channels, precision in casts:
-            if precision != own and "int8" in (precision, own):
+            quantizes = own == "int8" and precision != "int8"
+            dequantizes = precision == "int8" and own != "int8" and rules.recipe != "tensorrt"
+            if quantizes or dequantizes:
                 shape = (dense.in_shape[0], channels, *rest)
                 rows.append(_cast(shape, precision, own))
     return tuple(rows)

@@ -3,10 +3,11 @@
 A row is a fused block measured on the target against a fixed reference row. The latency of a
 network is predicted as
 
-    scale * (sum of its blocks) + cast_scale * (sum of its changes of precision) + offset,
+    scale * (blocks in the base precision) + int8_scale * (int8 blocks)
+        + cast_scale * (changes of precision) + offset,
 
-every row less the cost of an empty call of the runtime, the three coefficients fitted to the
-end-to-end measurements of the same network so far (docs/measuring.md).
+each a sum of rows less the cost of an empty call of the runtime, the four coefficients fitted to
+the end-to-end measurements of the same network so far (docs/measuring.md).
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ REFERENCE = LayerConfig(
     tail=("bias", "relu"),
 )
 """The block that every row is interleaved with: drift of the machine cancels in the ratio."""
+
+ROWS_VERSION = 2
+"""Part of every population: raised when a change of ``rows`` changes what a row means."""
 
 EMPTY = LayerConfig(op="empty", in_shape=(1, 1), out_channels=1)
 CASTS = ("quantize", "dequantize")
@@ -99,10 +103,28 @@ class LatencyTable:
 
 def population(fingerprint: Fingerprint, protocol: Protocol) -> str:
     """What must be equal for two rows to be compared."""
-    return digest([fingerprint, protocol, REFERENCE, SCHEMA_VERSION])
+    return digest([fingerprint, protocol, REFERENCE, SCHEMA_VERSION, ROWS_VERSION])
 
 
 # ------------------------------------------------------------------------------- prediction
+
+
+Sums = tuple[float, float, float]
+"""Milliseconds of a network's rows: base blocks, int8 blocks, changes of precision."""
+
+
+def add_up(rows: Iterable[tuple[LayerConfig, float]], empty_ms: float) -> Sums:
+    """Sum (configuration, milliseconds) by kind, each row less an empty call."""
+    base = int8 = casts = 0.0
+    for config, row_ms in rows:
+        cost_ms = max(row_ms - empty_ms, 0.0)
+        if config.op in CASTS:
+            casts += cost_ms
+        elif config.precision == "int8":
+            int8 += cost_ms
+        else:
+            base += cost_ms
+    return base, int8, casts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,29 +132,32 @@ class Fit:
     """Coefficients from summed rows to end-to-end milliseconds."""
 
     scale: float = 1.0
+    int8_scale: float = 1.0
     cast_scale: float = 1.0
     offset_ms: float = 0.0
     observations: int = 0
 
-    def __call__(self, blocks_ms: float, casts_ms: float) -> float:
-        return self.scale * blocks_ms + self.cast_scale * casts_ms + self.offset_ms
+    def __call__(self, sums: Sums) -> float:
+        base, int8, casts = sums
+        return self.scale * base + self.int8_scale * int8 + self.cast_scale * casts + self.offset_ms
 
 
-def fit(sums: Sequence[tuple[float, float]], latencies_ms: Sequence[float]) -> Fit:
+def fit(sums: Sequence[Sums], latencies_ms: Sequence[float]) -> Fit:
     """Robust relative least squares (L1 by reweighting), shrunk towards one common scale.
 
     Args:
-        sums: (blocks, casts) in milliseconds per observed network.
+        sums: of every observed network, see :func:`add_up`.
         latencies_ms: their measured end-to-end latencies; the first is the dense network's.
     """
     if not latencies_ms:
         return Fit()
     y = np.asarray(latencies_ms, dtype=float)
-    features = np.column_stack([np.asarray(sums, dtype=float).reshape(-1, 2), np.ones(len(y))])
-    scale = float(np.median(y / np.maximum(features[:, :2].sum(axis=1), 1e-9)))
-    prior = np.array([scale, scale, 0.0])
+    features = np.column_stack([np.asarray(sums, dtype=float).reshape(-1, 3), np.ones(len(y))])
+    scale = float(np.median(y / np.maximum(features[:, :3].sum(axis=1), 1e-9)))
+    prior = np.array([scale, scale, scale, 0.0])
     # In units of the dense latency, so that shrinking means the same for every coefficient.
-    typical = np.array([features[0, 0], max(features[:, 1].max(), 1e-3 * y[0]), y[0]]) / y[0]
+    largest = np.maximum(features.max(axis=0), 1e-3 * y[0])
+    typical = np.array([features[0, 0], largest[1], largest[2], y[0]]) / y[0]
     relative = features / y[:, None]
     weights = np.ones(len(y))
     solution = prior
@@ -145,8 +170,9 @@ def fit(sums: Sequence[tuple[float, float]], latencies_ms: Sequence[float]) -> F
         weights = np.sqrt(1 / np.maximum(residual, 0.01) * 0.01)
     return Fit(
         scale=float(solution[0]),
-        cast_scale=float(solution[1]),
-        offset_ms=float(solution[2]),
+        int8_scale=float(solution[1]),
+        cast_scale=float(solution[2]),
+        offset_ms=float(solution[3]),
         observations=len(y),
     )
 
@@ -165,21 +191,22 @@ class Predictor:
         self._empty_ms = table.row_ms(EMPTY)
         self._row_ms = table.row_ms
         self._layers = [_LayerSums(self, layer, table) for layer in network.layers]
-        self._sums: list[tuple[float, float]] = []
+        self._sums: list[Sums] = []
         self._latencies_ms: list[float] = []
 
-    def sums_ms(self, choices: Sequence[int]) -> tuple[float, float]:
-        """Summed (blocks, changes of precision), each row less an empty call."""
-        blocks = casts = 0.0
+    def sums_ms(self, choices: Sequence[int]) -> Sums:
+        """The rows of a choice, summed by kind."""
+        base = int8 = casts = 0.0
         for layer in self._layers:
-            block, cast = layer(choices)
-            blocks += block
-            casts += cast
-        return blocks, casts
+            layer_base, layer_int8, layer_casts = layer(choices)
+            base += layer_base
+            int8 += layer_int8
+            casts += layer_casts
+        return base, int8, casts
 
     def __call__(self, choices: Sequence[int]) -> float:
         """Predicted milliseconds, at least those of an empty call."""
-        return max(self.fit(*self.sums_ms(choices)), self._empty_ms)
+        return max(self.fit(self.sums_ms(choices)), self._empty_ms)
 
     def observe(self, choices: Sequence[int], latency_ms: float) -> None:
         """Take an end-to-end measurement into the fit; the first one must be the dense network."""
@@ -198,28 +225,23 @@ class _LayerSums:
         self.layer = layer
         self.predictor = predictor
         self.row_ms = table.row_ms
-        self.known: dict[tuple[int, ...], tuple[float, float]] = {}
+        self.known: dict[tuple[int, ...], Sums] = {}
 
-    def __call__(self, choices: Sequence[int]) -> tuple[float, float]:
+    def __call__(self, choices: Sequence[int]) -> Sums:
         key = tuple([choices[index] for index in self.groups])
         found = self.known.get(key)
         if found is None:
             found = self.known[key] = self._add_up(key)
         return found
 
-    def _add_up(self, key: tuple[int, ...]) -> tuple[float, float]:
+    def _add_up(self, key: tuple[int, ...]) -> Sums:
         network, rules = self.predictor.network, self.predictor.rules
         actions = [ACTIONS[0]] * len(network.groups)
         for index, choice in zip(self.groups, key, strict=True):
             actions[index] = ACTIONS[choice]
-        blocks = casts = 0.0
-        for config in space.layer_configs(network, self.layer, tuple(actions), rules):
-            cost_ms = max(self.row_ms(config) - self.predictor._empty_ms, 0.0)
-            if config.op in CASTS:
-                casts += cost_ms
-            else:
-                blocks += cost_ms
-        return blocks, casts
+        configs = space.layer_configs(network, self.layer, tuple(actions), rules)
+        rows = [(config, self.row_ms(config)) for config in configs]
+        return add_up(rows, self.predictor._empty_ms)
 
 
 def prediction_error(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> dict[str, Any]:

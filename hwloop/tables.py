@@ -1,4 +1,4 @@
-"""``hwloop table ...`` and ``hwloop target check``: the table and the device by themselves."""
+"""``hwloop table ...``: the latency table by itself."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 
 from hwloop import measure, space, stats
-from hwloop.compress.apply import compress, quantized
+from hwloop.compress.apply import compress, deployable
 from hwloop.errors import UsageError
 from hwloop.evaluate import Subject, subject
-from hwloop.export import export_onnx, row_onnx
+from hwloop.export import export_onnx
 from hwloop.files import write_atomically
-from hwloop.profile import TargetProfile, load_profile
+from hwloop.profile import TargetProfile, resolve
 from hwloop.progress import Progress
-from hwloop.records import Fingerprint, LayerConfig, Measurement, to_json
+from hwloop.records import Fingerprint, LayerConfig, Measurement
 from hwloop.space import ACTIONS
 from hwloop.store import Store
 from hwloop.table import (
-    REFERENCE,
     LatencyTable,
     Predictor,
     export_rows,
@@ -36,9 +35,6 @@ from hwloop.tasks import load_task
 CALIBRATION_INPUTS = 8
 """Ranges do not change a latency, so a few random inputs are enough here."""
 
-MAX_SELF_DIFFERENCE = 0.03
-BUSY_LOAD = 0.7
-
 
 def build(
     model: str | None,
@@ -47,10 +43,11 @@ def build(
     target: str,
     table: Path,
     progress: Progress,
+    host: str | None = None,
     data: Path | None = None,
 ) -> dict[str, Any]:
     """Measure every row that the network can need on the target. Returns counts."""
-    with _opened(model, task, data, target, table) as opened:
+    with _opened(model, task, data, resolve(target, host=host), table) as opened:
         progress.stage("latency table")
         measured = _build_rows(opened, progress)
         return {"measured": measured, "rows": len(opened.table), "table": str(table)}
@@ -63,6 +60,7 @@ def check(
     target: str,
     table: Path,
     progress: Progress,
+    host: str | None = None,
     networks: int = 30,
     seed: int = 0,
     data: Path | None = None,
@@ -75,7 +73,7 @@ def check(
     """
     if networks < 6:
         raise UsageError(f"{networks} networks cannot tell an error", "--networks 30")
-    with _opened(model, task, data, target, table) as opened:
+    with _opened(model, task, data, resolve(target, host=host), table) as opened:
         progress.stage("latency table")
         _build_rows(opened, progress)
         progress.stage("random networks")
@@ -149,26 +147,6 @@ def import_(table: Path, file: Path) -> int:
         return import_rows(store, lines, file)
 
 
-def check_target(name: str) -> dict[str, Any]:
-    """Start the worker and see whether this target can be trusted now."""
-    profile = load_profile(name)
-    with DeviceSession(profile) as session:
-        state = session.state()
-        reference = Model(row_onnx(REFERENCE), (REFERENCE,))
-        found = measure.baseline(session, reference, profile.protocols.loop)
-        checks = [
-            {
-                "state": "ok",
-                "what": f"worker runs: {session.fingerprint.runtime} "
-                f"{session.fingerprint.runtime_version} on {state['cpu']} ({state['isa']})",
-            },
-            _load_check(state),
-            _governor_check(state),
-            _self_check(found),
-        ]
-        return {"target": name, "fingerprint": to_json(session.fingerprint), "checks": checks}
-
-
 # ------------------------------------------------------------------------------- inside
 
 
@@ -182,9 +160,8 @@ class _Opened:
 
 @contextmanager
 def _opened(
-    model: str | None, task: str, data: Path | None, target: str, table: Path
+    model: str | None, task: str, data: Path | None, profile: TargetProfile, table: Path
 ) -> Iterator[_Opened]:
-    profile = load_profile(target)
     plugin = load_task(task, data=data)
     module = load_model(plugin, model)
     with DeviceSession(profile) as session, Store(table) as store:
@@ -197,8 +174,15 @@ def _opened(
 
 
 def _build_rows(opened: _Opened, progress: Progress) -> int:
-    rows = space.reachable_configs(opened.subject.network, opened.subject.rules)
-    return measure.build_rows(opened.session, opened.table, rows, progress=progress.advance)
+    found = opened.subject
+    rows = space.reachable_configs(found.network, found.rules)
+    return measure.build_rows(
+        opened.session,
+        opened.table,
+        rows,
+        recipe=found.rules.recipe,
+        progress=progress.advance,
+    )
 
 
 def _measured_networks(
@@ -243,21 +227,21 @@ def random_choices(
 
 
 def unrecovered(found: Subject, choices: tuple[int, ...]) -> Model:
-    """A candidate for timing only: compressed and quantized, its weights left alone."""
+    """A candidate for timing only: compressed, in its precisions, its weights left alone."""
     candidate = space.candidate(choices)
     module = compress(
         found.dense, found.example, found.network, candidate=candidate, rules=found.rules
     )
     rng = np.random.default_rng(0)
     shape = (CALIBRATION_INPUTS, *found.example.shape[1:])
-    graph = quantized(
+    graph = deployable(
         module,
         found.example,
         export_onnx(module, found.example),
         network=found.network,
         candidate=candidate,
         calibration=rng.standard_normal(shape).astype(np.float32),
-        recipe=found.recipe,
+        rules=found.rules,
         isa=found.isa,
     )
     return found.model(candidate, graph)
@@ -274,27 +258,3 @@ def _name(config: LayerConfig) -> str:
     stride = f" /{config.stride[0]}" if config.stride[0] > 1 else ""
     tail = "+" + "+".join(config.tail) if config.tail else ""
     return f"{config.precision} {config.op}{kernel}{stride} {shape} -> {config.out_channels}{tail}"
-
-
-def _load_check(state: dict[str, Any]) -> dict[str, str]:
-    load, cores = float(state["load_average"]), int(state["cores"])
-    text = f"load {load:.1f} on {cores} cores"
-    if load > BUSY_LOAD * cores:
-        return {"state": "warn", "what": f"{text}: stop what else runs before you measure"}
-    return {"state": "ok", "what": text}
-
-
-def _governor_check(state: dict[str, Any]) -> dict[str, str]:
-    governor = str(state["governor"])
-    if governor in ("performance", "unknown"):
-        return {"state": "ok", "what": f"frequency governor: {governor}"}
-    fix = "sudo cpupower frequency-set --governor performance"
-    return {"state": "warn", "what": f"frequency governor {governor}; steadier with: {fix}"}
-
-
-def _self_check(found: Measurement) -> dict[str, str]:
-    difference = abs(found.ratio - 1)
-    text = f"a layer against itself: {difference:.1%} apart, {len(found.samples_ms)} samples"
-    if difference > MAX_SELF_DIFFERENCE or found.unstable:
-        return {"state": "warn", "what": f"{text}; {'; '.join(found.unstable) or 'noisy'}"}
-    return {"state": "ok", "what": text}

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hwloop.errors import CandidateError
-from hwloop.export import check_outputs, export_onnx, row_onnx
-from hwloop.records import LayerConfig
+from hwloop.export import check_deployed, check_outputs, export_onnx, host_run
 
 
 class Awkward(nn.Module):
@@ -85,92 +81,26 @@ def test_other_outputs_fail_the_check() -> None:
             check_outputs(module, example, lambda inputs: right(inputs) * np.nan)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize(
-    ("config", "shape"),
-    [
-        (LayerConfig(op="linear", in_shape=(1, 16), out_channels=10, tail=("bias",)), (1, 10)),
-        (LayerConfig(op="globalavgpool", in_shape=(1, 8, 7, 7), out_channels=8), (1, 8, 1, 1)),
-        (
-            LayerConfig(
-                op="maxpool", in_shape=(1, 8, 8, 8), out_channels=8, kernel=(2, 2), stride=(2, 2)
-            ),
-            (1, 8, 4, 4),
-        ),
-        (
-            LayerConfig(
-                op="conv",
-                in_shape=(1, 8, 9, 9),
-                out_channels=8,
-                kernel=(3, 3),
-                stride=(2, 2),
-                padding=(1, 1),
-                groups=8,
-                tail=("bias", "clip:0:6"),
-            ),
-            (1, 8, 5, 5),
-        ),
-        (
-            LayerConfig(
-                op="avgpool", in_shape=(1, 8, 8, 8), out_channels=8, kernel=(2, 2), stride=(2, 2)
-            ),
-            (1, 8, 4, 4),
-        ),
-        (
-            LayerConfig(
-                op="conv",
-                in_shape=(2, 8, 6, 6),
-                out_channels=16,
-                groups=2,
-                tail=("bias", "add", "relu"),
-            ),
-            (2, 16, 6, 6),
-        ),
-        *(
-            (
-                LayerConfig(op="conv", in_shape=(1, 8, 5, 5), out_channels=4, tail=("bias", word)),
-                (1, 4, 5, 5),
-            )
-            for word in ("sigmoid", "hardswish", "tanh")
-        ),
-        (
-            LayerConfig(op="elementwise", in_shape=(1, 8, 4, 4), out_channels=8, tail=("add",)),
-            (1, 8, 4, 4),
-        ),
-    ],
-)
-def test_every_row_runs(config: LayerConfig, shape: tuple[int, ...], precision: str) -> None:
-    values = {**vars(config), "precision": precision}
-    graph = row_onnx(LayerConfig(**values))
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
-    feeds = {t.name: np.ones(t.shape, kinds[t.type]) for t in session.get_inputs()}
-    (output,) = session.run(None, feeds)
-    assert output.shape == shape
-    assert output.dtype == (np.float32 if precision == "fp32" else np.uint8)
+def test_the_deployed_graph_must_be_finite_and_in_fp16_close() -> None:
+    example = torch.zeros(1, 4)
+    right = host_run(export_onnx(nn.Linear(4, 3), example))
+    off = lambda inputs: right(inputs) * 1.5  # noqa: E731
+    assert check_deployed(example, right, right, int8=False) == 0
+    assert check_deployed(example, right, off, int8=True) == pytest.approx(0.5)
+    with pytest.raises(CandidateError, match=r"check: FP16 and FP32 differ by 5\.0e-01"):
+        check_deployed(example, right, off, int8=False)
+    for int8 in (True, False):
+        with pytest.raises(
+            CandidateError, match="check: the deployed graph's output is not finite"
+        ):
+            check_deployed(example, right, lambda inputs: right(inputs) * np.inf, int8=int8)
 
 
-def test_the_tail_of_a_row_is_computed() -> None:
-    plain = LayerConfig(op="conv", in_shape=(1, 8, 5, 5), out_channels=4)
-    inputs = np.random.default_rng(0).standard_normal((1, 8, 5, 5)).astype(np.float32)
-
-    def outputs(*tail: str) -> np.ndarray:
-        graph = row_onnx(replace(plain, tail=tail))
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        feeds = {t.name: inputs[:, :4] * 0 + 2 for t in session.get_inputs()} | {"input": inputs}
-        return session.run(None, feeds)[0]
-
-    bare = outputs()
-    assert np.allclose(outputs("relu"), np.maximum(bare, 0), atol=1e-6)
-    assert np.allclose(outputs("clip:0:6"), np.clip(bare, 0, 6), atol=1e-6)
-    assert np.allclose(outputs("add"), bare + 2, atol=1e-6)
-    assert not np.allclose(outputs("bias"), bare)
-
-
-@pytest.mark.parametrize("op", ["quantize", "dequantize", "empty"])
-def test_rows_without_weights_run(op: str) -> None:
-    graph = row_onnx(LayerConfig(op=op, in_shape=(1, 8, 4, 4), out_channels=8))
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    kind = np.uint8 if op == "dequantize" else np.float32
-    (output,) = session.run(None, {"input": np.ones((1, 8, 4, 4), kind)})
-    assert output.shape == (1, 8, 4, 4)
+def test_the_host_runs_batches_of_the_exported_size() -> None:
+    module = nn.Linear(4, 3)
+    inputs = torch.randn(6, 4)
+    with torch.no_grad():
+        expected = module(inputs).numpy()
+    for size in (1, 2):
+        run = host_run(export_onnx(module, torch.zeros(size, 4)))
+        assert np.allclose(run(inputs.numpy()), expected, atol=1e-6)

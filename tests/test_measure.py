@@ -10,9 +10,9 @@ import pytest
 
 from hwloop import measure
 from hwloop.errors import TargetError
-from hwloop.export import row_onnx
 from hwloop.profile import load_profile
 from hwloop.records import Fingerprint, LayerConfig, Measurement
+from hwloop.rows import row_onnx
 from hwloop.store import Store
 from hwloop.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.targets import DeviceSession, Model

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -97,8 +99,67 @@ def test_each_change_of_precision_costs_one_row() -> None:
     assert [row.op for row in all_int8 if "quantize" in row.op] == ["quantize"]
 
 
-def test_every_row_of_any_candidate_is_reachable() -> None:
-    network, rules = chain((16, 32)), SpaceRules()
+TENSORRT = SpaceRules(base_precision="fp16", recipe="tensorrt")
+
+
+def test_tensorrt_pays_for_quantizing_alone() -> None:
+    network = chain()
+    base, int8 = 0, 4
+    rows = space.network_configs(network, space.candidate((base, int8, base, base)), TENSORRT)
+    assert [row.op for row in rows if "quantize" in row.op] == ["quantize"]
+    assert {row.precision for row in rows} == {"fp16", "int8"}
+    (cast,) = (row for row in rows if row.op == "quantize")
+    assert (cast.precision_in, cast.precision, cast.in_shape) == ("fp16", "int8", (1, 16, 8, 8))
+
+
+def conv(in_channels: int, kernel: tuple[int, int] = (3, 3), groups: int = 1) -> LayerConfig:
+    shape = (1, in_channels, 8, 8)
+    return LayerConfig(op="conv", in_shape=shape, out_channels=64, kernel=kernel, groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("config", "out_channels", "pays"),
+    [
+        (conv(16), 16, True),
+        (conv(64), 8, True),  # one side is wide, both are multiples of 8, the kernel is square
+        (conv(64, kernel=(1, 3)), 8, False),
+        (conv(64), 12, False),
+        (conv(8), 8, False),
+        (conv(64, groups=64), 64, True),
+        (conv(64, groups=64, kernel=(1, 1)), 64, False),
+        (conv(64, groups=64), 60, False),
+        (conv(128, groups=32), 128, False),  # 4 channels in each group
+        (conv(128, groups=8), 128, True),
+        (LayerConfig(op="linear", in_shape=(1, 512), out_channels=64), 64, False),
+        (LayerConfig(op="linear", in_shape=(49, 512), out_channels=64), 64, True),
+        (LayerConfig(op="linear", in_shape=(49, 8), out_channels=64), 64, False),
+        (LayerConfig(op="linear", in_shape=(49, 512), out_channels=10), 10, False),
+    ],
+)
+def test_int8_is_for_layers_that_tensorrt_has_kernels_for(
+    config: LayerConfig, out_channels: int, pays: bool
+) -> None:
+    found = space.tensorrt_int8_pays(config, out_channels=out_channels, first=False)
+    assert found == pays
+
+
+def test_masks_of_tensorrt_forbid_int8_where_one_layer_of_a_group_is_thin() -> None:
+    network = chain((16, 32, 48))
+    int8 = ACTIONS.index(Action(precision="int8"))
+    found = [mask[int8] for mask in space.masks(network, TENSORRT)]
+    assert found == [True, True, True, False]  # the first layer may be thin, a classifier not
+    assert all(mask[int8] for mask in space.masks(network, SpaceRules()))
+    narrow = space.masks(network, TENSORRT)[0]
+    half = ACTIONS.index(Action(kind="prune", amount=0.5, precision="int8"))
+    assert not narrow[half]  # 8 channels from 3
+    thin = replace(network.layers[1], config=conv(12), out_group=2)
+    both = replace(network, layers=(*network.layers, thin))
+    assert not space.masks(both, TENSORRT)[2][int8]
+
+
+@pytest.mark.parametrize("rules", [SpaceRules(), TENSORRT])
+def test_every_row_of_any_candidate_is_reachable(rules: SpaceRules) -> None:
+    network = chain((16, 32))
     reachable = set(space.reachable_configs(network, rules))
     menus = [[i for i, ok in enumerate(mask) if ok] for mask in space.masks(network, rules)]
     for choices in itertools.product(*menus):

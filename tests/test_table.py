@@ -65,21 +65,23 @@ def test_rows_of_another_device_are_another_population(tmp_path: Path) -> None:
 def test_the_fit_finds_known_coefficients_despite_an_outlier() -> None:
     rng = np.random.default_rng(0)
     sums = [
-        (float(b), float(c))
-        for b, c in zip(rng.uniform(1, 5, 30), rng.uniform(0, 0.4, 30), strict=True)
+        (float(b), float(i), float(c))
+        for b, i, c in zip(
+            rng.uniform(1, 5, 30), rng.uniform(0, 3, 30), rng.uniform(0, 0.4, 30), strict=True
+        )
     ]
-    y = [0.9 * b + 1.8 * c + 0.05 for b, c in sums]
+    y = [0.9 * b + 1.1 * i + 1.8 * c + 0.05 for b, i, c in sums]
     y[7] *= 0.4
     found = fit(sums, y)
-    predicted = np.array([found(*item) for item in sums])
+    predicted = np.array([found(item) for item in sums])
     errors = np.abs(predicted / np.array(y) - 1)
     assert np.sort(errors)[-2] < 0.03
 
 
 def test_one_observation_gives_one_scale() -> None:
-    found = fit([(2.0, 0.0)], [1.0])
-    assert found(2.0, 0.0) == pytest.approx(1.0)
-    assert found(4.0, 0.0) == pytest.approx(2.0, rel=0.02)
+    found = fit([(2.0, 0.0, 0.0)], [1.0])
+    assert found((2.0, 0.0, 0.0)) == pytest.approx(1.0)
+    assert found((4.0, 0.0, 0.0)) == pytest.approx(2.0, rel=0.02)
 
 
 def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) -> None:
@@ -89,9 +91,11 @@ def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) ->
         predictor = Predictor(table, network, rules)
         for choices in [(0, 0, 0, 0), (0, 4, 2, 0), (4, 5, 6, 4)]:
             rows = space.network_configs(network, space.candidate(choices), rules)
-            blocks = sum(table.row_ms(r) - 0.001 for r in rows if r.op not in CASTS)
+            blocks = [r for r in rows if r.op not in CASTS]
+            base = sum(table.row_ms(r) - 0.001 for r in blocks if r.precision != "int8")
+            int8 = sum(table.row_ms(r) - 0.001 for r in blocks if r.precision == "int8")
             casts = sum(table.row_ms(r) - 0.001 for r in rows if r.op in CASTS)
-            assert predictor.sums_ms(choices) == pytest.approx((blocks, casts))
+            assert predictor.sums_ms(choices) == pytest.approx((base, int8, casts))
         predictor.observe((0, 0, 0, 0), 5.0)
         assert predictor((0, 0, 0, 0)) == pytest.approx(5.0)
 

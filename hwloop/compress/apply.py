@@ -1,7 +1,7 @@
 """Candidate in, compressed network out: the methods in their fixed order.
 
-Float methods change the module (:func:`compress`); quantization changes the exported graph
-(:func:`quantized`), because a precision exists only in the file that the runtime reads.
+Float methods change the module (:func:`compress`); precisions change the exported graph
+(:func:`deployable`), because they exist only in the file that the runtime reads.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hwloop import space
 from hwloop.compress.prune import prune
 from hwloop.compress.quantize import quantize
+from hwloop.fp16 import to_fp16
 from hwloop.model import weighted_calls, weighted_nodes
 from hwloop.records import Candidate, Network
 from hwloop.space import SpaceRules
@@ -37,6 +38,42 @@ def compress(
     if widths:
         prune(module, example, widths, scores=dense)
     return module.eval()
+
+
+def deployable(
+    module: nn.Module,
+    example: Tensor,
+    graph: bytes,
+    *,
+    network: Network,
+    candidate: Candidate,
+    calibration: np.ndarray[Any, Any],
+    rules: SpaceRules,
+    isa: str,
+) -> bytes:
+    """The graph that ships: the candidate's int8 groups quantized, the rest in base precision.
+
+    Args:
+        module: the compressed network.
+        graph: ``module`` as exported, in FP32.
+        calibration: (N, ...) real inputs.
+        rules: of the target, with its recipe.
+        isa: instruction sets of the target, ``+``-separated.
+
+    Raises:
+        CandidateError: stage ``compress`` or ``export``.
+    """
+    graph = quantized(
+        module,
+        example,
+        graph,
+        network=network,
+        candidate=candidate,
+        calibration=calibration,
+        recipe=rules.recipe,
+        isa=isa,
+    )
+    return to_fp16(graph) if rules.base_precision == "fp16" else graph
 
 
 def quantized(

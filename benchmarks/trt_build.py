@@ -1,0 +1,158 @@
+"""Does NVIDIA's builder take every graph that hwloop writes for TensorRT?
+
+Random candidates of the demo network and of ResNet-18 (mixed widths, mixed precisions) go through
+pruning, export, the TensorRT recipe and FP16, then through the parser and the builder of TensorRT
+for RTX, on the CPU. So does every row that their latency tables can need. The bar: none is refused.
+
+    python benchmarks/trt_build.py [N=200]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from common import print_table, write_result
+
+from hwloop import space
+from hwloop.compress.apply import compress, deployable
+from hwloop.errors import CandidateError, EnvironmentProblem
+from hwloop.export import export_onnx
+from hwloop.model import describe
+from hwloop.proof import Proof, bindings, prove
+from hwloop.rows import row_onnx
+from hwloop.space import SpaceRules
+from hwloop.table import EMPTY, REFERENCE
+from hwloop.tables import random_choices
+from hwloop.task import load_model
+from hwloop.tasks import load_task
+
+RULES = SpaceRules(base_precision="fp16", recipe="tensorrt")
+CALIBRATION_INPUTS = 4
+
+
+def networks() -> dict[str, tuple[torch.nn.Module, torch.Tensor]]:
+    """The trained demo, and ResNet-18 with random weights at ImageNet's resolution."""
+    demo = load_task("demo")
+    torch.manual_seed(0)
+    resnet18 = torchvision.models.resnet18().eval()
+    return {
+        "demo": (load_model(demo, None), demo.example()),
+        "resnet18": (resnet18, torch.randn(1, 3, 224, 224)),
+    }
+
+
+def candidates(
+    module: torch.nn.Module, example: torch.Tensor, *, name: str, count: int
+) -> tuple[list[Proof], list[str]]:
+    """Proofs of ``count`` random candidates and the reasons of those that were refused."""
+    network = describe(module, example, export_onnx(module, example), name=name)
+    masks = space.masks(network, RULES)
+    rng = np.random.default_rng(0)
+    shape = (CALIBRATION_INPUTS, *example.shape[1:])
+    inputs = rng.standard_normal(shape).astype(np.float32)
+    proofs: list[Proof] = []
+    refused: list[str] = []
+    for number in range(count):
+        candidate = space.candidate(random_choices(masks, rng))
+        int8 = any(action.precision == "int8" for action in candidate.actions)
+        try:
+            small = compress(module, example, network, candidate=candidate, rules=RULES)
+            graph = deployable(
+                small,
+                example,
+                export_onnx(small, example),
+                network=network,
+                candidate=candidate,
+                calibration=inputs,
+                rules=RULES,
+                isa="",
+            )
+            proof = prove(graph, precisions=("fp16", "int8") if int8 else ("fp16",))
+        except CandidateError as error:
+            refused.append(f"{candidate.digest()}: {error}")
+            continue
+        if proof is not None:
+            proofs.append(proof)
+        if number % 20 == 19:
+            print(f"{name}: {number + 1} of {count}, {len(refused)} refused", file=sys.stderr)
+    return proofs, refused
+
+
+def rows(
+    module: torch.nn.Module, example: torch.Tensor, *, name: str
+) -> tuple[list[Proof], list[str]]:
+    """The same of every row that the network's table can need."""
+    network = describe(module, example, export_onnx(module, example), name=name)
+    proofs: list[Proof] = []
+    refused: list[str] = []
+    for config in (REFERENCE, EMPTY, *space.reachable_configs(network, RULES)):
+        try:
+            proof = prove(row_onnx(config, RULES.recipe))
+        except CandidateError as error:
+            refused.append(f"{config}: {error}")
+            continue
+        if proof is not None:
+            proofs.append(proof)
+    print(f"{name}: {len(proofs)} rows, {len(refused)} refused", file=sys.stderr)
+    return proofs, refused
+
+
+def summary(proofs: list[Proof], refused: list[str]) -> dict[str, Any]:
+    """What is written of one kind of graph."""
+    seconds = [proof.build_s for proof in proofs]
+    layers: Counter[str] = Counter()
+    for proof in proofs:
+        layers.update(dict(proof.dtypes))
+    total = sum(layers.values())
+    return {
+        "built": len(proofs),
+        "refused": len(refused),
+        "reasons": refused[:10],
+        "median_build_s": round(float(np.median(seconds)), 3),
+        "max_build_s": round(max(seconds), 3),
+        "layer_dtype_shares": {
+            name: round(count / total, 4) for name, count in sorted(layers.items())
+        },
+    }
+
+
+def main() -> None:
+    started = time.monotonic()
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    trt = bindings()
+    if trt is None:
+        raise EnvironmentProblem("NVIDIA's builder is not installed", 'pip install "hwloop[rtx]"')
+    found: dict[str, Any] = {}
+    halves = {"demo": count - count // 2, "resnet18": count // 2}
+    for name, (module, example) in networks().items():
+        print(f"{name}: {halves[name]} candidates", file=sys.stderr)
+        found[f"{name} candidates"] = summary(
+            *candidates(module, example, name=name, count=halves[name])
+        )
+        found[f"{name} rows"] = summary(*rows(module, example, name=name))
+    names = ("built", "refused", "median_build_s", "max_build_s", "layer_dtype_shares")
+    lines = [[kind, *(str(value[name]) for name in names)] for kind, value in found.items()]
+    print_table([["", *names], *lines])
+    write_result(
+        "trt_build",
+        {
+            "builder": f"TensorRT for RTX {trt.__version__}",
+            "built_for": "compute capability 8.6, strongly typed",
+            "note": "built on the CPU, nothing was run; build seconds were taken on a shared "
+            "machine; layers of type FLOAT are the scales of Q/DQ nodes, which the parser keeps "
+            "in FP32, and casts at the network's ends",
+            "refused": sum(value["refused"] for value in found.values()),
+            "graphs": found,
+        },
+        started=started,
+    )
+
+
+if __name__ == "__main__":
+    main()
