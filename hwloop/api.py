@@ -19,7 +19,7 @@ from hwloop.errors import UsageError, closest
 from hwloop.export import export_onnx
 from hwloop.files import RunFolder, read_json, sha256
 from hwloop.model import describe
-from hwloop.profile import load_profile
+from hwloop.profile import resolve
 from hwloop.progress import Progress
 from hwloop.records import Candidate, Goal
 from hwloop.report import write_report
@@ -38,6 +38,8 @@ def optimize(
     *,
     task: str | Task = "demo",
     target: str = "cpu",
+    host: str | None = None,
+    simulate: bool = False,
     run: str | Path = "hwloop-run",
     data: str | Path | None = None,
     max_drop: float | None = None,
@@ -61,6 +63,8 @@ def optimize(
         model: the trained network, its SPEC, or None for the task's own.
         task: the data and the metric: a Task, a shipped name or a SPEC.
         target: a profile's name or path.
+        host: measure at the other end of ``ssh`` to user@host:port.
+        simulate: compute latencies from the target's datasheet; every figure says so.
         run: folder of the run; everything is kept there.
         data: folder of the data set, for shipped tasks that read one.
         max_drop: largest loss of the metric, absolute (0.01 = one point of accuracy). The default
@@ -84,6 +88,8 @@ def optimize(
         model,
         task=task,
         target=target,
+        host=host,
+        simulate=simulate,
         data=data,
         max_drop=max_drop,
         max_latency_ms=max_latency_ms,
@@ -99,7 +105,7 @@ def optimize(
         finalists=finalists,
         final_steps=final_steps,
     )
-    profile = load_profile(target)
+    profile = resolve(target, host=host, simulate=simulate)
     plugin = load_task(task, data=Path(data) if data else None) if isinstance(task, str) else task
     module = _module(model, plugin)
     folder = RunFolder(Path(run))
@@ -148,11 +154,16 @@ def load(
 
 
 def bench(
-    *files: str | Path, target: str = "cpu", progress: Progress | None = None
+    *files: str | Path,
+    target: str = "cpu",
+    host: str | None = None,
+    cross_check: bool = False,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Compare ONNX files or runs on a target; the first is the baseline of all others.
 
-    A run stands for its best network; a single run is compared with its dense network.
+    A run stands for its best network; a single run is compared with its dense network. With
+    ``cross_check`` the engines are also timed by NVIDIA's own trtexec.
 
     Raises:
         UsageError: a file that is missing or no ONNX.
@@ -160,8 +171,9 @@ def bench(
     """
     return benching.compare(
         [Path(file) for file in files],
-        profile=load_profile(target),
+        profile=resolve(target, host=host),
         progress=progress or Progress(),
+        cross_check=cross_check,
     )
 
 
@@ -224,6 +236,10 @@ def _check(settings: Settings) -> None:
                 f"{name.replace('_', ' ')} is {getattr(settings, name)}: at least {smallest}",
                 f"--{name.replace('_', '-')} {smallest}",
             )
+    if settings.simulate and settings.table is not None:
+        raise UsageError(
+            "simulated latencies never enter a table of measured rows", "leave --table out"
+        )
     if settings.time_limit_s is not None and not settings.time_limit_s > 0:
         raise UsageError("the time limit must be above zero", "--time-limit 10m")
 

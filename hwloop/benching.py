@@ -17,7 +17,7 @@ from hwloop.targets import DeviceSession, Model
 
 
 def compare(
-    paths: list[Path], *, profile: TargetProfile, progress: Progress
+    paths: list[Path], *, profile: TargetProfile, progress: Progress, cross_check: bool = False
 ) -> list[dict[str, Any]]:
     """Time every model against the first, by the profile's bench protocol.
 
@@ -27,7 +27,7 @@ def compare(
     Returns:
         One record per model: file, latency_ms, latency_ms_ci95, latency_source, size_bytes; from
         the second on also speedup, speedup_ci95, significant, samples, stopped, unstable. The
-        first has the target's fingerprint.
+        first has the target's fingerprint. With ``cross_check`` each has what trtexec found.
 
     Raises:
         UsageError: a path that is no ONNX file and no run, or one that the target cannot run.
@@ -45,10 +45,13 @@ def compare(
         files, models = files * 2, models * 2
     progress.stage("bench")
     measurements = []
+    checks: list[dict[str, Any]] = [{} for _ in models]
     with DeviceSession(profile) as session:
         for number, (file, model) in enumerate(zip(files[1:], models[1:], strict=True)):
             progress.advance(number, len(files) - 1, str(file))
             measurements.append(_measured(session, model, models[0], file, profile))
+        if cross_check:
+            checks = [_cross_check(session, model) for model in models]
         fingerprint = to_json(session.fingerprint)
     first = {
         "file": str(files[0]),
@@ -59,7 +62,16 @@ def compare(
         "fingerprint": fingerprint,
     }
     rest = zip(files[1:], models[1:], measurements, strict=True)
-    return [first, *(_record(file, model, found) for file, model, found in rest)]
+    records = [first, *(_record(file, model, found) for file, model, found in rest)]
+    return [{**record, **check} for record, check in zip(records, checks, strict=True)]
+
+
+def _cross_check(session: DeviceSession, model: Model) -> dict[str, Any]:
+    """What NVIDIA's own tool says of the same engine, or why it says nothing."""
+    try:
+        return {"cross_check": session.cross_check(model)}
+    except CandidateError as error:
+        return {"cross_check": {"failed": str(error)}}
 
 
 def _record(file: Path, model: Model, measurement: Measurement) -> dict[str, Any]:

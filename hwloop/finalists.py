@@ -145,7 +145,7 @@ class Finals:
         )
         speedup = 1 / measurement.ratio
         self.progress.say(
-            f"finalist: {speedup:.2f}x, drop {drop:+.4f} on the search split "
+            f"finalist: {speedup:.2f}x{self.evaluator.mark}, drop {drop:+.4f} on the search split "
             f"(80 % below {finalist.upper_drop:+.4f})"
         )
         return finalist

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hwloop import space
 from hwloop.evaluate import subject
-from hwloop.profile import load_profile
+from hwloop.profile import resolve
 from hwloop.runs import USUAL_RECIPES, Settings
 from hwloop.targets import DeviceSession
 from hwloop.task import load_model, validate_task
@@ -16,7 +16,7 @@ from hwloop.tasks import load_task
 
 def describe(settings: Settings, *, run: Path) -> dict[str, str]:
     """The plan as (what, value). Raises what the run itself would raise so far."""
-    profile = load_profile(settings.target)
+    profile = resolve(settings.target, host=settings.host, simulate=settings.simulate)
     task = load_task(settings.task, data=Path(settings.data) if settings.data else None)
     module = load_model(task, settings.model)
     validate_task(task, module)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hwloop.errors import UsageError, closest
+from hwloop.hosts import Host, check_python, parse_host
 from hwloop.records import Protocol
 from hwloop.space import ACTIONS, SpaceRules
 
@@ -23,9 +24,11 @@ else:
 
 PACKAGED = Path(__file__).parent / "profiles"
 CHECKOUT = Path(__file__).parent.parent / "profiles"
-RUNTIMES = ("onnxruntime", "fake")
-TRANSPORTS = ("local",)
-RECIPES = ("auto", "ort-x86", "ort-arm")
+RUNTIMES = ("onnxruntime", "tensorrt", "fake")
+TRANSPORTS = ("local", "ssh")
+RECIPES = ("auto", "ort-x86", "ort-arm", "tensorrt")
+CUDA_BACKENDS = ("auto", "pycuda", "cuda-bindings")
+TENSORRT_ALIGN = 8
 WIDE_NCHWC_ALIGN, NARROW_NCHWC_ALIGN = 16, 8
 
 
@@ -66,26 +69,49 @@ class Protocols:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Datasheet:
+    """What is printed about the hardware: for rehearsals and sanity checks, never a measurement.
+
+    Attributes:
+        tmacs_per_s: dense 10^12 multiply-accumulates per second, by precision.
+        gbytes_per_s: memory bandwidth.
+        source: where the figures come from.
+        verified: False where a figure is derived or second-hand.
+    """
+
+    tmacs_per_s: dict[str, float]
+    gbytes_per_s: float
+    source: str
+    verified: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TargetProfile:
     """One target as asked for.
 
     Attributes:
         name: the file's stem; ``--target NAME``.
-        runtime: onnxruntime or fake.
-        transport: local.
-        settings: passed to the runtime; for onnxruntime: threads.
+        runtime: onnxruntime, tensorrt or fake.
+        transport: local, or ssh.
+        host: where ``ssh`` goes; an OpenSSH alias of the profile's name unless it says otherwise.
+        python: the interpreter on the target, for ``ssh``.
+        settings: passed to the runtime; see profiles/README.md.
         align: channels that widths are multiples of, or None to follow the instruction set.
         space: what the target can make use of, ``align`` resolved by :func:`rules_for`.
         recipe: quantization recipe, or auto.
         build_timeout_s, call_timeout_s: deadlines for one build and any other request.
+        reconnect_s: how long a lost board is called before the run stops.
         simulated: True where latencies are computed, not measured.
         verified: True where the project has run this target on real hardware.
+        datasheet: printed figures of the hardware; only ``--simulate`` computes with them.
     """
 
     name: str
     description: str
     runtime: str
     transport: str = "local"
+    host: Host | None = None
+    python: str = "python3"
     settings: dict[str, Any] = field(default_factory=dict)
     align: int | None = None
     space: SpaceRules = SpaceRules()
@@ -93,8 +119,15 @@ class TargetProfile:
     protocols: Protocols = Protocols()
     build_timeout_s: float = 120.0
     call_timeout_s: float = 120.0
+    reconnect_s: float = 60.0
     simulated: bool = False
     verified: bool = False
+    datasheet: Datasheet | None = None
+
+    @property
+    def mark(self) -> str:
+        """What every figure of this target carries: nothing, where figures are measured."""
+        return " (simulated)" if self.simulated else ""
 
 
 def load_profile(name: str) -> TargetProfile:
@@ -111,6 +144,55 @@ def load_profile(name: str) -> TargetProfile:
     return _parse(path, data)
 
 
+def resolve(target: str, *, host: str | None = None, simulate: bool = False) -> TargetProfile:
+    """The target that a command is about.
+
+    Args:
+        host: measure at the other end of ``ssh`` to this host, whatever the profile says.
+        simulate: compute latencies from the profile's datasheet instead of measuring.
+
+    Raises:
+        UsageError: unknown profile, impossible host, or a profile without a datasheet.
+    """
+    profile = load_profile(target)
+    if simulate and host is not None:
+        raise UsageError("--simulate needs no board, --host names one", "give one of the two")
+    if simulate:
+        return simulated(profile)
+    if host is not None:
+        return replace(profile, transport="ssh", host=parse_host(host))
+    return profile
+
+
+def simulated(profile: TargetProfile) -> TargetProfile:
+    """The roofline of a profile in the place of its hardware: same space, same recipe, no board.
+
+    Raises:
+        UsageError: the profile has no datasheet.
+    """
+    sheet = profile.datasheet
+    if sheet is None:
+        raise UsageError(
+            f"target {profile.name!r} has no datasheet to compute with", "--target fake"
+        )
+    roofline = {
+        "device": f"simulated {profile.name}",
+        "gmacs_per_s": {name: rate * 1000 for name, rate in sheet.tmacs_per_s.items()},
+        "gbytes_per_s": sheet.gbytes_per_s,
+    }
+    return replace(
+        profile,
+        runtime="fake",
+        transport="local",
+        host=None,
+        settings={"roofline": roofline},
+        align=rules_for(profile, "").align,
+        recipe=recipe_for(profile, ""),
+        simulated=True,
+        verified=False,
+    )
+
+
 def known_profiles() -> dict[str, Path]:
     """Every profile that ``--target`` finds by name."""
     found: dict[str, Path] = {}
@@ -123,12 +205,15 @@ def known_profiles() -> dict[str, Path]:
 def rules_for(profile: TargetProfile, isa: str) -> SpaceRules:
     """The profile's rules with ``align`` resolved for the instruction set that was found.
 
-    FP32 convolutions on AVX-512 pad to 16 channels. With VNNI the int8 kernels are the fast ones,
-    and they do gain from 8 (16 to 8 channels at 28x28: 20.8 to 14.6 microseconds).
+    TensorRT's FP16 kernels take channels by eights. FP32 convolutions on AVX-512 pad to 16
+    channels. With VNNI the int8 kernels are the fast ones, and they do gain from 8 (16 to 8
+    channels at 28x28: 20.8 to 14.6 microseconds).
     """
     flags = isa.split("+")
     wide = "avx512f" in flags and not any("vnni" in flag for flag in flags)
     auto = WIDE_NCHWC_ALIGN if wide else NARROW_NCHWC_ALIGN
+    if profile.runtime == "tensorrt":
+        auto = TENSORRT_ALIGN
     return replace(profile.space, align=profile.align or auto)
 
 
@@ -136,6 +221,8 @@ def recipe_for(profile: TargetProfile, isa: str) -> str:
     """The quantization recipe: the profile's, or the one for the instruction set found."""
     if profile.recipe != "auto":
         return profile.recipe
+    if profile.runtime == "tensorrt":
+        return "tensorrt"
     return "ort-arm" if "asimd" in isa.split("+") else "ort-x86"
 
 
@@ -163,6 +250,9 @@ def _parse(path: Path, data: dict[str, Any]) -> TargetProfile:
             "description": str,
             "runtime": str,
             "transport": str,
+            "host": str,
+            "python": str,
+            "datasheet": dict,
             "verified": bool,
             "simulated": bool,
             "settings": dict,
@@ -183,30 +273,80 @@ def _parse(path: Path, data: dict[str, Any]) -> TargetProfile:
     recipe = space.pop("recipe", "auto")
     reader.choice("space.recipe", recipe, RECIPES)
     timeouts = reader.table(
-        top.get("timeouts", {}), "timeouts", {"build_s": (int, float), "call_s": (int, float)}
+        top.get("timeouts", {}),
+        "timeouts",
+        {"build_s": (int, float), "call_s": (int, float), "reconnect_s": (int, float)},
     )
     reader.positive("timeouts", timeouts)
+    rules = _rules(reader, space)
+    if rules.base_precision == "fp16" and "tensorrt" not in (top["runtime"], recipe):
+        raise reader.error("space.base_precision is 'fp16': only the recipe tensorrt writes it")
     return TargetProfile(
         name=path.stem,
         description=top["description"],
         runtime=top["runtime"],
         transport=top.get("transport", "local"),
+        host=_host(path, top),
+        python=check_python(top.get("python", "python3")),
         settings=_settings(reader, top.get("settings", {})),
         align=None if align == "auto" else align,
-        space=_rules(reader, space),
+        space=rules,
         recipe=recipe,
         protocols=_protocols(reader, top.get("protocol", {})),
         build_timeout_s=float(timeouts.get("build_s", 120.0)),
         call_timeout_s=float(timeouts.get("call_s", 120.0)),
+        reconnect_s=float(timeouts.get("reconnect_s", 60.0)),
         simulated=bool(top.get("simulated", False)) or top["runtime"] == "fake",
         verified=bool(top.get("verified", False)),
+        datasheet=_datasheet(reader, top["datasheet"]) if "datasheet" in top else None,
     )
 
 
+def _host(path: Path, top: dict[str, Any]) -> Host | None:
+    if top.get("transport", "local") != "ssh":
+        return None
+    return parse_host(top.get("host", path.stem))
+
+
+def _datasheet(reader: _Reader, data: dict[str, Any]) -> Datasheet:
+    number = (int, float)
+    kinds: dict[str, Any] = {"tmacs_per_s": dict, "gbytes_per_s": number, "source": str}
+    values = reader.table(data, "datasheet", {**kinds, "verified": bool})
+    for key in kinds:
+        if key not in values:
+            raise reader.error(f"datasheet.{key} is missing")
+    rates = {"fp32": number, "fp16": number, "int8": number}
+    where = "datasheet.tmacs_per_s"
+    speeds = reader.table(values["tmacs_per_s"], where, rates)
+    if set(speeds) != set(rates):
+        raise reader.error(f"{where} needs fp32, fp16 and int8")
+    reader.positive(where, speeds)
+    reader.positive("datasheet", {"gbytes_per_s": values["gbytes_per_s"]})
+    return Datasheet(**values)
+
+
 def _settings(reader: _Reader, data: dict[str, Any]) -> dict[str, Any]:
-    settings = reader.table(data, "settings", {"threads": int, "faults": dict})
-    if not 1 <= settings.get("threads", 1) <= 256:
-        raise reader.error("settings.threads must be from 1 to 256")
+    kinds: dict[str, Any] = {
+        "threads": int,
+        "faults": dict,
+        "optimization_level": int,
+        "avg_timing_iterations": int,
+        "workspace_mib": int,
+        "cuda": str,
+        "cuda_graph": bool,
+        "tf32": bool,
+    }
+    settings = reader.table(data, "settings", kinds)
+    limits = {
+        "threads": (1, 256),
+        "optimization_level": (0, 5),
+        "avg_timing_iterations": (1, 64),
+        "workspace_mib": (16, 1 << 20),
+    }
+    for key, (low, high) in limits.items():
+        if not low <= settings.get(key, low) <= high:
+            raise reader.error(f"settings.{key} must be from {low} to {high}")
+    reader.choice("settings.cuda", settings.get("cuda", "auto"), CUDA_BACKENDS)
     return settings
 
 
@@ -216,7 +356,7 @@ def _rules(reader: _Reader, data: dict[str, Any]) -> SpaceRules:
     base = space.get("base_precision", rules.base_precision)
     precisions = tuple(space.get("precisions", rules.precisions))
     kinds = tuple(space.get("kinds", rules.kinds))
-    reader.choice("space.base_precision", base, ("fp32",))
+    reader.choice("space.base_precision", base, ("fp32", "fp16"))
     for value in precisions:
         reader.choice("space.precisions", value, sorted({a.precision for a in ACTIONS}))
     for value in kinds:

@@ -263,6 +263,7 @@ class Measurement:
         warmup_count: runs before the first sample.
         stopped: what ended the sampling: precise, time or count.
         temperature_c: when the measurement ended, or None where there is no sensor.
+        launch_overhead_ms: what a plain launch costs more than a replay of a CUDA graph.
         unstable: why the measurement should not be trusted; empty when it is stable.
     """
 
@@ -272,6 +273,7 @@ class Measurement:
     warmup_count: int = 0
     stopped: str = "precise"
     temperature_c: float | None = None
+    launch_overhead_ms: float | None = None
     unstable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

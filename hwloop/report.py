@@ -42,6 +42,11 @@ def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
             )
         ],
     )
+    if result.engine is not None:
+        best["engine"] = {"file": "best/model.engine", **result.engine}
+    if result.energy_mj is not None:
+        baseline["energy_mj"] = result.energy_mj["baseline"]
+        best["energy_mj"] = result.energy_mj["best"]
     failed = sum(trial.outcome is None for trial in result.trials)
     return {
         "target": {
@@ -100,8 +105,13 @@ def _common(result: Result, *, metric: float) -> dict[str, Any]:
         "latency_source": "simulated" if result.profile.simulated else "device",
         "metric": metric,
         "metric_split": "test",
-        "metric_runtime": result.fingerprint.runtime,
+        "metric_runtime": _metric_runtime(result),
     }
+
+
+def _metric_runtime(result: Result) -> str:
+    """What computed the outputs: simulated targets have ONNX Runtime do it."""
+    return "onnxruntime" if result.profile.simulated else result.fingerprint.runtime
 
 
 def _goal(result: Result, *, drop: float, latency_ms: float, speedup: float) -> dict[str, Any]:
@@ -148,7 +158,7 @@ def _trial(result: Result, trial: Trial) -> dict[str, Any]:
         "latency_source": outcome.latency_source.value,
         "metric": outcome.metric,
         "metric_split": "search",
-        "metric_runtime": result.fingerprint.runtime,
+        "metric_runtime": _metric_runtime(result),
         "metric_drop": outcome.metric_drop,
         "size_bytes": outcome.size_bytes,
         "macs": outcome.macs,
@@ -168,7 +178,11 @@ def _seconds(result: Result) -> dict[str, float]:
 
 def _command(folder: RunFolder, result: Result) -> str:
     run = shlex.quote(str(folder.path))
-    return f"hwloop bench {run} --target {shlex.quote(result.settings.target)}"
+    settings = result.settings
+    if settings.simulate:
+        return f"hwloop optimize --target {shlex.quote(settings.target)}"
+    host = f" --host {shlex.quote(settings.host)}" if settings.host else ""
+    return f"hwloop bench {run} --target {shlex.quote(settings.target)}{host}"
 
 
 def _versions() -> dict[str, str]:
@@ -202,7 +216,7 @@ def _row(name: str, values: dict[str, Any], *, simulated: bool) -> list[str]:
     speed = "1.00x"
     if "speedup" in values:
         least, most = values["speedup_ci95"]
-        speed = f"{values['speedup']:.2f}x ({least:.2f}-{most:.2f})"
+        speed = f"{values['speedup']:.2f}x ({least:.2f}-{most:.2f}){mark}"
     return [
         name,
         f"{values['latency_ms']:.3f} ms ({low:.3f}-{high:.3f}){mark}",
@@ -219,6 +233,8 @@ def notes(report: dict[str, Any]) -> list[str]:
     goal, error, search = report["goal"], report["table"]["error"], report["search"]
     asked = ", ".join(f"{name} {value}" for name, value in goal["value"].items())
     lines = [f"goal ({asked}): " + ("met" if goal["met"] else "; ".join(goal["why_not"]))]
+    if report["target"]["simulated"]:
+        lines.append("simulated: every latency and speedup is computed, none was measured")
     runtime = report["best"]["metric_runtime"]
     lines.append(
         f"dense and hwloop: {report['metric_name']} on the test split, computed by {runtime}; "
@@ -228,10 +244,15 @@ def notes(report: dict[str, Any]) -> list[str]:
     if not report["best"]["significant"]:
         lines.append("the difference in latency is not significant")
     lines.extend(f"unstable: {reason}" for reason in report["unstable"])
+    for name in ("baseline", "best"):
+        if "energy_mj" in report[name]:
+            found = report[name]["energy_mj"]
+            lines.append(f"{name}: {found['energy_mj']:.2f} mJ per inference ({found['source']})")
     if error["n"]:
+        mark = "simulated " if report["target"]["simulated"] else ""
         lines.append(
-            f"latency table: {report['table']['rows']} rows; on {error['n']} networks outside the "
-            f"fit the median error is {error['median_abs_pct']} %, "
+            f"{mark}latency table: {report['table']['rows']} rows; on {error['n']} networks "
+            f"outside the fit the median error is {error['median_abs_pct']} %, "
             f"{error['within_10pct']:.0%} within 10 %"
         )
     lines.append(
@@ -247,7 +268,8 @@ def markdown(report: dict[str, Any]) -> str:
     target = report["target"]
     found = target["fingerprint"]
     lines = [
-        f"# hwloop: {report['best']['speedup']:.2f}x on {target['name']}",
+        f"# hwloop: {report['best']['speedup']:.2f}x on {target['name']}"
+        + (" (simulated)" if target["simulated"] else ""),
         "",
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),

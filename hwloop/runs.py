@@ -18,7 +18,8 @@ class Settings:
     """Everything that decides a run; stored as ``config.json``.
 
     Attributes:
-        model, task, data, target: as the user named them.
+        model, task, data, target, host: as the user named them.
+        simulate: latencies are computed from the target's datasheet.
         agent: a key of ``hwloop.search.methods.METHODS``.
         reward, lam: goal, or linear with its weight of the latency.
         evaluations: distinct candidates to evaluate.
@@ -34,6 +35,8 @@ class Settings:
     data: str | None
     target: str
     goal: Goal
+    host: str | None = None
+    simulate: bool = False
     agent: str = "dqn"
     reward: str = "goal"
     lam: float = 0.1
@@ -56,6 +59,8 @@ class Result:
         dense_metric, metric: on the test split, computed by the target.
         recipes: trials of the usual recipes, by name.
         table: rows, hits, misses and the prediction error outside the fit.
+        engine: SHA-256 and audit of the engine that ships, where the runtime has one.
+        energy_mj: per inference of the baseline and the best, where the target has power rails.
     """
 
     settings: Settings
@@ -67,6 +72,8 @@ class Result:
     dense_metric: float
     metric: float
     size_bytes: int
+    engine: dict[str, Any] | None
+    energy_mj: dict[str, Any] | None
     trials: list[Trial]
     recipes: dict[str, Trial]
     table: dict[str, Any]

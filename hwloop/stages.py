@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from hwloop import measure, prepare, space
+from hwloop import artefacts, measure, prepare, space
 from hwloop.accuracy import ScoredSplit
+from hwloop.answers import Engine
 from hwloop.distill import Recipe, Recovery
 from hwloop.errors import CandidateError, UsageError
 from hwloop.evaluate import Built, Evaluator, Stopwatch, subject
-from hwloop.files import RunFolder, sha256, write_atomically
-from hwloop.finalists import Finalist, Finals, weights
+from hwloop.files import RunFolder, write_atomically
+from hwloop.finalists import Finalist, Finals
 from hwloop.profile import TargetProfile
 from hwloop.progress import Progress
 from hwloop.records import (
@@ -22,8 +23,6 @@ from hwloop.records import (
     Outcome,
     Trial,
     TrialState,
-    canonical_json,
-    digest,
 )
 from hwloop.reward import Reward
 from hwloop.runs import USUAL_RECIPES, Result, Settings
@@ -33,6 +32,9 @@ from hwloop.store import Store
 from hwloop.table import LatencyTable, Predictor, prediction_error
 from hwloop.targets import DeviceSession
 from hwloop.task import Task, validate_task
+
+ENGINE_RUNTIMES = ("tensorrt",)
+ENERGY_S = 5.0
 
 
 def run(
@@ -99,7 +101,7 @@ class _Run:
         )
         base = self.evaluator.baseline
         progress.say(
-            f"baseline: {base.latency_ms:.3f} ms, "
+            f"baseline: {base.latency_ms:.3f} ms{profile.mark}, "
             f"{task.metric_name} {self.evaluator.baseline_metric:.4f} (search split)"
         )
         goal = settings.goal
@@ -203,25 +205,18 @@ class _Run:
         self._save(built, outcome_note={"stage": "search", "metric_drop": outcome.metric_drop})
         self.store.put("run", "best_reward", value)
 
-    def _save(self, built: Built, outcome_note: dict[str, Any]) -> None:
-        state = weights(built)
-        note = {
-            "candidate": built.candidate,
-            "groups": [group.name for group in self.subject.network.groups],
-            "align": self.subject.rules.align,
-            "model": self.settings.model,
-            "task": self.settings.task,
-            "data": self.settings.data,
-            "safetensors_sha256": sha256(state),
-            "onnx_sha256": built.model.digest,
-            **outcome_note,
-        }
-        files = {
-            "model.onnx": built.model.data,
-            "model.safetensors": state,
-            "candidate.json": (canonical_json(note) + "\n").encode(),
-        }
-        self.folder.set_best(self.folder.save_candidate(digest(note), files))
+    def _save(
+        self, built: Built, outcome_note: dict[str, Any], engine: Engine | None = None
+    ) -> None:
+        files = artefacts.files(
+            self.settings,
+            self.subject,
+            built,
+            note=outcome_note,
+            engine=engine,
+            fingerprint=self.session.fingerprint,
+        )
+        self.folder.set_best(self.folder.save_candidate(artefacts.name(files), files))
 
     # ----------------------------------------------------------------------------- finals
 
@@ -241,8 +236,21 @@ class _Run:
         if chosen is None:
             self.progress.say("no finalist is within the goal: the dense network is kept")
             chosen = self._dense()
-        self._save(chosen.built, {"stage": "final", "metric_drop": chosen.drop})
+        note = {"stage": "final", "metric_drop": chosen.drop}
+        self._save(chosen.built, note, self._engine(chosen.built))
         return chosen
+
+    def _engine(self, built: Built) -> Engine | None:
+        """The engine that ships, where the runtime has such a file; built where it runs."""
+        if self.profile.runtime not in ENGINE_RUNTIMES:
+            return None
+        try:
+            with self.clock("export"):
+                engine = self.session.engine(built.model)
+        except CandidateError as error:
+            raise measure.unusable(self.session, "the network that ships", error) from error
+        self.store.put("final", "engine", {"sha256": engine.sha256, "audit": engine.audit})
+        return engine
 
     def _dense(self) -> Finalist:
         evaluator = self.evaluator
@@ -279,6 +287,7 @@ class _Run:
                 "dense_metric": dense_metric,
                 "metric": metric,
                 "search_drop": finalist.drop,
+                "energy_mj": self._energy(finalist),
             }
             self.store.add("final", "result", found)
         final = self.store.get("final", "result")
@@ -294,6 +303,8 @@ class _Run:
             dense_metric=final["dense_metric"],
             metric=final["metric"],
             size_bytes=len(finalist.built.model.data),
+            engine=self.store.get("final", "engine"),
+            energy_mj=final.get("energy_mj"),
             trials=trials,
             recipes=self._recipes(),
             table={
@@ -308,6 +319,15 @@ class _Run:
             seconds_by_stage=dict(self.clock.seconds),
             wall_s=self._wall_s(),
         )
+
+    def _energy(self, finalist: Finalist) -> dict[str, Any] | None:
+        """Energy per inference of both networks, where the target has power rails."""
+        with self.clock("measure"):
+            dense = self.session.energy(self.evaluator.dense_model, seconds=ENERGY_S)
+            if dense is None:
+                return None
+            best = self.session.energy(finalist.built.model, seconds=ENERGY_S)
+        return {"baseline": dense, "best": best}
 
     # ----------------------------------------------------------------------------- inside
 
@@ -364,7 +384,8 @@ class _Run:
             return ""
         best = min(found, key=lambda outcome: outcome.latency_ms)
         speedup = self.evaluator.baseline.latency_ms / best.latency_ms
-        return f"best {speedup:.2f}x at drop {best.metric_drop:+.4f} (before full distillation)"
+        text = f"best {speedup:.2f}x{self.profile.mark} at drop {best.metric_drop:+.4f}"
+        return f"{text} (before full distillation)"
 
 
 def _score(trial: Trial) -> Score:

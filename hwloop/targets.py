@@ -1,61 +1,39 @@
 """The host side of a device: a session with the worker process, with deadlines and retries.
 
 The worker runs in its own process also on this machine, so that a crash of the runtime costs one
-candidate and not the search. Its code is sent when the session starts (execnet, MIT).
+candidate and not the search. A lost one is replaced, on a board by calling it again for a while.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import signal
-import sys
+import time
+import uuid
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import execnet
 import numpy as np
 
-from hwloop.errors import CandidateError, EnvironmentProblem, TargetError
+from hwloop import answers
+from hwloop.answers import Engine, Nonsense, WorkerLost
+from hwloop.errors import CandidateError, TargetError
+from hwloop.link import Link, LinkLost, open_link
 from hwloop.profile import TargetProfile
 from hwloop.records import Fingerprint, LayerConfig, Measurement, Protocol, to_json
 
 Parsed = TypeVar("Parsed")
 
-START_TIMEOUT_S = 30.0
+FINGERPRINT_TIMEOUT_S = 30.0
+BUILD_GRACE_S = 30.0
 ATTEMPTS = 2
+BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+PART_BYTES = 256 << 10
+"""A blob is sent in parts, so that the pulse gets through between them on a slow link."""
+
 MAX_CONSECUTIVE_LOSSES = 6
-MAX_SAMPLES = 100_000
-MAX_LATENCY_MS = 1e7
-SENT_MODULES = ("__init__", "harness", "state", "ort", "fake", "serve")
-
-_BOOTSTRAP = """
-import importlib.abc, importlib.util, sys
-
-sources, runtime, settings = channel.receive()
-
-class Sent(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    def find_spec(self, name, path=None, target=None):
-        if name not in sources:
-            return None
-        package = name in ("hwloop", "hwloop.device")
-        return importlib.util.spec_from_loader(name, self, is_package=package)
-    def get_source(self, name):
-        return sources[name]
-    def is_package(self, name):
-        return name in ("hwloop", "hwloop.device")
-
-sys.meta_path.insert(0, Sent())
-from hwloop.device.serve import serve
-serve(channel, runtime, settings)
-"""
-
-
-class WorkerLost(TargetError):
-    """The worker died, did not answer in time, or answered what cannot be true."""
+BUILDING = ("build", "engine", "compare", "infer", "energy", "cross_check")
 
 
 class Model:
@@ -82,9 +60,11 @@ class DeviceSession:
 
     def __init__(self, profile: TargetProfile) -> None:
         self.profile = profile
-        self._group: Any = None
-        self._channel: Any = None
+        self._link: Link | None = None
         self._pid = 0
+        self._lost_pids: list[int] = []
+        self._name = uuid.uuid4().hex
+        self._work = 0
         self._request_id = 0
         self._present: set[str] = set()
         self._losses = 0
@@ -108,6 +88,11 @@ class DeviceSession:
         if self._fingerprint is None:
             raise TargetError("the target session is not open")
         return self._fingerprint
+
+    @property
+    def locks(self) -> bool:
+        """Whether this kind of session keeps others from measuring on the same machine."""
+        return self.profile.transport == "ssh" or self.profile.runtime == "tensorrt"
 
     @property
     def isa(self) -> str:
@@ -144,7 +129,7 @@ class DeviceSession:
             [model, reference],
             request,
             extra_s=extra_s,
-            parse=lambda reply: _measurement(reply, reference_latency_ms),
+            parse=lambda reply: answers.measurement(reply, reference_latency_ms),
         )
 
     def infer(self, model: Model, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -156,8 +141,33 @@ class DeviceSession:
             {"model": model.digest, "inputs": digest},
             arrays={digest: inputs},
             extra_s=len(inputs) * 1.0,
-            parse=lambda reply: _array(reply[0], len(inputs)),
+            parse=lambda reply: answers.array(reply[0], len(inputs)),
         )
+
+    def engine(self, model: Model) -> Engine:
+        """The engine as built on the device, with its audit; raises CandidateError."""
+        return self._with_retries("engine", [model], {"model": model.digest}, parse=answers.engine)
+
+    def energy(self, model: Model, *, seconds: float) -> dict[str, Any] | None:
+        """Energy of one inference over a sustained loop, or None where there are no rails.
+
+        Returns:
+            energy_mj per inference, mean_mw, samples, runs, source.
+        """
+        return self._with_retries(
+            "energy",
+            [model],
+            {"model": model.digest, "seconds": seconds},
+            extra_s=2 * seconds,
+            parse=answers.energy,
+        )
+
+    def cross_check(self, model: Model) -> dict[str, Any]:
+        """The engine as timed by the vendor's own tool; raises CandidateError with why not."""
+        found: dict[str, Any] = self._with_retries(
+            "cross_check", [model], {"model": model.digest}, extra_s=60.0, parse=dict
+        )
+        return found
 
     def forget(self, model: Model) -> None:
         """Free the device's copy of a model."""
@@ -179,146 +189,157 @@ class DeviceSession:
         parse: Callable[[Any], Parsed],
     ) -> Parsed:
         timeout_s = extra_s + (
-            self.profile.build_timeout_s if verb == "build" else self.profile.call_timeout_s
+            self.profile.build_timeout_s if verb in BUILDING else self.profile.call_timeout_s
         )
         reason = ""
-        for _ in range(ATTEMPTS):
+        token = self._new_token()
+        for attempt in range(ATTEMPTS):
             try:
                 for model in models:
                     self._put_model(model)
                 for digest, array in (arrays or {}).items():
                     self._put_array(digest, array)
-                result = parse(self._request(verb, request, timeout_s))
+                result = parse(self._request(verb, request, timeout_s, token=token))
+            except Nonsense as error:
+                token = self._new_token()  # what was kept under the old one is no good
+                reason = self._lost(error)
             except WorkerLost as error:
-                reason = str(error)
-                self._losses += 1
-                if self._losses >= MAX_CONSECUTIVE_LOSSES:
-                    raise TargetError(
-                        f"target {self.profile.name!r} lost its worker {self._losses} times in a "
-                        f"row; the last time: {reason}",
-                        f"hwloop target check {self.profile.name}",
-                    ) from error
-                self._stop()
-                self._start()
+                reason = self._lost(error)
             else:
                 self._losses = 0
+                if attempt:
+                    self._drop(token)
                 return result
         stage = {"compare": "run", "infer": "score"}.get(verb, verb)
         raise CandidateError(stage, f"the worker was lost {ATTEMPTS} times: {reason}")
 
+    def _lost(self, error: WorkerLost) -> str:
+        """Replace the worker; give up when this target keeps losing them. Returns the reason."""
+        self._losses += 1
+        if self._losses >= MAX_CONSECUTIVE_LOSSES:
+            raise TargetError(
+                f"target {self.profile.name!r} lost its worker {self._losses} times in a "
+                f"row; the last time: {error}",
+                f"hwloop target check {self.profile.name}",
+            ) from error
+        self._stop()
+        self._start()
+        return str(error)
+
+    def _new_token(self) -> str:
+        self._work += 1
+        return f"{self._name}-{self._work}"
+
     def _put_model(self, model: Model) -> None:
-        if model.digest in self._present:
-            return
-        body = {
-            "digest": model.digest,
-            "data": model.data,
-            "hints": {"configs": [to_json(config) for config in model.configs]},
-        }
-        self._request("put_model", body, self.profile.call_timeout_s)
-        self._present.add(model.digest)
+        hints: dict[str, Any] = {"configs": [to_json(config) for config in model.configs]}
+        if any(config.precision == "fp16" for config in model.configs):
+            hints["precision"] = "fp16"  # an engine without any would not be what was asked for
+        self._put("put_model", model.digest, model.data, {"hints": hints})
 
     def _put_array(self, digest: str, array: np.ndarray[Any, Any]) -> None:
+        about = {"dtype": str(array.dtype), "shape": list(array.shape)}
+        self._put("put_array", digest, np.ascontiguousarray(array).tobytes(), about)
+
+    def _put(self, verb: str, digest: str, data: bytes, about: dict[str, Any]) -> None:
         if digest in self._present:
             return
-        body = {
-            "digest": digest,
-            "dtype": str(array.dtype),
-            "shape": list(array.shape),
-            "data": np.ascontiguousarray(array).tobytes(),
-        }
-        self._request("put_array", body, self.profile.call_timeout_s)
+        for offset in range(0, max(len(data), 1), PART_BYTES):
+            part = data[offset : offset + PART_BYTES]
+            self._send({"id": 0, "verb": "put", "digest": digest, "offset": offset, "data": part})
+        self._request(verb, {"digest": digest, **about}, self.profile.call_timeout_s)
         self._present.add(digest)
 
-    def _request(self, verb: str, body: dict[str, Any], timeout_s: float) -> Any:
-        self._request_id += 1
+    def _drop(self, token: str) -> None:
+        with contextlib.suppress(WorkerLost, CandidateError):
+            self._request("drop", {"done": token}, self.profile.call_timeout_s)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._link is None:
+            raise WorkerLost("the target session is not open")
         try:
-            self._channel.send({"id": self._request_id, "verb": verb, **body})
-            reply = self._channel.receive(timeout_s)
-        except self._channel.TimeoutError as error:
-            raise WorkerLost(f"no answer to {verb!r} within {timeout_s:.0f} s") from error
-        except (EOFError, OSError, self._channel.RemoteError) as error:
-            raise WorkerLost(f"the worker died during {verb!r}") from error
+            self._link.send(message)
+        except LinkLost as error:
+            raise WorkerLost(f"{error} before {message['verb']!r}") from error
+
+    def _request(
+        self, verb: str, body: dict[str, Any], timeout_s: float, *, token: str = ""
+    ) -> Any:
+        self._request_id += 1
+        self._send({"id": self._request_id, "token": token, "verb": verb, **body})
+        try:
+            reply = self._link.receive(timeout_s) if self._link else None
+        except LinkLost as error:
+            raise WorkerLost(f"{error} during {verb!r}") from error
         if not isinstance(reply, dict) or reply.get("id") != self._request_id:
-            raise WorkerLost(f"the answer to {verb!r} does not match the request")
+            raise Nonsense(f"the answer to {verb!r} does not match the request")
         if "error" in reply:
-            raise CandidateError(str(reply["error"]["stage"]), str(reply["error"]["message"]))
+            raise answers.candidate_error(reply["error"])
         if "result" not in reply:
-            raise WorkerLost(f"the answer to {verb!r} has no result")
+            raise Nonsense(f"the answer to {verb!r} has no result")
         return reply["result"]
 
     def _start(self) -> None:
-        sources = {"hwloop": ""}
-        for name in SENT_MODULES:
-            path = Path(__file__).parent / "device" / f"{name}.py"
-            key = "hwloop.device" if name == "__init__" else f"hwloop.device.{name}"
-            sources[key] = path.read_text(encoding="utf-8")
-        try:
-            self._group = execnet.Group()
-            gateway = self._group.makegateway(f"popen//python={sys.executable}")
-            self._channel = gateway.remote_exec(_BOOTSTRAP)
-            self._channel.send((sources, self.profile.runtime, self.profile.settings))
-            hello = self._channel.receive(START_TIMEOUT_S)
-        except (EOFError, OSError, self._timeout_error()) as error:
-            raise TargetError(
-                f"target {self.profile.name!r}: the worker did not start: {error}",
-                f"hwloop target check {self.profile.name}",
-            ) from error
-        if "error" in hello:
-            raise EnvironmentProblem(
-                f"target {self.profile.name!r}: {hello['error']['message']}",
-                'pip install "hwloop[cpu]"',
-            )
-        self._pid = int(hello["result"]["pid"])
+        """Open the line and read the fingerprint; a board is called again for a while.
+
+        Raises:
+            TargetError: it does not answer, refuses, or is another machine than before.
+            EnvironmentProblem: something is missing that has to be installed.
+        """
+        # The builder's own deadline comes first, because it says what took so long.
+        build_timeout_s = max(self.profile.build_timeout_s - BUILD_GRACE_S, 10.0)
+        options = {
+            "runtime": self.profile.runtime,
+            "settings": {**self.profile.settings, "build_timeout_s": build_timeout_s},
+            "lock": self.locks,
+            "supersedes": self._lost_pids,
+            "remote": self.profile.transport == "ssh",
+        }
+        self._link = self._called(options)
+        self._pid = int(self._link.hello["result"]["pid"])
         self._present = set()
-        found = Fingerprint.from_json(self._request("fingerprint", {}, START_TIMEOUT_S))
+        try:
+            value = self._request("fingerprint", {}, FINGERPRINT_TIMEOUT_S)
+            found = Fingerprint.from_json(value)
+        except (WorkerLost, CandidateError, KeyError, TypeError, ValueError) as error:
+            self._stop()
+            raise TargetError(
+                f"target {self.profile.name!r} cannot say what it is: {error}",
+                f"hwloop doctor --target {self.profile.name}",
+            ) from error
         if self._fingerprint is not None and found != self._fingerprint:
+            self._stop()
             raise TargetError(
                 f"target {self.profile.name!r} came back as another machine: {found}",
                 "restore its state, or start a new run folder",
             )
         self._fingerprint = found
 
+    def _called(self, options: dict[str, Any]) -> Link:
+        """The open line. Only a board that answered before is called again and again."""
+        patience_s = self.profile.reconnect_s if self._fingerprint is not None else 0.0
+        deadline = time.monotonic() + patience_s
+        attempt = 0
+        while True:
+            try:
+                return open_link(self.profile, options)
+            except LinkLost as error:
+                if time.monotonic() >= deadline:
+                    raise TargetError(
+                        f"target {self.profile.name!r}: {error}", _reach(self.profile)
+                    ) from error
+            time.sleep(BACK_OFF_S[min(attempt, len(BACK_OFF_S) - 1)])
+            attempt += 1
+
     def _stop(self) -> None:
-        """End the worker now: a hung one does not read its channel, so it is killed first."""
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-            self._pid = 0
-        if self._group is not None:
-            self._group.terminate(timeout=1.0)
-            self._group = None
-
-    @staticmethod
-    def _timeout_error() -> type[Exception]:
-        error: type[Exception] = execnet.gateway_base.TimeoutError
-        return error
+        """End the worker now; one that cannot be reached ends itself within seconds."""
+        if self._link is not None:
+            self._link.close()
+            self._lost_pids = [*self._lost_pids[-7:], self._pid]
+            self._link = None
 
 
-def _measurement(reply: Any, reference_latency_ms: float) -> Measurement:
-    try:
-        samples = tuple(float(value) for value in reply["samples_ms"])
-        reference = tuple(float(value) for value in reply["reference_ms"])
-        if len(samples) > MAX_SAMPLES or max(samples, default=0.0) > MAX_LATENCY_MS:
-            raise ValueError("more or longer samples than can be true")
-        heat = reply["temperature_c"]
-        return Measurement(
-            samples_ms=samples,
-            reference_ms=reference,
-            reference_latency_ms=reference_latency_ms or float(np.median(reference)),
-            warmup_count=int(reply["warmup_count"]),
-            stopped=str(reply["stopped"])[:20],
-            temperature_c=None if heat is None else float(heat),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorkerLost(f"the measurement is not one: {error}") from error
-
-
-def _array(reply: Any, count: int) -> np.ndarray[Any, Any]:
-    try:
-        flat = np.frombuffer(reply["data"], dtype=reply["dtype"])
-        array = flat.reshape(reply["shape"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorkerLost(f"the outputs are not an array: {error}") from error
-    if len(array) != count:
-        raise WorkerLost(f"{len(array)} outputs for {count} inputs")
-    return array
+def _reach(profile: TargetProfile) -> str:
+    if profile.host is None:
+        return f"hwloop target check {profile.name}"
+    destination = profile.host.destination
+    return f"ssh {destination}   must work without a question; or name it: --host user@board"

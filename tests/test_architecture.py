@@ -14,12 +14,37 @@ import hwloop
 
 ROOT = Path(hwloop.__file__).parent
 ORDER = (
-    ["errors", "stats", "records", "space", "reward", "progress", "files", "profile", "store"]
+    [
+        "errors",
+        "stats",
+        "records",
+        "space",
+        "reward",
+        "progress",
+        "files",
+        "hosts",
+        "profile",
+        "store",
+    ]
     + ["table", "spec", "splits", "task", "demo", "tasks"]
-    + ["compress.prune", "model", "compress.quantize", "compress.apply"]
-    + ["distill", "accuracy", "export", "targets", "measure", "search"]
-    + ["evaluate", "prepare", "runs", "finalists", "stages"]
-    + ["report", "tables", "benching", "plan", "api", "cli"]
+    + ["compress.prune", "model", "fp16", "compress.qdq_ort", "compress.qdq_tensorrt"]
+    + ["compress.quantize", "compress.apply"]
+    + [
+        "distill",
+        "accuracy",
+        "export",
+        "rowgraph",
+        "rows",
+        "proof",
+        "link",
+        "answers",
+        "targets",
+        "measure",
+        "search",
+    ]
+    + ["evaluate", "prepare", "runs", "finalists", "artefacts", "stages"]
+    + ["report", "tables", "benching", "plan", "doctor", "checking", "api"]
+    + ["cli_common", "cli_table", "cli_target", "cli"]
 )
 PURE = ("errors", "records", "stats", "space", "reward")
 NUMBERS_ONLY = {"search", "reward", "records", "space", "errors", "stats"}

@@ -16,10 +16,10 @@ import onnxruntime
 import pytest
 
 from hwloop.errors import CandidateError, TargetError
-from hwloop.export import row_onnx
 from hwloop.measure import baseline, build_rows, doubts
 from hwloop.profile import TargetProfile, load_profile
 from hwloop.records import LayerConfig, Measurement, Protocol
+from hwloop.rows import row_onnx
 from hwloop.store import Store
 from hwloop.table import REFERENCE, LatencyTable
 from hwloop.targets import DeviceSession, Model

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
-GMACS_PER_S = {"fp32": 20.0, "fp16": 40.0, "int8": 26.0}
-GBYTES_PER_S = 8.0
+ROOFLINE = {
+    "device": "simulated roofline",
+    "gmacs_per_s": {"fp32": 20.0, "fp16": 40.0, "int8": 26.0},
+    "gbytes_per_s": 8.0,
+}
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 ROW_OVERHEAD_MS = 0.004
 SAMPLE_COUNT = 25
@@ -25,23 +28,28 @@ class FakeRuntime:
     """Same verbs as a real runtime.
 
     Args:
-        settings: ``faults`` maps a verb to ``{"kind": ..., "after": n, "times": m}``: from the
-            n-th call on, m times, the worker dies (``die``), never answers (``hang``), answers
-            nonsense (``nonsense``) or refuses the candidate (``refuse``).
+        settings: ``roofline``: device, gmacs_per_s by precision, gbytes_per_s. ``faults`` maps
+            a verb to ``{"kind": ..., "after": n, "times": m}``: from the n-th call on, m times,
+            the worker dies (``die``), never answers (``hang``), answers nonsense
+            (``nonsense``) or refuses the candidate (``refuse``).
     """
 
     name = "fake"
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.faults = dict(settings.get("faults", {}))
+        self.roofline = dict(settings.get("roofline", ROOFLINE))
         self.calls = {"build": 0, "compare": 0, "infer": 0}
 
     def fingerprint(self) -> dict[str, Any]:
         return {
-            "device": "simulated roofline",
+            "device": self.roofline["device"],
             "runtime": self.name,
             "runtime_version": "1",
-            "settings": [["gbytes_per_s", str(GBYTES_PER_S)]],
+            "settings": [
+                ["gbytes_per_s", str(self.roofline["gbytes_per_s"])],
+                ["gmacs_per_s", str(sorted(self.roofline["gmacs_per_s"].items()))],
+            ],
         }
 
     def build(self, model: bytes, hints: dict[str, Any]) -> Any:
@@ -60,8 +68,8 @@ class FakeRuntime:
         protocol: dict[str, Any],
     ) -> dict[str, Any]:
         kind = self._fault("compare")
-        ms = latency_ms(candidate[1]["configs"])
-        base = latency_ms(reference[1]["configs"])
+        ms = latency_ms(candidate[1]["configs"], self.roofline)
+        base = latency_ms(reference[1]["configs"], self.roofline)
         if kind == "nonsense":
             ms = -1.0
         # A small fixed ripple keeps the statistics honest without any randomness.
@@ -96,12 +104,12 @@ class FakeRuntime:
         return str(fault["kind"])
 
 
-def latency_ms(configs: list[dict[str, Any]]) -> float:
+def latency_ms(configs: list[dict[str, Any]], roofline: dict[str, Any]) -> float:
     """Roofline: each row takes the longer of its arithmetic and its traffic, plus a constant."""
-    return sum(_row_ms(config) for config in configs)
+    return sum(_row_ms(config, roofline) for config in configs)
 
 
-def _row_ms(config: dict[str, Any]) -> float:
+def _row_ms(config: dict[str, Any], roofline: dict[str, Any]) -> float:
     shape = config["in_shape"]
     outputs = shape[0] * config["out_channels"]
     for size, kernel, stride, padding in zip(  # noqa: B905 - linear has no spatial axes
@@ -112,5 +120,5 @@ def _row_ms(config: dict[str, Any]) -> float:
     weighted = config["op"] in ("conv", "linear")
     macs = outputs * per_output if weighted else 0
     traffic = (int(np.prod(shape)) + outputs) * ITEM_BYTES[config["precision"]]
-    compute_ms = macs / GMACS_PER_S[config["precision"]] / 1e6
-    return float(max(compute_ms, traffic / GBYTES_PER_S / 1e6) + ROW_OVERHEAD_MS)
+    compute_ms = macs / roofline["gmacs_per_s"][config["precision"]] / 1e6
+    return float(max(compute_ms, traffic / roofline["gbytes_per_s"] / 1e6) + ROW_OVERHEAD_MS)

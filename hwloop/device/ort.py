@@ -67,6 +67,12 @@ class OrtRuntime:
                 protocol,
             )
 
+    @contextmanager
+    def running(self, model: bytes, hints: dict[str, Any]) -> Iterator[Callable[[], None]]:
+        """A call that runs one inference, as timed."""
+        with self._pinned():
+            yield bound_run(self.build(model, hints))
+
     def infer(self, session: Any, inputs: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         """Run each input alone, as deployed; outputs are stacked along the first axis."""
         name = session.get_inputs()[0].name

@@ -1,0 +1,98 @@
+"""``hwloop target`` and ``hwloop doctor``: what a target is, and what it lacks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from hwloop.cli_common import HOST, JSON, Group, columns, show
+from hwloop.errors import ExitCode
+
+
+@click.group(cls=Group)
+def target() -> None:
+    """Where latency can be measured."""
+
+
+@target.command("list")
+@JSON
+def target_list(as_json: bool) -> None:
+    """Every target that --target finds by name.
+
+    \b
+    hwloop target list
+    """
+    from hwloop import profile
+
+    found = [profile.load_profile(name) for name in sorted(profile.known_profiles())]
+    records = [
+        {"name": p.name, "description": p.description, "verified": p.verified} for p in found
+    ]
+    rows = [[p.name, "yes" if p.verified else "no", p.description] for p in found]
+    show(records, as_json=as_json, text=columns([["target", "verified", "description"], *rows]))
+
+
+@target.command("show")
+@click.argument("name")
+@JSON
+def target_show(name: str, as_json: bool) -> None:
+    """A target's profile as it was read.
+
+    \b
+    hwloop target show cpu
+    """
+    from hwloop.profile import load_profile
+    from hwloop.records import to_json
+
+    found = to_json(load_profile(name))
+    show(found, as_json=as_json, text=json.dumps(found, indent=2))
+
+
+@target.command("check")
+@click.argument("name", required=False, default="cpu")
+@HOST
+@JSON
+def target_check(name: str, host: str | None, as_json: bool) -> None:
+    """Start the worker, read the device's state, measure a layer against itself.
+
+    \b
+    hwloop target check cpu
+    hwloop target check jetson-orin --host me@192.168.1.7
+    """
+    from hwloop import checking
+
+    found = checking.check_target(name, host=host)
+    show(found, as_json=as_json, text=_lines(found["checks"]))
+    if any(item["state"] == "fail" for item in found["checks"]):
+        sys.exit(ExitCode.TARGET)
+
+
+@click.command()
+@click.option("--target", metavar="NAME|FILE", help="Also look at this target.")
+@HOST
+@JSON
+def doctor(target: str | None, host: str | None, as_json: bool) -> None:
+    """What is missing or wrong on this machine and on a target, with the command that fixes it.
+
+    \b
+    hwloop doctor
+    hwloop doctor --target jetson-orin
+    """
+    from hwloop import checking
+
+    checks = checking.doctor(target, host=host)
+    show(checks, as_json=as_json, text=_lines(checks))
+    if any(item["state"] == "fail" for item in checks):
+        sys.exit(ExitCode.ENVIRONMENT)
+
+
+def _lines(checks: list[dict[str, Any]]) -> str:
+    lines = []
+    for item in checks:
+        lines.append(f"{item['state']:4}  {item['what']}")
+        if item["fix"]:
+            lines.append(f"      fix: {item['fix']}")
+    return "\n".join(lines)

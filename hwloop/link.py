@@ -1,0 +1,342 @@
+"""A line to a worker: a process of this machine, or one at the other end of the system's ``ssh``.
+
+execnet (MIT) carries the messages and sends the worker's code, so nothing is installed on a board.
+Added here: a deadline for the start, a pulse in both directions, a cap on what a board may send,
+and what ``ssh`` said in words that tell what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import execnet
+from execnet import gateway_base, gateway_bootstrap
+
+from hwloop.errors import EnvironmentProblem, TargetError
+from hwloop.hosts import check_python
+from hwloop.profile import TargetProfile
+
+START_TIMEOUT_S = 30.0
+BEAT_S = 2.0
+SILENCE_S = 15.0
+"""A worker that gave no sign of life for so long is lost. It beats from a thread of its own."""
+
+WORKER_SILENCE_S = {"ssh": 9, "local": 60}
+"""A worker that hears nothing for so long ends itself: its host is gone, or the link is cut."""
+
+MAX_MESSAGE_BYTES = 256 << 20
+END_TIMEOUT_S = 5.0
+NOT_FOUND = 127  # of a shell
+
+SSH_OPTIONS = (
+    "BatchMode=yes",
+    "ConnectTimeout=5",
+    "ServerAliveInterval=3",
+    "ServerAliveCountMax=3",
+    "ControlPath=none",
+    "ClearAllForwardings=yes",
+    "ForwardAgent=no",
+    "ForwardX11=no",
+    "PermitLocalCommand=no",
+    "RequestTTY=no",
+    "LogLevel=ERROR",
+)
+"""Never a question, never for ever. Host keys are checked as the user's configuration says."""
+
+BOOTSTRAP = """
+import sys
+
+sources, pulse, options = channel.receive()
+if sys.version_info < (3, 10):
+    found = sys.version.split()[0]
+    message = sys.executable + " is Python " + found + ", the worker needs 3.10 or newer"
+    channel.send({"id": 0, "error": {"stage": "python", "message": message}})
+else:
+    import importlib.abc, importlib.util
+
+    class Sent(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+        def find_spec(self, name, path=None, target=None):
+            if name not in sources:
+                return None
+            package = name in ("hwloop", "hwloop.device")
+            return importlib.util.spec_from_loader(name, self, is_package=package)
+        def get_source(self, name):
+            return sources[name]
+        def is_package(self, name):
+            return name in ("hwloop", "hwloop.device")
+
+    sys.meta_path.insert(0, Sent())
+    try:
+        from hwloop.device.serve import serve
+    except ImportError as error:  # of numpy: everything else is in the standard library
+        channel.send({"id": 0, "error": {"stage": "start", "message": str(error)}})
+    else:
+        serve(channel, pulse, options)
+"""
+
+
+class LinkLost(Exception):
+    """The worker is gone, silent, or out of reach; the message says which."""
+
+
+class Link:
+    """One started worker. Make it with :func:`open_link`; always :meth:`close` it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], gateway: Any) -> None:
+        self.hello: dict[str, Any] = {}
+        self._process = process
+        self._gateway = gateway
+        self._channel = gateway.remote_exec(BOOTSTRAP)
+        self._pulse = gateway.newchannel()
+        self._heard = time.monotonic()
+        self._closed = threading.Event()
+
+    def start(self, options: dict[str, Any], timeout_s: float) -> None:
+        """Send the worker its code and wait for its first word."""
+        self._pulse.setcallback(self._hear)
+        self._channel.send((sources(), self._pulse, options))
+        hello = self.receive(timeout_s)
+        if not isinstance(hello, dict) or not {"error", "result"} & set(hello):
+            raise LinkLost("its first word is none that a worker says")
+        self.hello = hello
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def send(self, message: Any) -> None:
+        """Raises LinkLost."""
+        try:
+            self._channel.send(message)
+        except OSError as error:
+            raise LinkLost(f"the connection is closed: {error}") from error
+
+    def receive(self, timeout_s: float) -> Any:
+        """The worker's next message. Raises LinkLost: closed, silent, or later than allowed."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LinkLost(f"no answer within {timeout_s:.0f} s")
+            if self.hello and time.monotonic() - self._heard > SILENCE_S:
+                raise LinkLost(f"no sign of life for {SILENCE_S:.0f} s")
+            try:
+                message = self._channel.receive(min(left, 1.0))
+            except self._channel.TimeoutError:
+                continue
+            except (EOFError, OSError) as error:
+                raise LinkLost("the worker died") from error
+            except self._channel.RemoteError as error:
+                reason = str(error).strip().splitlines()[-1][:500]
+                raise LinkLost(f"the worker failed ({reason})") from error
+            self._heard = time.monotonic()
+            return message
+
+    def close(self) -> None:
+        """End the worker, or the ``ssh`` to it, now. A worker behind ``ssh`` ends by itself."""
+        self._closed.set()
+        self._process.kill()
+        try:
+            self._process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:  # uninterruptible: the kernel will end it
+            return
+        self._gateway.join(END_TIMEOUT_S)
+
+    def _hear(self, beat: Any) -> None:
+        self._heard = time.monotonic()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(BEAT_S):
+            try:
+                self._pulse.send(0)
+            except OSError:
+                return
+
+
+def open_link(profile: TargetProfile, options: dict[str, Any]) -> Link:
+    """Start a worker and hear its first word.
+
+    Args:
+        options: for :func:`hwloop.device.serve.serve`: runtime, settings, lock, supersedes, remote.
+
+    Raises:
+        LinkLost: it cannot be reached now; calling again later may help.
+        TargetError, EnvironmentProblem: calling again will not help; the message says what will.
+    """
+    with tempfile.TemporaryDirectory(prefix="hwloop-") as folder:
+        log = Path(folder) / "ssh.log"
+        process = _started(profile, log)
+        killer = threading.Timer(START_TIMEOUT_S, process.kill)
+        killer.start()
+        link = None
+        try:
+            link = Link(process, _gateway(process))
+            silence_s = WORKER_SILENCE_S[profile.transport]
+            link.start({**options, "silence_s": silence_s}, START_TIMEOUT_S)
+        except (LinkLost, OSError, EOFError) as error:
+            process.kill()
+            code = process.wait(END_TIMEOUT_S)
+            reason = log.read_text(errors="replace") if log.exists() else ""
+            raise _explained(profile, error, code, reason) from error
+        finally:
+            killer.cancel()
+            if link is None:
+                process.kill()
+    if "error" in link.hello:
+        link.close()
+        raise _refused(profile, link.hello["error"])
+    return link
+
+
+def sources() -> dict[str, str]:
+    """The worker's modules as text, by name."""
+    found = {"hwloop": ""}
+    for path in (Path(__file__).parent / "device").glob("*.py"):
+        name = "hwloop.device" if path.stem == "__init__" else f"hwloop.device.{path.stem}"
+        found[name] = path.read_text(encoding="utf-8")
+    return found
+
+
+def ssh_command(profile: TargetProfile, log: Path) -> list[str]:
+    """The argument list of ``ssh``; nothing in it was not checked by :mod:`hwloop.hosts`."""
+    host = profile.host
+    if host is None:
+        raise TargetError(f"target {profile.name!r} has no host", "--host user@board")
+    options = [part for option in SSH_OPTIONS for part in ("-o", option)]
+    port = ["-p", str(host.port)] if host.port else []
+    python = check_python(profile.python)
+    remote = f'{python} -u -c "{_FIRST_LINE}"'
+    return ["ssh", *options, *port, "-E", str(log), "--", host.destination, remote]
+
+
+_FIRST_LINE = "import sys;exec(eval(sys.stdin.readline()))"  # execnet's own first step
+
+
+def _started(profile: TargetProfile, log: Path) -> subprocess.Popen[bytes]:
+    if profile.transport == "ssh":
+        command = ssh_command(profile, log)
+    else:
+        command = [sys.executable, "-u", "-c", _FIRST_LINE]
+    try:
+        # A session of its own: Ctrl-C reaches this process, which ends the worker in order.
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if profile.transport == "ssh" else None,
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C"} if profile.transport == "ssh" else None,
+        )
+    except FileNotFoundError as error:
+        raise EnvironmentProblem(
+            f"{command[0]} is not installed", "apt-get install openssh-client"
+        ) from error
+
+
+class _CappedIO(gateway_base.Popen2IO):
+    """Pipes of a process; a message longer than can be true ends the connection."""
+
+    def __init__(self, process: subprocess.Popen[bytes], execmodel: Any) -> None:
+        super().__init__(process.stdin, process.stdout, execmodel)
+        self.process = process
+        self.remoteaddress = "worker"
+
+    def read(self, numbytes: int) -> bytes:
+        if numbytes > MAX_MESSAGE_BYTES:
+            raise EOFError(f"a message of {numbytes} bytes")
+        data: bytes = super().read(numbytes)
+        return data
+
+    def wait(self) -> int | None:
+        try:
+            return self.process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+def _gateway(process: subprocess.Popen[bytes]) -> Any:
+    execmodel = gateway_base.get_execmodel("thread")
+    spec = execnet.XSpec("popen//python=python3//id=worker//execmodel=thread")
+    try:
+        return gateway_bootstrap.bootstrap(_CappedIO(process, execmodel), spec)
+    except gateway_bootstrap.HostNotFound as error:
+        raise EOFError("ssh gave up") from error
+    except AssertionError as error:
+        raise EOFError("its shell prints text before Python starts: see ~/.bashrc there") from error
+
+
+_ADVICE: tuple[tuple[str, str, Callable[[str], str]], ...] = (
+    ("Permission denied", "refuses your key", lambda host: f"ssh-copy-id {host}"),
+    (
+        "IDENTIFICATION HAS CHANGED",
+        "shows another host key than before: another machine, or somebody in between",
+        lambda host: f"if you know why: ssh-keygen -R {host}, then ssh {host} and compare the key",
+    ),
+    (
+        "Host key verification failed",
+        "is not known to this machine yet",
+        lambda host: f"ssh {host}   once, and compare the key that it shows",
+    ),
+    (
+        "Could not resolve",
+        "is a name that nobody knows",
+        lambda host: f"add `Host {host}` to ~/.ssh/config, or use --host user@address",
+    ),
+)
+_PASSING = ("Connection refused", "timed out", "No route to host", "Network is unreachable")
+
+
+def _explained(
+    profile: TargetProfile, error: BaseException, code: int | None, log: str
+) -> Exception:
+    """What went wrong at the start, and whether it is worth calling again."""
+    if profile.transport != "ssh" or profile.host is None:
+        text = str(error) or type(error).__name__
+        return LinkLost(f"the worker did not start: {text}")
+    address, host = str(profile.host), profile.host.destination
+    name = f"target {profile.name!r} ({address})"
+    for sign, meaning, fix in _ADVICE:
+        if sign in log:
+            return TargetError(f"{name} {meaning}", fix(host))
+    last = (log.strip().splitlines() or [str(error) or type(error).__name__])[-1]
+    if code == NOT_FOUND:
+        return TargetError(
+            f"{name} has no {profile.python!r}", 'set python = "/path/to/python3" in the profile'
+        )
+    if any(sign in log for sign in _PASSING):
+        return LinkLost(f"{address} does not answer: {last}")
+    return LinkLost(f"the worker on {address} did not start: {last}")
+
+
+def _refused(profile: TargetProfile, error: dict[str, Any]) -> Exception:
+    """The worker's first word was an error: what it lacks decides what to do."""
+    stage, message = str(error.get("stage")), str(error.get("message"))[:2000]
+    where = f"target {profile.name!r}"
+    if profile.host is not None:
+        where += f" ({profile.host})"
+    fixes = {
+        "python": 'set python = "/usr/bin/python3.10" in the profile',
+        "busy": f"wait, or ask who measures there; hwloop target check {profile.name}",
+        "start": _install(profile),
+    }
+    kind = TargetError if stage in ("busy", "python") else EnvironmentProblem
+    if profile.transport == "ssh":
+        kind = TargetError
+    return kind(f"{where}: {message}", fixes.get(stage, f"hwloop doctor --target {profile.name}"))
+
+
+def _install(profile: TargetProfile) -> str:
+    if profile.runtime == "tensorrt":
+        where = "on the board" if profile.transport == "ssh" else "here"
+        return f"hwloop doctor --target {profile.name}   tells what is missing {where}"
+    extra = 'pip install "hwloop[cpu]"'
+    on_board = f"on the board: {profile.python} -m pip install numpy onnxruntime"
+    return on_board if profile.transport == "ssh" else extra

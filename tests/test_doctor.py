@@ -1,0 +1,504 @@
+"""The doctor: every line in each of its states, on facts that are given to it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_jetson import plant
+
+from hwloop import doctor
+from hwloop.device import state
+from hwloop.doctor import Check, HostFacts
+from hwloop.doctor.host import NEEDED
+from hwloop.profile import TargetProfile, load_profile
+from hwloop.records import to_json
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GOOD = HostFacts(
+    python=(3, 12, 3),
+    versions={
+        **{name: f"{oldest}.9" for name, oldest in NEEDED.items()},
+        "onnxruntime": "1.32.0",
+        "tensorrt": "10.13.3.9",
+    },
+    tensorrt_place="/venv/lib/python3.12/site-packages/tensorrt",
+    cuda_backends=("cuda-bindings",),
+    hidden_tensorrt=None,
+    environment="/venv",
+    ssh=True,
+    file_system="ext4",
+    free_bytes=50 << 30,
+    load_average=0.2,
+    cores=8,
+)
+CPU, CUDA, ORIN = (load_profile(name) for name in ("cpu", "cuda", "jetson-orin"))
+WORKER = {
+    "python": "3.10.12",
+    "numpy": "1.26.4",
+    "runtime": "tensorrt",
+    "runtime_version": "10.3.0",
+    "lock": None,
+    "load_average": 0.3,
+    "cores": 6,
+    "disk": {"free_bytes": 20 << 30},
+}
+
+
+def host(profile: TargetProfile | None = None, **changes: Any) -> list[Check]:
+    return doctor.host_checks(profile, replace(GOOD, **changes))
+
+
+def without(*names: str, **more: str) -> dict[str, str]:
+    kept = {name: version for name, version in GOOD.versions.items() if name not in names}
+    return {**kept, **more}
+
+
+def only(checks: list[Check], text: str) -> Check:
+    found = [check for check in checks if text in check.what]
+    assert len(found) == 1, f"{text!r} in {[check.what for check in checks]}"
+    return found[0]
+
+
+def board(name: str, folder: Path, **changes: Any) -> dict[str, Any]:
+    return {**state.snapshot(plant(name, folder)), **WORKER, **changes}
+
+
+@pytest.fixture
+def nano(tmp_path: Path) -> dict[str, Any]:
+    return board("orin_nano", tmp_path)
+
+
+def there(facts: dict[str, Any], profile: TargetProfile = ORIN) -> list[Check]:
+    return doctor.board_checks(profile, facts)
+
+
+# --------------------------------------------------------------------------- this machine
+
+
+def test_a_machine_in_order_has_no_complaint() -> None:
+    checks = host(CPU)
+    assert {check.state for check in checks} == {"ok"}
+    assert not any(check.fix for check in checks)
+
+
+def test_this_machine_is_examined_without_importing_a_framework() -> None:
+    import subprocess
+
+    code = (
+        "import sys; from hwloop import doctor; found = doctor.host_checks(None); assert found; "
+        "sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'tensorrt'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_the_needed_versions_are_those_of_the_package() -> None:
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    wanted = {}
+    for requirement in tomllib.loads(text)["project"]["dependencies"]:
+        name, _, rest = requirement.partition(">=")
+        wanted[name] = rest.partition(";")[0].partition(",")[0].strip()
+    wanted.pop("tomli")  # of Python 3.10 alone, and without it no profile is read
+    assert wanted == NEEDED
+
+
+@pytest.mark.parametrize("python", [(3, 9, 18), (3, 8, 10)])
+def test_an_old_python_fails(python: tuple[int, ...]) -> None:
+    assert only(host(python=python), "Python 3.").state == "fail"
+
+
+@pytest.mark.parametrize("name", sorted(NEEDED))
+def test_a_missing_package_fails_with_its_pip_line(name: str) -> None:
+    check = only(host(versions=without(name)), f"{name} is not installed")
+    assert (check.state, check.fix) == ("fail", f'python -m pip install "{name}>={NEEDED[name]}"')
+
+
+def test_a_package_that_is_too_old_fails_and_a_local_build_of_a_new_one_does_not() -> None:
+    assert only(host(versions=without(torch="2.9.1+cpu")), "torch 2.9.1").state == "fail"
+    assert only(host(versions=without(torch="2.10.0+cu130")), "torch 2.10.0").state == "ok"
+    assert only(host(versions=without(torch="10.0")), "torch 10.0").state == "ok"
+
+
+def test_two_kinds_of_onnx_runtime_fail_with_the_command_that_separates_them() -> None:
+    both = {**GOOD.versions, "onnxruntime-gpu": "1.31.1"}
+    check = only(host(versions=both), "overwrite each other")
+    assert check.state == "fail"
+    assert check.fix is not None
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in check.fix
+
+
+def test_either_kind_of_onnx_runtime_is_enough_and_none_is_not() -> None:
+    gpu = without("onnxruntime", **{"onnxruntime-gpu": "1.31.1"})
+    assert only(host(versions=gpu), "onnxruntime-gpu 1.31.1").state == "ok"
+    check = only(host(versions=without("onnxruntime")), "ONNX Runtime is not installed")
+    assert (check.state, check.fix) == ("fail", 'python -m pip install "hwloop[cpu]"')
+
+
+def test_tensorrt_is_named_with_the_place_it_comes_from() -> None:
+    assert "10.13.3.9, from pip (/venv" in only(host(CUDA), "TensorRT").what
+    place = "/usr/lib/python3.10/dist-packages/tensorrt"
+    assert "from apt (/usr/lib" in only(host(CUDA, tensorrt_place=place), "TensorRT").what
+
+
+def test_tensorrt_is_asked_for_only_where_it_runs_here() -> None:
+    absent = {"tensorrt_place": None, "versions": without("tensorrt"), "cuda_backends": ()}
+    check = only(host(CUDA, **absent), "TensorRT is not installed")
+    assert check.state == "fail"
+    assert "hwloop[tensorrt]" in str(check.fix)
+    for profile in (None, CPU, ORIN):
+        assert not [c for c in host(profile, **absent) if "TensorRT" in c.what or "CUDA" in c.what]
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [("10.2.0", "fail"), ("8.6.2", "fail"), ("11.4.0", "ok"), ("12.0", "warn")],
+)
+def test_a_tensorrt_outside_what_was_written_for_is_said(version: str, state: str) -> None:
+    assert only(host(CUDA, versions=without(tensorrt=version)), "TensorRT").state == state
+
+
+def test_a_venv_that_hides_jetpacks_tensorrt_is_told_how_to_see_it() -> None:
+    place = "/usr/lib/python3.10/dist-packages/tensorrt"
+    check = only(host(CUDA, tensorrt_place=None, hidden_tensorrt=place), "does not see")
+    assert check.state == "fail"
+    assert "--system-site-packages" in str(check.fix)
+
+
+def test_without_a_cuda_package_tensorrt_cannot_run() -> None:
+    check = only(host(CUDA, cuda_backends=()), "no package for CUDA")
+    assert (check.state, "cuda-bindings" in str(check.fix)) == ("fail", True)
+    assert only(host(CUDA, cuda_backends=("cuda-bindings", "pycuda")), "CUDA").state == "ok"
+
+
+def test_ssh_is_needed_for_boards_alone() -> None:
+    assert only(host(ORIN, ssh=False), "no ssh").state == "fail"
+    assert only(host(CPU, ssh=False), "no ssh").state == "warn"
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "state"), [(50 << 30, "ok"), (1 << 30, "warn"), (10 << 20, "fail")]
+)
+def test_room_on_the_disk(free_bytes: int, state: str) -> None:
+    assert only(host(free_bytes=free_bytes), "working folder").state == state
+
+
+def test_a_network_disk_is_warned_of() -> None:
+    assert only(host(file_system="nfs4"), "network disk (nfs4)").state == "warn"
+
+
+@pytest.mark.parametrize(("load", "state"), [(0.9, "ok"), (3.9, "ok"), (4.5, "warn")])
+def test_what_else_runs_here(load: float, state: str) -> None:
+    assert only(host(load_average=load), "on 8 cores").state == state
+
+
+def test_a_target_that_nobody_has_run_says_so() -> None:
+    check = only(host(ORIN), "has not run target 'jetson-orin'")
+    assert (check.state, "docs/on-hardware.md" in str(check.fix)) == ("warn", True)
+    assert only(host(load_profile("fake")), "nothing of it is measured").state == "ok"
+
+
+# ------------------------------------------------------------------- gathered on file trees
+
+
+def venv(folder: Path, *, home: Path, shared: str) -> Path:
+    folder.mkdir()
+    (folder / "pyvenv.cfg").write_text(
+        f"home = {home}\ninclude-system-site-packages = {shared}\nversion = 3.10.12\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def jetpack(tmp_path: Path) -> Path:
+    (tmp_path / "usr/lib/python3.10/dist-packages/tensorrt").mkdir(parents=True)
+    return tmp_path
+
+
+def test_a_venv_without_the_systems_packages_hides_tensorrt(jetpack: Path) -> None:
+    closed = venv(jetpack / "v", home=jetpack / "usr/bin", shared="false")
+    assert str(doctor.hidden_tensorrt(jetpack, closed)).endswith("dist-packages/tensorrt")
+
+
+def test_an_open_venv_of_the_systems_python_and_that_python_hide_nothing(jetpack: Path) -> None:
+    open_venv = venv(jetpack / "v", home=jetpack / "usr/bin", shared="true")
+    assert doctor.hidden_tensorrt(jetpack, open_venv) is None
+    assert doctor.hidden_tensorrt(jetpack, jetpack / "usr") is None
+
+
+def test_another_python_hides_tensorrt_even_with_an_open_venv(jetpack: Path) -> None:
+    conda = jetpack / "opt/conda"
+    conda.mkdir(parents=True)
+    assert doctor.hidden_tensorrt(jetpack, conda) is not None
+    other = venv(jetpack / "v", home=conda / "bin", shared="true")
+    assert doctor.hidden_tensorrt(jetpack, other) is not None
+
+
+def test_where_the_system_has_no_tensorrt_none_is_hidden(tmp_path: Path) -> None:
+    closed = venv(tmp_path / "v", home=tmp_path / "usr/bin", shared="false")
+    assert doctor.hidden_tensorrt(tmp_path, closed) is None
+
+
+def test_the_file_system_is_that_of_the_nearest_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "proc").mkdir()
+    mounts = (
+        f"/dev/sda / ext4 rw 0 0\nbroken\nserver:/x {work} nfs4 rw 0 0\nq {work}er xfs rw 0 0\n"
+    )
+    (tmp_path / "proc/mounts").write_text(mounts)
+    monkeypatch.chdir(work)
+    assert doctor.host_facts(tmp_path).file_system == "nfs4"
+    monkeypatch.chdir(tmp_path)
+    assert doctor.host_facts(tmp_path).file_system == "ext4"
+
+
+# ------------------------------------------------------------------------ the target's machine
+
+
+def test_a_board_in_order_has_no_complaint(tmp_path: Path) -> None:
+    checks = there(board("agx_orin", tmp_path))
+    assert {check.state for check in checks} == {"ok"}
+    said = " / ".join(check.what for check in checks)
+    for words in (
+        "Jetson AGX Orin 64GB, JetPack 6.2 (L4T 36.4.3)",
+        "power mode MODE_30W",
+        "GPU clock 625 MHz of 625 MHz, locked",
+        "memory clock at most 3199 MHz, locked",
+        "53 degrees",
+        "tensorrt 10.3.0",
+        "nobody else measures there",
+        "49.6 GiB of memory free",
+    ):
+        assert words in said
+
+
+def test_there_are_many_lines(tmp_path: Path) -> None:
+    facts = board("agx_orin", tmp_path)
+    assert len(host(ORIN)) + len(there(facts)) >= 20
+    assert len(doctor.examine(ORIN, board=facts)) > len(doctor.examine(ORIN, board=None))
+
+
+def test_free_clocks_are_a_warning_with_the_command_that_locks_them(nano: dict[str, Any]) -> None:
+    check = only(there(nano), "not locked")
+    assert check.state == "warn"
+    assert "sudo jetson_clocks" in str(check.fix)
+
+
+def test_clocks_that_cannot_be_read_are_not_called_locked(nano: dict[str, Any]) -> None:
+    nano["jetson"]["gpu"]["locked"] = None
+    assert only(there(nano), "cannot be read").state == "warn"
+    assert only(there(nano), "memory clock").state == "ok"
+    nano["jetson"]["emc"]["locked"] = False
+    assert only(there(nano), "memory clock").state == "warn"
+
+
+def test_a_power_mode_is_shown_by_name_and_its_absence_warned_of(nano: dict[str, Any]) -> None:
+    assert only(there(nano), "power mode 25W").state == "ok"
+    nano["jetson"]["power_mode"] = None
+    assert only(there(nano), "power mode cannot be read").state == "warn"
+
+
+def test_a_hot_and_slowed_board_is_a_warning(tmp_path: Path) -> None:
+    checks = there(board("thor", tmp_path))
+    assert only(checks, "92 degrees").state == "warn"
+    assert only(checks, "gpu-throttle-alert is active").state == "warn"
+    assert only(checks, "42 over-current events").state == "warn"
+
+
+def test_a_cool_board_says_that_nothing_slows_it(nano: dict[str, Any]) -> None:
+    assert only(there(nano), "no sign of being slowed down").state == "ok"
+    nano["jetson"]["throttled"] = None
+    assert not [check for check in there(nano) if "slowed" in check.what]
+
+
+def test_little_memory_and_swap_in_memory_are_warnings(nano: dict[str, Any]) -> None:
+    zram = only(there(nano), "compressed memory (zram) only")
+    assert (zram.state, "nvzramconfig" in str(zram.fix)) == ("warn", True)
+    nano["memory"].update(available_bytes=500 << 20, swap_total_bytes=0, zram_bytes=0)
+    assert only(there(nano), "0.5 GiB of memory free, little").state == "warn"
+    none = only(there(nano), "no swap")
+    assert (none.state, "nvzramconfig" in str(none.fix)) == ("warn", False)
+    nano["memory"].update(swap_total_bytes=8 << 30)
+    assert only(there(nano), "8.0 GiB of swap").state == "ok"
+
+
+def test_a_board_with_plenty_of_memory_needs_no_swap(tmp_path: Path) -> None:
+    assert not [c for c in there(board("thor", tmp_path)) if "swap" in c.what]
+
+
+@pytest.mark.parametrize(
+    ("free", "state"), [(20 << 30, "ok"), (1 << 30, "warn"), (1 << 20, "fail")]
+)
+def test_room_there(nano: dict[str, Any], free: int, state: str) -> None:
+    nano["disk"] = {"free_bytes": free}
+    assert only(there(nano), "home folder there").state == state
+
+
+def test_a_busy_board_is_a_warning_and_a_locked_one_a_failure(nano: dict[str, Any]) -> None:
+    assert only(there({**nano, "load_average": 5.0}), "on 6 cores").state == "warn"
+    assert only(there({**nano, "lock": "ada, 4711"}), "measures there: ada, 4711").state == "fail"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("python", "3.8.10", "Python 3.8.10: 3.10 is needed"), ("numpy", None, "no numpy there")],
+)
+def test_a_worker_that_lacks_something_fails(
+    nano: dict[str, Any], key: str, value: Any, said: str
+) -> None:
+    check = only(there({**nano, key: value}), said)
+    assert check.state == "fail"
+    assert check.fix
+
+
+def test_a_tensorrt_from_the_future_is_a_warning(nano: dict[str, Any]) -> None:
+    assert only(there({**nano, "runtime_version": "12.1"}), "tensorrt 12.1").state == "warn"
+
+
+def card(**changes: Any) -> dict[str, Any]:
+    gpu = {
+        "name": "RTX 4070",
+        "driver": "580.1",
+        "pstate": "P2",
+        "sm_mhz": 2000,
+        "sm_max_mhz": 3105,
+        "temperature_c": 60,
+        "throttle_reasons": [],
+        "utilization_pct": 0,
+        "count": 1,
+    }
+    return {**WORKER, "jetson": None, "gpu": {**gpu, **changes}, "temperature_c": 40.0}
+
+
+def test_a_graphics_card_in_order_has_no_complaint() -> None:
+    checks = there(card(), CUDA)
+    assert {check.state for check in checks} == {"ok"}
+    assert only(checks, "RTX 4070, driver 580.1")
+    assert "nvidia-smi -lgc" in only(checks, "GPU clock 2000 MHz of 3105 MHz, state P2").what
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"throttle_reasons": ["power cap"]}, "slowed down now: power cap"),
+        ({"temperature_c": 90}, "90 degrees"),
+        ({"count": 2}, "2 GPUs"),
+        ({"utilization_pct": 55}, "something else uses the GPU (55 %)"),
+    ],
+)
+def test_what_is_wrong_with_a_graphics_card_is_a_warning(changes: Any, said: str) -> None:
+    check = only(there(card(**changes), CUDA), said)
+    assert check.state == "warn"
+    assert check.fix
+
+
+@pytest.mark.parametrize(
+    ("governor", "state"), [("performance", "ok"), ("unknown", "ok"), ("powersave", "warn")]
+)
+def test_a_cpu_target_looks_at_its_governor(governor: str, state: str) -> None:
+    facts = {**WORKER, "cpu": "EPYC", "governor": governor, "runtime": "onnxruntime"}
+    assert only(there(facts, CPU), "CPU governor").state == state
+
+
+# -------------------------------------------------------------------------- not supported
+
+
+@pytest.mark.parametrize(
+    ("soc", "l4t", "said", "fix"),
+    [
+        ("tegra194", "35.4.1", "Xavier stops at JetPack 5", "use an Orin"),
+        ("tegra186", "32.7.1", "TX2 stops at JetPack 4", "use an Orin"),
+        ("tegra210", "32.7.1", "Nano or TX1 stops at JetPack 4", "use an Orin"),
+        ("tegra234", "35.4.1", "JetPack 5.1.2 (L4T 35.4.1) brings TensorRT 8", "JetPack 6.1"),
+        ("tegra234", "36.3.0", "JetPack 6.0 (L4T 36.3.0) brings TensorRT 8", "JetPack 6.1"),
+    ],
+)
+def test_a_board_that_cannot_work_is_told_why_and_what_to_do(
+    nano: dict[str, Any], soc: str, l4t: str, said: str, fix: str
+) -> None:
+    from hwloop.device import jetson
+
+    nano["jetson"].update(
+        soc=soc,
+        soc_name=jetson.SOCS[soc],
+        l4t=l4t,
+        jetpack=jetson.JETPACKS.get(l4t.removesuffix(".0")),
+    )
+    reason = doctor.unsupported_reason(nano)
+    assert reason is not None
+    assert said in reason
+    check = only(there(nano), said)
+    assert check.state == "fail"
+    assert fix in str(check.fix)
+
+
+@pytest.mark.parametrize("l4t", ["36.4.0", "36.4.7", "36.5.0", "38.2.0", "39.2.1", None])
+def test_what_should_work_is_not_refused(nano: dict[str, Any], l4t: str | None) -> None:
+    nano["jetson"]["l4t"] = l4t
+    assert doctor.unsupported_reason(nano) is None
+
+
+def test_an_old_tensorrt_on_another_machine_is_refused_too() -> None:
+    reason = doctor.unsupported_reason({**WORKER, "runtime_version": "8.6.1"})
+    assert reason is not None
+    assert "TensorRT 8.6.1" in reason
+    assert doctor.unsupported_reason({**WORKER, "runtime": "onnxruntime"}) is None
+
+
+def test_an_old_board_may_still_run_onnx_runtime(tmp_path: Path) -> None:
+    facts = board("xavier_nx", tmp_path, runtime="onnxruntime", runtime_version="1.23.2")
+    assert not [check for check in there(facts, CPU) if check.state == "fail"]
+
+
+@pytest.mark.parametrize(
+    ("message", "board_fix", "local_fix"),
+    [
+        ("TensorRT cannot be imported: No module named 'tensorrt'; x", "apt install", "[tensorrt]"),
+        ("ModuleNotFoundError: No module named 'numpy'", "/usr/bin/python3 -m pip", "pip install"),
+        ("no way to CUDA (cuda-bindings: No module named 'cuda')", "cuda-bindings<13", "cuda-bind"),
+        ("something else", "the hint", "the hint"),
+    ],
+)
+def test_a_worker_that_does_not_start_gets_the_fix_for_what_it_lacks(
+    message: str, board_fix: str, local_fix: str
+) -> None:
+    for profile, fix in ((ORIN, board_fix), (CUDA, local_fix)):
+        check = doctor.start_check(profile, message, "the hint")
+        assert (check.state, check.what) == ("fail", message)
+        assert fix in str(check.fix)
+
+
+# -------------------------------------------------------------------------- hostile boards
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"jetson": 3, "gpu": "x", "memory": [], "disk": None, "load_average": "a", "cores": 0},
+        {"jetson": {"gpu": 1, "emc": None, "throttle_reasons": "no", "l4t": 36, "soc": ["x"]}},
+        {"gpu": {"throttle_reasons": [1, None], "count": True}, "temperature_c": "hot"},
+        {"python": "", "numpy": 3, "runtime": "tensorrt", "runtime_version": "?", "lock": 5},
+    ],
+)
+def test_nonsense_of_a_board_is_no_crash(facts: dict[str, Any]) -> None:
+    for profile in (CPU, CUDA, ORIN):
+        assert json.dumps(to_json(doctor.board_checks(profile, facts)))
+
+
+def test_what_a_board_says_cannot_steer_the_terminal(nano: dict[str, Any]) -> None:
+    nano["jetson"]["module"] = "\x1b[2J\u202e" + "x" * 10_000
+    nano["lock"] = "ada\r\nok    all is well"
+    for check in there(nano):
+        assert check.what.isprintable()
+        assert len(check.what) < 500

@@ -1,0 +1,159 @@
+"""What only the hardware can tell: ``make test-target TARGET=cuda [HOST=me@board]``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from hwloop import api, measure, space
+from hwloop.checking import check_target
+from hwloop.evaluate import Subject, subject
+from hwloop.profile import TargetProfile, resolve
+from hwloop.store import Store
+from hwloop.table import LatencyTable
+from hwloop.tables import unrecovered
+from hwloop.targets import DeviceSession
+from hwloop.task import load_model
+from hwloop.tasks import load_task
+
+pytestmark = pytest.mark.hardware
+
+MAX_FP16_DIFFERENCE = 0.02
+MIN_AGREEMENT = 0.95
+MAX_CROSS_CHECK = 0.15
+
+
+@pytest.fixture(scope="module")
+def profile(pytestconfig: pytest.Config) -> TargetProfile:
+    host = pytestconfig.getoption("--host")
+    return resolve(pytestconfig.getoption("--target"), host=host)
+
+
+@pytest.fixture(scope="module")
+def session(profile: TargetProfile) -> Iterator[DeviceSession]:
+    with DeviceSession(profile) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def demo(profile: TargetProfile, session: DeviceSession) -> Subject:
+    task = load_task("demo")
+    return subject(task, load_model(task, None), profile, session, name="demo")
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return load_task("demo").search().batch(range(200))[0].numpy()
+
+
+def uniform(found: Subject, index: int) -> tuple[int, ...]:
+    return space.uniform(space.masks(found.network, found.rules), index)
+
+
+def engines_only(profile: TargetProfile) -> None:
+    if profile.runtime != "tensorrt":
+        pytest.skip(f"target {profile.name!r} has no engines: TensorRT only")
+
+
+def test_the_worker_says_what_it_runs_on(session: DeviceSession, profile: TargetProfile) -> None:
+    """The worker starts, and names device, runtime and settings."""
+    found = session.fingerprint
+    assert found.runtime == profile.runtime
+    assert found.device
+    assert found.runtime_version[0].isdigit()
+    if profile.runtime == "tensorrt":
+        assert {"sm_count", "cuda", "cuda_graph"} <= set(dict(found.settings))
+
+
+def test_a_layer_is_as_fast_as_itself(profile: TargetProfile, session: DeviceSession) -> None:
+    """The protocol's noise: the dense demo against itself is within 2 %."""
+    task = load_task("demo")
+    found = subject(task, load_model(task, None), profile, session, name="demo")
+    dense = found.model(found.dense_candidate, found.graph)
+    measured = measure.baseline(session, dense, profile.protocols.loop)
+    assert measured.ratio == pytest.approx(1.0, abs=0.02)
+    assert measured.stable, measured.unstable
+
+
+def test_the_dense_engine_gives_the_networks_outputs(
+    session: DeviceSession, demo: Subject, images: np.ndarray
+) -> None:
+    """The dense engine's outputs equal the exported graph's, within FP16's precision."""
+    found = session.infer(demo.model(demo.dense_candidate, demo.graph), images)
+    local = onnxruntime.InferenceSession(demo.graph, providers=["CPUExecutionProvider"])
+    expected = np.concatenate([local.run(None, {"input": image[None]})[0] for image in images])
+    assert np.abs(found - expected).max() <= MAX_FP16_DIFFERENCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("index", [2, 4, 6], ids=["half width", "int8", "half width, int8"])
+def test_a_compressed_engine_gives_its_graphs_classes(
+    session: DeviceSession, demo: Subject, images: np.ndarray, index: int
+) -> None:
+    """Pruned and INT8 engines build, run, and pick the classes that their graphs pick."""
+    model = unrecovered(demo, uniform(demo, index))
+    local = onnxruntime.InferenceSession(model.data, providers=["CPUExecutionProvider"])
+    expected = np.concatenate([local.run(None, {"input": image[None]})[0] for image in images])
+    found = session.infer(model, images)
+    assert np.mean(found.argmax(axis=1) == expected.argmax(axis=1)) >= MIN_AGREEMENT
+
+
+def test_an_int8_engine_is_int8(
+    profile: TargetProfile, session: DeviceSession, demo: Subject
+) -> None:
+    """The inspector finds INT8 kernels where INT8 was asked for, and the file's SHA-256 holds."""
+    engines_only(profile)
+    engine = session.engine(unrecovered(demo, uniform(demo, 4)))
+    assert engine.audit["precisions"].get("INT8", 0) > 0, json.dumps(engine.audit)[:2000]
+
+
+def test_trtexec_agrees(profile: TargetProfile, session: DeviceSession, demo: Subject) -> None:
+    """NVIDIA's own tool times the dense engine within 15 % of hwloop."""
+    engines_only(profile)
+    dense = demo.model(demo.dense_candidate, demo.graph)
+    ours = measure.baseline(session, dense, profile.protocols.loop).latency_ms
+    theirs = session.cross_check(dense)["trtexec_ms"]
+    assert theirs == pytest.approx(ours, rel=MAX_CROSS_CHECK)
+
+
+def test_rows_are_measured_on_it(
+    profile: TargetProfile, session: DeviceSession, demo: Subject, tmp_path: Path
+) -> None:
+    """Twelve rows of the latency table are built, timed and stored."""
+    rows = space.reachable_configs(demo.network, demo.rules)[:12]
+    with Store(tmp_path / "t.sqlite") as store:
+        table = LatencyTable(store, session.fingerprint, profile.protocols.row)
+        measure.build_rows(session, table, rows, recipe=demo.rules.recipe)
+        assert not table.missing(rows)
+
+
+def test_the_target_check_finds_nothing_that_fails(
+    pytestconfig: pytest.Config, profile: TargetProfile
+) -> None:
+    """`hwloop target check` has no failing line."""
+    if profile.runtime == "tensorrt" or profile.transport == "ssh":
+        pytest.skip("the module's session holds the target's lock; run hwloop target check by hand")
+    found = check_target(pytestconfig.getoption("--target"), host=pytestconfig.getoption("--host"))
+    assert not [check for check in found["checks"] if check["state"] == "fail"]
+
+
+def test_a_short_run_ends_with_a_report(
+    pytestconfig: pytest.Config, session: DeviceSession, tmp_path: Path
+) -> None:
+    """`hwloop optimize` on the demo, four evaluations: measured, scored and saved on the target."""
+    session.__exit__(None, None, None)  # frees the target's lock for the run
+    report = api.optimize(
+        target=pytestconfig.getoption("--target"),
+        host=pytestconfig.getoption("--host"),
+        run=tmp_path / "run",
+        evaluations=4,
+        loop_steps=2,
+        final_steps=10,
+        finalists=1,
+    )
+    assert report["best"]["latency_source"] == "device"
+    assert report["baseline"]["metric"] > 0.9

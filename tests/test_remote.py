@@ -1,0 +1,183 @@
+"""A board at the other end of a real ssh: the same results, its losses, and what stays there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from board import Board, board, needs_board
+
+from hwloop.errors import TargetError
+from hwloop.profile import TargetProfile, load_profile
+from hwloop.records import Measurement, Protocol
+from hwloop.rows import row_onnx
+from hwloop.table import REFERENCE
+from hwloop.targets import DeviceSession, Model
+
+pytestmark = needs_board
+
+MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
+SHORT = Protocol(warmup_s=0.01, rounds=1, sample_s=0.001, time_limit_s=0.2)
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    with board(tmp_path_factory.mktemp("board")) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _ssh(there: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PATH", str(there.folder / "bin"), prepend=":")
+    yield
+    assert there.gone_within(10), "a worker was left on the board"
+
+
+def profile_of(
+    there: Board, tmp_path: Path, body: str = "", *, runtime: str = "fake"
+) -> TargetProfile:
+    return load_profile(str(there.profile(tmp_path / "there.toml", body, runtime=runtime)))
+
+
+def measure(session: DeviceSession) -> Measurement:
+    return session.measure(MODEL, MODEL, protocol=SHORT, reference_latency_ms=1.0)
+
+
+def test_a_model_runs_on_the_board_as_it_runs_here(there: Board, tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).standard_normal((3, 32, 14, 14)).astype(np.float32)
+    with DeviceSession(load_profile("cpu")) as session:
+        expected = session.infer(MODEL, inputs)
+    profile = profile_of(there, tmp_path, runtime="onnxruntime")
+    with DeviceSession(profile) as session:
+        assert session.fingerprint.runtime == "onnxruntime"
+        assert np.array_equal(session.infer(MODEL, inputs), expected)
+        assert measure(session).ratio == pytest.approx(1.0, abs=0.15)
+
+
+def test_the_board_has_neither_torch_nor_hwloop(there: Board) -> None:
+    for name in ("torch", "hwloop", "onnx", "execnet"):
+        command = [there.python, "-c", f"import {name}"]
+        done = subprocess.run(command, cwd="/", env={}, capture_output=True, check=False)
+        assert done.returncode != 0
+
+
+def test_connecting_takes_less_than_three_seconds(there: Board, tmp_path: Path) -> None:
+    profile = profile_of(there, tmp_path, runtime="onnxruntime")
+    started = time.monotonic()
+    with DeviceSession(profile):
+        assert time.monotonic() - started < 3
+
+
+def test_only_a_private_cache_stays_on_the_board(there: Board, tmp_path: Path) -> None:
+    before = {path for path in there.folder.rglob("*") if path.is_file()}
+    with DeviceSession(profile_of(there, tmp_path)) as session:
+        measure(session)
+    left = {path for path in there.folder.rglob("*") if path.is_file()} - before
+    assert all(path.is_relative_to(there.cache) for path in left), left
+    assert there.cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_two_sessions_never_measure_at_once(there: Board, tmp_path: Path) -> None:
+    profile = profile_of(there, tmp_path)
+    with DeviceSession(profile) as session:
+        holder = session.state()["pid"]
+        other = DeviceSession(profile)
+        with pytest.raises(TargetError, match=f"measures on it .process {holder}"), other:
+            pass
+        assert measure(session).ratio > 0
+    with DeviceSession(profile) as session:
+        assert session.state()["pid"] != holder
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_a_worker_that_dies_is_replaced(
+    there: Board, tmp_path: Path, number: signal.Signals
+) -> None:
+    with DeviceSession(profile_of(there, tmp_path)) as session:
+        before = session.state()["pid"]
+        os.kill(before, number)
+        assert measure(session).ratio == pytest.approx(1.0, abs=0.01)
+        assert session.state()["pid"] != before
+
+
+def test_a_stopped_worker_is_noticed_killed_and_replaced(there: Board, tmp_path: Path) -> None:
+    with DeviceSession(profile_of(there, tmp_path)) as session:
+        before = session.state()["pid"]
+        os.kill(before, signal.SIGSTOP)
+        started = time.monotonic()
+        assert measure(session).ratio == pytest.approx(1.0, abs=0.01)
+        assert time.monotonic() - started < 20
+        assert session.state()["pid"] != before
+        assert before not in there.workers()
+
+
+def test_a_stopped_worker_ends_with_its_session(there: Board, tmp_path: Path) -> None:
+    with DeviceSession(profile_of(there, tmp_path)) as session:
+        os.kill(session.state()["pid"], signal.SIGSTOP)
+    assert there.gone_within(5)
+
+
+def test_the_worker_ends_when_its_host_is_killed(there: Board, tmp_path: Path) -> None:
+    there.profile(tmp_path / "there.toml")
+    script = (
+        "import sys, time\n"
+        "from hwloop.profile import load_profile\n"
+        "from hwloop.targets import DeviceSession\n"
+        f"with DeviceSession(load_profile({str(tmp_path / 'there.toml')!r})) as session:\n"
+        "    print('open', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    host = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert host.stdout is not None
+    assert host.stdout.readline() == b"open\n"
+    assert there.workers()
+    host.kill()
+    host.wait(10)
+    assert there.gone_within(10)
+
+
+def test_a_reply_lost_in_flight_is_not_measured_again(there: Board, tmp_path: Path) -> None:
+    """The host's ssh is stopped until the reply is on its way, then killed with the reply in it."""
+    with DeviceSession(profile_of(there, tmp_path, runtime="onnxruntime")) as session:
+        session.build(MODEL)
+        before = session.state()["pid"]
+        replies = there.cache / "replies"
+        old = set(replies.iterdir())
+        ssh = session._link._process.pid
+        measured: list[Measurement] = []
+        work = threading.Thread(target=lambda: measured.append(measure(session)))
+        work.start()
+        time.sleep(0.1)  # the request is out, the reply is not
+        os.kill(ssh, signal.SIGSTOP)
+        (kept,) = wait_for(lambda: complete(set(replies.iterdir()) - old))
+        samples = json.loads(kept.read_text())["result"]["samples_ms"]
+        os.kill(ssh, signal.SIGKILL)
+        work.join(30)
+        assert measured[0].samples_ms == tuple(samples)
+        assert session.state()["pid"] != before
+        assert not kept.exists(), "the host has it, so the board may forget it"
+
+
+def complete(paths: set[Path]) -> set[Path]:
+    return {path for path in paths if path.suffix == ".json"}
+
+
+def wait_for(find: Callable[[], set[Path]], seconds: float = 10) -> set[Path]:
+    end = time.monotonic() + seconds
+    while not find() and time.monotonic() < end:
+        time.sleep(0.02)
+    return find()

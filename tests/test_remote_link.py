@@ -1,0 +1,150 @@
+"""A link that is cut for real: noticed in seconds, nothing left on the board, the work goes on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from board import Board, board, needs_link
+
+from hwloop.errors import TargetError
+from hwloop.measure import build_rows
+from hwloop.profile import TargetProfile, load_profile
+from hwloop.records import LayerConfig, Protocol
+from hwloop.rows import row_onnx
+from hwloop.store import Store
+from hwloop.table import EMPTY, REFERENCE, LatencyTable
+from hwloop.targets import DeviceSession, Model
+
+pytestmark = needs_link
+
+MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
+LONG = Protocol(
+    warmup_s=0.1, rounds=1, sample_s=0.01, max_samples=300, target_halfwidth=1e-9, time_limit_s=2.0
+)
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    with board(tmp_path_factory.mktemp("board"), namespace=True) as made:
+        yield made
+
+
+@pytest.fixture
+def profile(
+    there: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TargetProfile]:
+    monkeypatch.setenv("PATH", str(there.folder / "bin"), prepend=":")
+    yield load_profile(str(there.profile(tmp_path / "there.toml", runtime="onnxruntime")))
+    there.mend()
+    assert there.gone_within(10)
+
+
+class Outage(threading.Thread):
+    """Cuts the link after ``after_s``, and mends it ``for_s`` later."""
+
+    def __init__(self, there: Board, *, after_s: float, for_s: float) -> None:
+        super().__init__(daemon=True)
+        self.there, self.after_s, self.for_s = there, after_s, for_s
+        self.left_after_10_s: list[int] = []
+        self.start()
+
+    def run(self) -> None:
+        time.sleep(self.after_s)
+        self.there.cut()
+        cut = time.monotonic()
+        if self.for_s > 10:
+            time.sleep(10.0)
+            self.left_after_10_s = self.there.workers()
+        time.sleep(max(cut + self.for_s - time.monotonic(), 0.0))
+        self.there.mend()
+
+
+def test_a_cut_in_the_middle_of_a_measurement_costs_its_time_and_nothing_else(
+    there: Board, profile: TargetProfile
+) -> None:
+    with DeviceSession(profile) as session:
+        session.build(MODEL)
+        before = session.state()["pid"]
+        outage = Outage(there, after_s=0.5, for_s=12)
+        found = session.measure(MODEL, MODEL, protocol=LONG, reference_latency_ms=1.0)
+        outage.join()
+        assert len(found.samples_ms) > 10
+        assert session.state()["pid"] != before
+        assert outage.left_after_10_s == []
+
+
+def test_a_cut_in_the_middle_of_a_transfer_repeats_the_transfer(
+    there: Board, profile: TargetProfile
+) -> None:
+    inputs = np.random.default_rng(0).standard_normal((1500, 32, 14, 14)).astype(np.float32)
+    with DeviceSession(profile) as session:
+        session.build(MODEL)
+        outage = Outage(there, after_s=0.1, for_s=11)
+        found = session.infer(MODEL, inputs)
+        outage.join()
+        assert found.shape == (1500, 32, 14, 14)
+        with DeviceSession(load_profile("cpu")) as here:
+            assert np.array_equal(found[-10:], here.infer(MODEL, inputs[-10:]))
+
+
+def test_a_cut_that_lasts_stops_the_run_and_a_repeat_completes_it(
+    there: Board, profile: TargetProfile, tmp_path: Path
+) -> None:
+    rows = [
+        LayerConfig(op="conv", in_shape=(1, 8, 8, 8), out_channels=width, tail=("bias",))
+        for width in range(8, 72, 8)
+    ]
+    short = load_profile(str(tmp_path / "there.toml"))
+    text = (tmp_path / "there.toml").read_text().replace("reconnect_s = 30", "reconnect_s = 3")
+    (tmp_path / "there.toml").write_text(text)
+    short = load_profile(str(tmp_path / "there.toml"))
+    with Store(tmp_path / "t.sqlite") as store:
+        with DeviceSession(short) as session:
+            table = LatencyTable(store, session.fingerprint, short.protocols.row)
+            cut_at_3 = _cut_after(there, 3)
+            started = time.monotonic()
+            with pytest.raises(TargetError, match="does not answer") as caught:
+                build_rows(session, table, rows, progress=cut_at_3)
+            assert time.monotonic() - started < 40
+            assert caught.value.exit_code == 4
+            stored = {config.key() for config, _ in table.rows()}
+            assert 3 <= len(stored) < len(rows) + 2
+        there.mend()
+        with DeviceSession(short) as session:
+            table = LatencyTable(store, session.fingerprint, short.protocols.row)
+            assert build_rows(session, table, rows) == len(rows) + 2 - len(stored)
+            assert {config for config, _ in table.rows()} == {REFERENCE, EMPTY, *rows}
+
+
+def _cut_after(there: Board, count: int):  # type: ignore[no-untyped-def]
+    def progress(done: int, total: int) -> None:
+        if done == count:
+            there.cut()
+
+    return progress
+
+
+def test_the_pulse_survives_a_slow_link(there: Board, profile: TargetProfile) -> None:
+    """4 MB at 2 Mbit/s take longer than the silence that ends a worker."""
+    inputs = np.random.default_rng(0).standard_normal((130, 32, 14, 14)).astype(np.float32)
+    there.shape("rate", "2mbit", "burst", "32kb", "latency", "400ms")
+    try:
+        with DeviceSession(profile) as session:
+            before = session.state()["pid"]
+            started = time.monotonic()
+            session.infer(MODEL, inputs)
+            assert time.monotonic() - started > 10
+            assert session.state()["pid"] == before
+    finally:
+        there.shape()
+
+
+def test_replies_are_kept_as_they_were_sent(there: Board) -> None:
+    for path in (there.cache / "replies").glob("*.json"):
+        assert set(json.loads(path.read_text())) <= {"result", "error"}
