@@ -16,6 +16,10 @@ MAX_SAMPLES = 100_000
 MAX_LATENCY_MS = 1e7
 
 
+class LostTwice(CandidateError):
+    """One candidate lost two workers: its own fault or the target's, nobody can tell."""
+
+
 class WorkerLost(TargetError):
     """The worker died, did not answer in time, or answered what cannot be true."""
 
@@ -42,6 +46,26 @@ def candidate_error(error: Any) -> CandidateError:
         return CandidateError(str(error["stage"])[:40], str(error["message"])[:2000])
     except (KeyError, TypeError) as problem:
         raise Nonsense(f"an error that is none: {problem}") from problem
+
+
+def build_s(reply: Any) -> float:
+    return _positive(reply, "build_s")
+
+
+def cross_check(reply: Any) -> dict[str, Any]:
+    """What trtexec found; its milliseconds are compared with ours, the rest is shown."""
+    _positive(reply, "trtexec_ms")
+    return dict(reply)
+
+
+def _positive(reply: Any, name: str) -> float:
+    try:
+        value = float(reply[name])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Nonsense(f"{name} is missing: {error}") from error
+    if not 0 <= value < math.inf:
+        raise Nonsense(f"{name} is {value}")
+    return value
 
 
 def energy(reply: Any) -> dict[str, Any] | None:
@@ -89,12 +113,13 @@ def measurement(reply: Any, reference_latency_ms: float) -> Measurement:
         raise Nonsense(f"the measurement is not one: {error}") from error
 
 
-def array(reply: Any, count: int) -> np.ndarray[Any, Any]:
+def first_array(reply: Any, count: int) -> np.ndarray[Any, Any]:
+    """The first of the outputs, with one row for each of ``count`` inputs."""
     try:
-        flat = np.frombuffer(reply["data"], dtype=reply["dtype"])
-        array = flat.reshape(reply["shape"])
-    except (KeyError, TypeError, ValueError) as error:
+        first = reply[0]
+        found = np.frombuffer(first["data"], dtype=first["dtype"]).reshape(first["shape"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise Nonsense(f"the outputs are not an array: {error}") from error
-    if len(array) != count:
-        raise Nonsense(f"{len(array)} outputs for {count} inputs")
-    return array
+    if found.dtype.kind not in "fiu" or len(found) != count:
+        raise Nonsense(f"{len(found)} outputs of {found.dtype} for {count} inputs")
+    return found

@@ -26,7 +26,8 @@ def compare(
 
     Returns:
         One record per model: file, latency_ms, latency_ms_ci95, latency_source, size_bytes; from
-        the second on also speedup, speedup_ci95, significant, samples, stopped, unstable. The
+        the second on also speedup, speedup_ci95, significant, samples, stopped,
+        launch_overhead_ms, unstable. The
         first has the target's fingerprint. With ``cross_check`` each has what trtexec found.
 
     Raises:
@@ -87,6 +88,7 @@ def _record(file: Path, model: Model, measurement: Measurement) -> dict[str, Any
         "significant": measurement.significant,
         "samples": len(measurement.samples_ms),
         "stopped": measurement.stopped,
+        "launch_overhead_ms": measurement.launch_overhead_ms,
         "unstable": list(measurement.unstable),
     }
 

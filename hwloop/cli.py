@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ from hwloop.cli_common import (
     HOST,
     JSON,
     SIMULATE,
+    STOP,
     TARGET,
     TASK,
     Duration,
@@ -178,7 +178,7 @@ main.add_command(doctor)
 
 def run() -> NoReturn:
     """The console script: every error that is known becomes a message and its exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    STOP.install()
     try:
         main.main(standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -195,8 +195,3 @@ def run() -> NoReturn:
         click.echo("\nhwloop: stopped; repeat the command to go on", err=True)
         sys.exit(ExitCode.INTERRUPTED)
     sys.exit(ExitCode.MET)
-
-
-def _terminated(number: int, frame: Any) -> NoReturn:
-    click.echo("hwloop: stopped; repeat the command to go on", err=True)
-    sys.exit(ExitCode.TERMINATED)

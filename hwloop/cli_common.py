@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import click
 
-from hwloop.errors import closest
+from hwloop.errors import ExitCode, closest
 from hwloop.tasks import TASKS
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
@@ -31,6 +32,38 @@ class Group(click.Group):
                 f"No such command {name!r}: {closest(name, self.list_commands(ctx))}", ctx
             )
         return super().resolve_command(ctx, args)
+
+
+class Stop:
+    """Ctrl-C and SIGTERM, heard for good: a library below may swallow what a handler raises.
+
+    So it is raised again wherever progress is told, until the command has ended.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def install(self) -> None:
+        """Hear both signals from now on."""
+        self.number = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._hear)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt or SystemExit when one of them has come."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.number is not None:
+            raise SystemExit(ExitCode.TERMINATED)
+
+    def _hear(self, number: int, frame: Any) -> None:
+        if self.number is None and number != signal.SIGINT:
+            click.echo("hwloop: stopped; repeat the command to go on", err=True)
+        self.number = number
+        self.check()
+
+
+STOP = Stop()
 
 
 class Duration(click.ParamType[float]):
@@ -87,7 +120,7 @@ def console() -> Iterator[Any]:
     """Progress on stderr, ended in order."""
     from hwloop.progress import ConsoleProgress
 
-    progress = ConsoleProgress(sys.stderr)
+    progress = ConsoleProgress(sys.stderr, STOP.check)
     try:
         yield progress
     finally:

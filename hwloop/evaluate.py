@@ -22,6 +22,7 @@ from hwloop.export import check_deployed, check_outputs, export_onnx, host_run
 from hwloop.fp16 import to_fp16
 from hwloop.model import describe
 from hwloop.profile import TargetProfile, recipe_for, rules_for
+from hwloop.proof import prove
 from hwloop.records import (
     Candidate,
     LatencySource,
@@ -257,6 +258,8 @@ class Evaluator:
         check_outputs(module, example, run)
         int8 = any(action.precision == "int8" for action in candidate.actions)
         check_deployed(example, run, self.run(model), int8=int8)
+        if self.source is LatencySource.SIMULATED:
+            prove(model.data)  # in a rehearsal NVIDIA's builder is the only one that can refuse
 
     def measurement(self, built: Built) -> Measurement:
         """The end-to-end latency against the dense network; measured once per candidate."""

@@ -32,6 +32,7 @@ SILENCE_S = 15.0
 WORKER_SILENCE_S = {"ssh": 9, "local": 60}
 """A worker that hears nothing for so long ends itself: its host is gone, or the link is cut."""
 
+WATCH_S = 1.0
 MAX_MESSAGE_BYTES = 256 << 20
 END_TIMEOUT_S = 5.0
 NOT_FOUND = 127  # of a shell
@@ -107,7 +108,8 @@ class Link:
         if not isinstance(hello, dict) or not {"error", "result"} & set(hello):
             raise LinkLost("its first word is none that a worker says")
         self.hello = hello
-        threading.Thread(target=self._beat, daemon=True).start()
+        for work in (self._beat, self._watch):
+            threading.Thread(target=work, daemon=True).start()
 
     def send(self, message: Any) -> None:
         """Raises LinkLost."""
@@ -156,6 +158,18 @@ class Link:
                 self._pulse.send(0)
             except OSError:
                 return
+
+    def _watch(self) -> None:
+        """Kill a silent worker, or the ``ssh`` to it: a send into its full pipe would never end."""
+        before = time.monotonic()
+        while not self._closed.wait(WATCH_S):
+            now = time.monotonic()
+            if now - before > 2 * WATCH_S:
+                self._heard = now  # this process slept or starved: what came meanwhile is unread
+            elif now - self._heard > SILENCE_S:
+                self._process.kill()
+                return
+            before = now
 
 
 def open_link(profile: TargetProfile, options: dict[str, Any]) -> Link:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from hwloop import stats
+from hwloop.answers import LostTwice
 from hwloop.errors import CandidateError, TargetError
 from hwloop.records import LayerConfig, Measurement, Protocol
 from hwloop.rows import row_onnx
@@ -15,6 +16,7 @@ from hwloop.targets import DeviceSession, Model
 MAX_HALVES_DIFFER = 0.05
 MAX_CV = 0.15
 ATTEMPTS = 2
+MAX_REFUSED_IN_A_ROW = 8
 
 
 def baseline(session: DeviceSession, model: Model, protocol: Protocol) -> Measurement:
@@ -57,11 +59,17 @@ def build_rows(
 ) -> int:
     """Measure and store the rows that the table lacks; resumable row by row. Returns how many.
 
+    A block that the target refuses, while it runs others, is stored as refused, with the reason.
+
     Args:
         recipe: the target's quantization recipe, which decides what the graph of a row is.
+
+    Raises:
+        TargetError: it refuses the reference, or one row after the other, or loses its workers.
     """
     missing = table.missing([REFERENCE, EMPTY, *configs])
     reference = Model(row_onnx(REFERENCE, recipe), (REFERENCE,))
+    refused: dict[LayerConfig, CandidateError] = {}
     for done, config in enumerate(missing):
         progress(done, len(missing))
         model = Model(row_onnx(config, recipe), (config,))
@@ -71,12 +79,32 @@ def build_rows(
                 model, reference, protocol=table.protocol, reference_latency_ms=accepted_ms
             )
         except CandidateError as error:
-            raise unusable(session, f"the row {config}", error) from error
-        table.add(config, measurement)
+            refused[config] = error
+            if _is_the_targets(config, error, refused):
+                raise unusable(session, f"the row {config}", error) from error
+        else:
+            table.add(config, measurement)
+            _settle(table, refused)
         if model.digest != reference.digest:
             session.forget(model)
+    _settle(table, refused)
     progress(len(missing), len(missing))
     return len(missing)
+
+
+def _is_the_targets(
+    config: LayerConfig, error: CandidateError, refused: dict[LayerConfig, CandidateError]
+) -> bool:
+    """Whether a failed row speaks against the target rather than against the block."""
+    vital = config in (REFERENCE, EMPTY)
+    return vital or isinstance(error, LostTwice) or len(refused) >= MAX_REFUSED_IN_A_ROW
+
+
+def _settle(table: LatencyTable, refused: dict[LayerConfig, CandidateError]) -> None:
+    """Store refusals: other rows ran before and after them, so it was not the target."""
+    for config, error in refused.items():
+        table.refuse(config, str(error))
+    refused.clear()
 
 
 def unusable(session: DeviceSession, what: str, error: CandidateError) -> TargetError:

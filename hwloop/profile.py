@@ -27,7 +27,7 @@ CHECKOUT = Path(__file__).parent.parent / "profiles"
 RUNTIMES = ("onnxruntime", "tensorrt", "fake")
 TRANSPORTS = ("local", "ssh")
 RECIPES = ("auto", "ort-x86", "ort-arm", "tensorrt")
-CUDA_BACKENDS = ("auto", "pycuda", "cuda-bindings")
+CUDA_BACKENDS = ("auto", "pycuda", "cuda-bindings", "cudart")
 TENSORRT_ALIGN = 8
 WIDE_NCHWC_ALIGN, NARROW_NCHWC_ALIGN = 16, 8
 

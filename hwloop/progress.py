@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 LOG_EVERY_S = 30.0
@@ -27,16 +28,24 @@ class Progress:
 
 
 class ConsoleProgress(Progress):
-    """Talks to ``stream``: a line that is redrawn on a terminal, one per 30 s elsewhere."""
+    """Talks to ``stream``: a line that is redrawn on a terminal, one per 30 s elsewhere.
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    Args:
+        check: called whenever something is told; it may raise to end the job.
+    """
+
+    def __init__(
+        self, stream: TextIO = sys.stderr, check: Callable[[], None] = lambda: None
+    ) -> None:
         self.stream = stream
+        self.check = check
         self.live = stream.isatty()
         self.name = ""
         self._started = self._drawn = 0.0
         self._open = False
 
     def stage(self, name: str) -> None:
+        self.check()
         self._clear()
         self.name = name
         self._started = time.monotonic()
@@ -45,6 +54,7 @@ class ConsoleProgress(Progress):
             self._print(f"{name} ...")
 
     def advance(self, done: int, total: int, detail: str = "") -> None:
+        self.check()
         now = time.monotonic()
         if now - self._drawn < (REDRAW_EVERY_S if self.live else LOG_EVERY_S):
             return

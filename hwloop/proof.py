@@ -8,19 +8,17 @@ proves that a graph is legal and has the precisions that it should, not that it 
 from __future__ import annotations
 
 import importlib
-import time
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
 
+from hwloop.device import trt_build
 from hwloop.errors import CandidateError
 
 MODULE = "tensorrt_rtx_bindings"
 DEADLINE_S = 120.0
-LAYER_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,27 +61,20 @@ def prove(
     trt = bindings()
     if trt is None:
         return None
-    log = _log(trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(graph):
-        raise CandidateError("export", f"NVIDIA's parser refuses the graph: {_complaints(parser)}")
-    dtypes = _census(network)
+    try:
+        record = trt_build.prove(graph, trt=trt, deadline_s=deadline_s)
+    except trt_build.BuildFailed as error:
+        stage = "export" if "parser refuses" in str(error) else "build"
+        raise CandidateError(stage, str(error)) from error
+    dtypes = record["dtypes"]
     for precision in precisions:
-        if not dtypes[LAYER_TYPES[precision]]:
-            raise CandidateError("export", f"no layer is {precision}: {dict(dtypes)}")
-    started = time.monotonic()
-    engine = builder.build_serialized_network(network, _config(trt, builder, deadline_s))
-    build_s = time.monotonic() - started
-    if engine is None:
-        late = f"no engine after {deadline_s:.0f} s" if build_s >= deadline_s else "no engine"
-        raise CandidateError("build", "; ".join([late, *log.errors[:3]]))
+        if not dtypes.get(trt_build.LAYER_TYPES[precision]):
+            raise CandidateError("export", f"no layer is {precision}: {dtypes}")
     return Proof(
-        builder=f"TensorRT for RTX {trt.__version__}",
+        builder=f"TensorRT for RTX {record['version']}",
         dtypes=tuple(sorted(dtypes.items())),
-        build_s=build_s,
-        engine_bytes=engine.nbytes,
+        build_s=record["build_s"],
+        engine_bytes=record["engine_bytes"],
     )
 
 
@@ -93,57 +84,3 @@ def bindings() -> Any:
         return importlib.import_module(MODULE)
     except ImportError:
         return None
-
-
-def _config(trt: Any, builder: Any, deadline_s: float) -> Any:
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    config.progress_monitor = _deadline(trt, time.monotonic() + deadline_s)
-    return config
-
-
-def _census(network: Any) -> Counter[str]:
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    return Counter(layer.get_output(0).dtype.name for layer in layers if layer.num_outputs)
-
-
-def _complaints(parser: Any) -> str:
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return "; ".join(
-        f"{error.node_operator()} {error.node_name()!r}: {error.desc()}" for error in errors
-    )
-
-
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors, which are the only reason that a failed build gives."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (self.ERROR, self.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Log()
-
-
-def _deadline(trt: Any, ends: float) -> Any:
-    class Deadline(trt.IProgressMonitor):  # type: ignore[misc]
-        """Cancels the build when its time is over; called from the builder's threads."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            pass
-
-        def phase_finish(self, name: str) -> None:
-            pass
-
-        def step_complete(self, name: str, step: int) -> bool:
-            return time.monotonic() < ends
-
-    return Deadline()

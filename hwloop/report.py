@@ -44,6 +44,9 @@ def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
     )
     if result.engine is not None:
         best["engine"] = {"file": "best/model.engine", **result.engine}
+    overhead_ms = result.measurement.launch_overhead_ms
+    if overhead_ms is not None:
+        best["launch_overhead_ms"] = overhead_ms
     if result.energy_mj is not None:
         baseline["energy_mj"] = result.energy_mj["baseline"]
         best["energy_mj"] = result.energy_mj["best"]
@@ -244,6 +247,9 @@ def notes(report: dict[str, Any]) -> list[str]:
     if not report["best"]["significant"]:
         lines.append("the difference in latency is not significant")
     lines.extend(f"unstable: {reason}" for reason in report["unstable"])
+    if "launch_overhead_ms" in report["best"]:
+        plain_ms = report["best"]["launch_overhead_ms"]
+        lines.append(f"a plain launch takes {plain_ms:.3f} ms more than the graph that was timed")
     for name in ("baseline", "best"):
         if "energy_mj" in report[name]:
             found = report[name]["energy_mj"]

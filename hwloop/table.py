@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hwloop import space
-from hwloop.errors import UsageError
+from hwloop.errors import TargetError, UsageError
 from hwloop.records import (
     Fingerprint,
     LayerConfig,
@@ -71,17 +71,31 @@ class LatencyTable:
         self._rows: dict[str, float] = {}
         for key, value in store.all(self._kind).items():
             self._rows[key] = Measurement.from_json(value["measurement"]).latency_ms
+        self._refused: dict[str, str] = {
+            key: value["reason"] for key, value in store.all(self._refusals).items()
+        }
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def row_ms(self, config: LayerConfig) -> float:
-        """Median latency of a row as measured; KeyError when it is missing."""
+        """Median latency of a row as measured; KeyError when it is missing or was refused."""
         return self._rows[config.key()]
 
     def missing(self, configs: Iterable[LayerConfig]) -> list[LayerConfig]:
-        """The distinct configurations without a row, in the order given."""
-        return [item for item in dict.fromkeys(configs) if item.key() not in self._rows]
+        """The distinct configurations that were not tried yet, in the order given."""
+        known = self._rows.keys() | self._refused.keys()
+        return [item for item in dict.fromkeys(configs) if item.key() not in known]
+
+    def refusal(self, config: LayerConfig) -> str | None:
+        """Why the target does not run a block, or None where it was not refused."""
+        return self._refused.get(config.key())
+
+    def refuse(self, config: LayerConfig, reason: str) -> None:
+        """Store that the target does not run a block; it is not tried again."""
+        key = config.key()
+        self.store.add(self._refusals, key, {"config": config, "reason": reason})
+        self._refused.setdefault(key, reason)
 
     def add(self, config: LayerConfig, measurement: Measurement) -> None:
         """Store a measured row; a row that exists already stands."""
@@ -99,6 +113,10 @@ class LatencyTable:
     @property
     def _kind(self) -> str:
         return f"row/{self.population}"
+
+    @property
+    def _refusals(self) -> str:
+        return f"refused/{self.population}"
 
 
 def population(fingerprint: Fingerprint, protocol: Protocol) -> str:
@@ -181,7 +199,10 @@ class Predictor:
     """End-to-end latency of any choice for one network, in about 10 microseconds.
 
     Args:
-        table: must hold every row that ``network`` can need under ``rules``.
+        table: must hold every row that ``network`` can need under ``rules``, or its refusal.
+
+    Raises:
+        TargetError: the target refused a block of the dense network.
     """
 
     def __init__(self, table: LatencyTable, network: Network, rules: SpaceRules) -> None:
@@ -189,7 +210,6 @@ class Predictor:
         self.rules = rules
         self.fit = Fit()
         self._empty_ms = table.row_ms(EMPTY)
-        self._row_ms = table.row_ms
         self._layers = [_LayerSums(self, layer, table) for layer in network.layers]
         self._sums: list[Sums] = []
         self._latencies_ms: list[float] = []
@@ -224,7 +244,12 @@ class _LayerSums:
         self.groups = sorted(groups)
         self.layer = layer
         self.predictor = predictor
-        self.row_ms = table.row_ms
+        self.table = table
+        keep = tuple(ACTIONS[0] for _ in predictor.network.groups)
+        self.dense = space.layer_configs(predictor.network, layer, keep, predictor.rules)[0]
+        reason = table.refusal(self.dense)
+        if reason is not None:
+            raise TargetError(f"the target does not run layer {layer.name!r}: {reason}")
         self.known: dict[tuple[int, ...], Sums] = {}
 
     def __call__(self, choices: Sequence[int]) -> Sums:
@@ -240,8 +265,18 @@ class _LayerSums:
         for index, choice in zip(self.groups, key, strict=True):
             actions[index] = ACTIONS[choice]
         configs = space.layer_configs(network, self.layer, tuple(actions), rules)
-        rows = [(config, self.row_ms(config)) for config in configs]
+        rows = [(config, self._priced_ms(config)) for config in configs]
         return add_up(rows, self.predictor._empty_ms)
+
+    def _priced_ms(self, config: LayerConfig) -> float:
+        """The row, or the dense one's price for a block that the target refused.
+
+        It gains nothing in the prediction, so nothing draws the search there. A candidate that
+        has it is built all the same, and fails with its reason or runs: a row is not the network.
+        """
+        if self.table.refusal(config) is None:
+            return self.table.row_ms(config)
+        return self.predictor._empty_ms if config.op in CASTS else self.table.row_ms(self.dense)
 
 
 def prediction_error(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hwloop import answers
-from hwloop.answers import Engine, Nonsense, WorkerLost
+from hwloop.answers import Engine, LostTwice, Nonsense, WorkerLost
 from hwloop.errors import CandidateError, TargetError
 from hwloop.link import Link, LinkLost, open_link
 from hwloop.profile import TargetProfile
@@ -105,9 +105,8 @@ class DeviceSession:
 
     def build(self, model: Model) -> float:
         """Open the engine on the device: seconds it took. Raises CandidateError."""
-        return self._with_retries(
-            "build", [model], {"model": model.digest}, parse=lambda reply: float(reply["build_s"])
-        )
+        request = {"model": model.digest}
+        return self._with_retries("build", [model], request, parse=answers.build_s)
 
     def measure(
         self,
@@ -141,7 +140,7 @@ class DeviceSession:
             {"model": model.digest, "inputs": digest},
             arrays={digest: inputs},
             extra_s=len(inputs) * 1.0,
-            parse=lambda reply: answers.array(reply[0], len(inputs)),
+            parse=lambda reply: answers.first_array(reply, len(inputs)),
         )
 
     def engine(self, model: Model) -> Engine:
@@ -164,10 +163,10 @@ class DeviceSession:
 
     def cross_check(self, model: Model) -> dict[str, Any]:
         """The engine as timed by the vendor's own tool; raises CandidateError with why not."""
-        found: dict[str, Any] = self._with_retries(
-            "cross_check", [model], {"model": model.digest}, extra_s=60.0, parse=dict
+        request = {"model": model.digest}
+        return self._with_retries(
+            "cross_check", [model], request, extra_s=60.0, parse=answers.cross_check
         )
-        return found
 
     def forget(self, model: Model) -> None:
         """Free the device's copy of a model."""
@@ -211,7 +210,7 @@ class DeviceSession:
                     self._drop(token)
                 return result
         stage = {"compare": "run", "infer": "score"}.get(verb, verb)
-        raise CandidateError(stage, f"the worker was lost {ATTEMPTS} times: {reason}")
+        raise LostTwice(stage, f"the worker was lost {ATTEMPTS} times: {reason}")
 
     def _lost(self, error: WorkerLost) -> str:
         """Replace the worker; give up when this target keeps losing them. Returns the reason."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,6 +16,7 @@ import pytest
 from hwloop.device import cuda_bindings
 from hwloop.device.cuda import CudaError, open_backend, version_text
 from hwloop.device.cuda_bindings import CudaBindings
+from hwloop.device.cuda_library import CudaLibrary, Cudart, find
 from hwloop.device.cuda_pycuda import PyCuda
 
 SUCCESS, INVALID, NOT_PERMITTED = 0, 1, 901
@@ -100,6 +103,68 @@ def test_every_call_exists_in_the_real_cuda_bindings() -> None:
 
 @pytest.mark.skipif(any(Path("/dev").glob("nv*-ctrl*")), reason="this machine has a Jetson's GPU")
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
+def library() -> Cudart:
+    try:
+        return Cudart(find())
+    except CudaError:
+        pytest.skip("no libcudart here: pip install nvidia-cuda-runtime")
+
+
+def test_every_call_exists_in_the_real_runtime_library() -> None:
+    real = library()
+    error, version = real.cudaRuntimeGetVersion()
+    assert error == SUCCESS
+    assert version >= 12000
+    tree = ast.parse(Path(cuda_bindings.__file__).read_text())
+    called = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    names = {str(name) for name in called if str(name).startswith("cuda") and "_" not in str(name)}
+    for name in names - {"cuda-bindings", "cudaGetDeviceProperties"}:
+        if name.isidentifier():
+            assert callable(getattr(real, name)), name
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
+def test_the_runtime_library_says_why_it_cannot() -> None:
+    library()
+    with pytest.raises(CudaError, match=r"cudaSetDevice: .+ \(\d+\)"):
+        CudaLibrary()
+
+
+def test_the_newest_runtime_library_is_found_where_jetpack_has_it(tmp_path: Path) -> None:
+    for version in ("12.2", "12.6"):
+        folder = tmp_path / f"usr/local/cuda-{version}/targets/aarch64-linux/lib"
+        folder.mkdir(parents=True)
+        (folder / f"libcudart.so.{version}").touch()
+    assert find(tmp_path).endswith("cuda-12.6/targets/aarch64-linux/lib/libcudart.so.12.6")
+
+
+def test_the_runtime_library_passes_arguments_as_declared(tmp_path: Path) -> None:
+    """A library of our own, compiled here, that checks what arrives and answers known values."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    fake = tmp_path / "libcudart.so"
+    source = Path(__file__).parent / "data" / "fake_cudart.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", fake, source], check=True, timeout=60)
+    backend = CudaLibrary(str(fake))
+    assert backend.memory_info() == (1 << 33, 1 << 34)
+    assert backend.alloc(1 << 32) == 0x7F0000001000
+    stream, start, end = backend.new_stream(), backend.new_event(), backend.new_event()
+    assert backend.elapsed_ms(start, end) == 1.5
+    data = np.arange(8, dtype=np.float32)
+    copy = np.zeros_like(data)
+    pinned = backend.alloc_pinned(data.nbytes)
+    backend.to_device(pinned.ctypes.data, data, stream)
+    backend.to_host(copy, pinned.ctypes.data, stream)
+    assert np.array_equal(copy, data)
+    graph = backend.capture(stream, lambda: None)
+    backend.replay(graph, stream)
+    backend.free_graph(graph)
+    backend.free_pinned(pinned)
+    with pytest.raises(CudaError, match=r"cudaFree: invalid argument \(1\)"):
+        backend.free(5)
+
+
 def test_without_a_driver_the_reasons_and_the_packages_are_told() -> None:
     with pytest.raises(CudaError) as caught:
         open_backend("auto")
@@ -327,7 +392,9 @@ def test_one_backend_that_fails_leaves_the_other(runtime: Runtime, driver: Drive
         open_backend("cuda-bindings")
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda_bindings", "cuda_pycuda", "trt", "trt_run"])
+@pytest.mark.parametrize(
+    "name", ["cuda", "cuda_bindings", "cuda_library", "cuda_pycuda", "trt", "trt_run"]
+)
 def test_no_module_imports_a_runtime_when_it_is_imported(name: str) -> None:
     tree = ast.parse((Path(cuda_bindings.__file__).parent / f"{name}.py").read_text())
     tops = {

@@ -173,7 +173,7 @@ def test_a_venv_that_hides_jetpacks_tensorrt_is_told_how_to_see_it() -> None:
 
 
 def test_without_a_cuda_package_tensorrt_cannot_run() -> None:
-    check = only(host(CUDA, cuda_backends=()), "no package for CUDA")
+    check = only(host(CUDA, cuda_backends=()), "no way to CUDA")
     assert (check.state, "cuda-bindings" in str(check.fix)) == ("fail", True)
     assert only(host(CUDA, cuda_backends=("cuda-bindings", "pycuda")), "CUDA").state == "ok"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sqlite3
@@ -12,7 +14,9 @@ from pathlib import Path
 import pytest
 from tiny import ON_FAKE, SMALL, SPEC, START, Said, environment, faulty, hwloop, inside
 
+from hwloop.cli_common import Stop
 from hwloop.errors import ExitCode
+from hwloop.progress import ConsoleProgress
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -109,3 +113,18 @@ def test_130_and_143_when_it_is_stopped_and_the_command_goes_on(
     again = hwloop("optimize", *options)
     assert again.code == ExitCode.MET, again.err
     assert count_trials(run) > before
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_signal_that_a_library_swallowed_is_raised_again_where_progress_is_told(
+    number: signal.Signals, kind: type[BaseException]
+) -> None:
+    stop = Stop()
+    progress = ConsoleProgress(io.StringIO(), stop.check)
+    progress.stage("search")
+    with contextlib.suppress(kind):
+        stop._hear(number, None)
+    with pytest.raises(kind):
+        progress.advance(1, 10)

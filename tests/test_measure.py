@@ -10,7 +10,7 @@ import pytest
 
 from hwloop import measure
 from hwloop.errors import TargetError
-from hwloop.profile import load_profile
+from hwloop.profile import TargetProfile, load_profile
 from hwloop.records import Fingerprint, LayerConfig, Measurement
 from hwloop.rows import row_onnx
 from hwloop.store import Store
@@ -156,11 +156,43 @@ def test_progress_counts_the_rows_that_are_missing(tmp_path: Path) -> None:
     assert seen == [(0, 2), (1, 2), (2, 2)]
 
 
-def test_a_row_that_the_target_refuses_keeps_the_rows_before_it(tmp_path: Path) -> None:
-    fault = {"compare": {"kind": "refuse", "after": 4}}
-    profile = replace(FAKE, settings={"faults": fault})
+def refusing(after: int, times: int) -> TargetProfile:
+    fault = {"compare": {"kind": "refuse", "after": after, "times": times}}
+    return replace(FAKE, settings={"faults": fault})
+
+
+def test_a_row_that_the_target_refuses_is_stored_with_its_reason(tmp_path: Path) -> None:
+    profile = refusing(after=4, times=1)
+    with DeviceSession(profile) as session, Store(tmp_path / "t.sqlite") as store:
+        table = LatencyTable(store, session.fingerprint, profile.protocols.row)
+        measure.build_rows(session, table, ROWS)
+        kept = LatencyTable(store, session.fingerprint, profile.protocols.row)
+        assert "no kernel" in str(kept.refusal(ROWS[1]))
+        assert kept.refusal(ROWS[0]) is None
+        assert len(kept) == len(ROWS) + 1
+        assert kept.missing(ROWS) == []
+
+
+def test_a_target_that_refuses_row_after_row_is_unusable_and_nothing_is_held_against_them(
+    tmp_path: Path,
+) -> None:
+    rows = [replace(ROWS[0], out_channels=width) for width in range(1, 40)]
+    profile = refusing(after=4, times=100)
+    with DeviceSession(profile) as session, Store(tmp_path / "t.sqlite") as store:
+        table = LatencyTable(store, session.fingerprint, profile.protocols.row)
+        with pytest.raises(TargetError, match="no kernel"):
+            measure.build_rows(session, table, rows)
+        kept = LatencyTable(store, session.fingerprint, profile.protocols.row)
+        assert len(kept) == 3
+        assert len(kept.missing(rows)) == len(rows) - 1
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_target_that_refuses_the_reference_or_nothing_at_all_is_unusable(
+    tmp_path: Path, after: int
+) -> None:
+    profile = refusing(after=after, times=1)
     with DeviceSession(profile) as session, Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
         with pytest.raises(TargetError, match="no kernel"):
             measure.build_rows(session, table, ROWS)
-        assert len(LatencyTable(store, session.fingerprint, profile.protocols.row)) == 3

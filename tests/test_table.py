@@ -10,7 +10,7 @@ import pytest
 from test_space import chain
 
 from hwloop import space
-from hwloop.errors import UsageError
+from hwloop.errors import TargetError, UsageError
 from hwloop.profile import Protocols
 from hwloop.records import Fingerprint, LayerConfig, Measurement
 from hwloop.space import SpaceRules
@@ -98,6 +98,34 @@ def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) ->
             assert predictor.sums_ms(choices) == pytest.approx((base, int8, casts))
         predictor.observe((0, 0, 0, 0), 5.0)
         assert predictor((0, 0, 0, 0)) == pytest.approx(5.0)
+
+
+def test_a_refused_block_costs_what_the_dense_one_costs(tmp_path: Path) -> None:
+    network, rules = chain(), SpaceRules()
+    configs = space.reachable_configs(network, rules)
+    dense = space.network_configs(network, space.candidate((0, 0, 0, 0)), rules)
+    (refused,) = space.layer_configs(
+        network, network.layers[1], space.candidate((0, 2, 0, 0)).actions, rules
+    )
+    with Store(tmp_path / "t.sqlite") as store:
+        table = filled(store, [config for config in configs if config != refused])
+        table.refuse(refused, "build: no kernel")
+        predictor = Predictor(table, network, rules)
+        without = predictor.sums_ms((0, 0, 0, 0))[0]
+        thinner = space.candidate((0, 2, 0, 0)).actions
+        next_layer = space.layer_configs(network, network.layers[2], thinner, rules)
+        saved = table.row_ms(dense[2]) - table.row_ms(next_layer[0])
+        assert predictor.sums_ms((0, 2, 0, 0))[0] == pytest.approx(without - saved)
+
+
+def test_a_refused_block_of_the_dense_network_ends_it(tmp_path: Path) -> None:
+    network, rules = chain(), SpaceRules()
+    configs = space.reachable_configs(network, rules)
+    with Store(tmp_path / "t.sqlite") as store:
+        table = filled(store, configs[1:])
+        table.refuse(configs[0], "build: no kernel")
+        with pytest.raises(TargetError, match=r"does not run layer.*no kernel"):
+            Predictor(table, network, rules)
 
 
 def test_export_and_import_keep_every_row(tmp_path: Path) -> None:

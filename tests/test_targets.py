@@ -102,6 +102,18 @@ def test_the_stage_that_lost_its_workers_is_named(verb: str, stage: str) -> None
         assert caught.value.stage == stage
 
 
+def test_a_send_to_a_stopped_worker_ends_and_is_repeated() -> None:
+    """Its pipe holds 64 KiB; 8 MB of inputs would wait for ever."""
+    inputs = np.ones((320, 32, 14, 14), np.float32)
+    with DeviceSession(load_profile("fake")) as session:
+        stopped = session.state()["pid"]
+        os.kill(stopped, signal.SIGSTOP)
+        started = time.monotonic()
+        assert len(session.infer(MODEL, inputs)) == 320
+        assert time.monotonic() - started < 25
+        assert gone_within(stopped, 1)
+
+
 def test_a_worker_that_died_between_requests_is_the_targets_failure() -> None:
     with DeviceSession(load_profile("fake")) as session:
         os.kill(session.state()["pid"], signal.SIGKILL)

@@ -170,7 +170,8 @@ def inside(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Said:
     """Run the command in this process, which has imported torch already."""
     from hwloop import cli
 
-    argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    argv, handlers = sys.argv, [signal.getsignal(number) for number in numbers]
     sys.argv = ["hwloop", *map(str, arguments)]
     capsys.readouterr()
     try:
@@ -178,7 +179,8 @@ def inside(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Said:
             cli.run()
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
     said = capsys.readouterr()
     return Said(code=int(left.value.code or 0), out=said.out, err=said.err)
 

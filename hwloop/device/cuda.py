@@ -1,7 +1,8 @@
-"""CUDA through one small door: memory, streams, events and graphs, by cuda-bindings or pycuda.
+"""CUDA through one small door: memory, streams, events and graphs, by three ways.
 
-Neither is imported before it is wanted. Both use the device's primary context, which TensorRT
-shares; ``pycuda.autoinit`` would make a second one, in which TensorRT's objects are invalid.
+The runtime library itself, cuda-bindings, or pycuda; none is loaded before it is wanted. All use
+the device's primary context, which TensorRT shares; ``pycuda.autoinit`` would make a second one,
+in which TensorRT's objects are invalid.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-CHOICES = ("auto", "pycuda", "cuda-bindings")
+CHOICES = ("auto", "pycuda", "cuda-bindings", "cudart")
 NON_BLOCKING = 1
 """The flag of a stream that does not wait for the default one."""
 
 INSTALL = (
+    "install CUDA (JetPack has it: sudo apt install nvidia-cuda), or "
     'python3 -m pip install "cuda-bindings<13" for CUDA 12 (JetPack 6), cuda-bindings for CUDA 13, '
     "or pycuda, for the Python that runs this"
 )
@@ -108,7 +110,7 @@ def open_backend(choice: str = "auto", *, graph: bool = True) -> CudaBackend:
     """The first backend that works.
 
     Args:
-        choice: auto, pycuda or cuda-bindings.
+        choice: auto, pycuda, cuda-bindings or cudart.
         graph: whether graphs are wanted; pycuda has none, so ``auto`` then tries it last.
 
     Raises:
@@ -117,6 +119,7 @@ def open_backend(choice: str = "auto", *, graph: bool = True) -> CudaBackend:
     """
     known: dict[str, Callable[[], CudaBackend]] = {
         "cuda-bindings": _cuda_bindings,
+        "cudart": _cudart,
         "pycuda": _pycuda,
     }
     if choice not in CHOICES:
@@ -135,6 +138,12 @@ def _cuda_bindings() -> CudaBackend:
     from hwloop.device.cuda_bindings import CudaBindings
 
     return CudaBindings()
+
+
+def _cudart() -> CudaBackend:
+    from hwloop.device.cuda_library import CudaLibrary
+
+    return CudaLibrary()
 
 
 def _pycuda() -> CudaBackend:

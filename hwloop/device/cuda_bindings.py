@@ -20,7 +20,7 @@ class CudaBindings:
     can_graph = True
 
     def __init__(self) -> None:
-        self._rt = importlib.import_module("cuda.bindings.runtime")
+        self._rt: Any = importlib.import_module("cuda.bindings.runtime")
         self._call("cudaSetDevice", 0)
 
     def _call(self, name: str, *args: Any) -> Any:

@@ -41,6 +41,7 @@ def energy_mj(
     run: Callable[[], None],
     *,
     seconds: float,
+    on_gpu: bool = True,
     root: Path = ROOT,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any] | None:
@@ -50,12 +51,13 @@ def energy_mj(
 
     Args:
         run: one inference, finished when it returns.
+        on_gpu: whether a graphics card's own power is the power of this; a module's always is.
 
     Returns:
         mean_mw, samples, runs, energy_mj per run, source; None where nothing can be read, or less
         than five times.
     """
-    meter = _meter(root, seconds)
+    meter = _meter(root, seconds, on_gpu=on_gpu)
     if meter is None:
         return None
     with meter:
@@ -194,7 +196,7 @@ class _Stream:
                 self.values.append(value)
 
 
-def _meter(root: Path, seconds: float) -> _Rails | _Stream | None:
+def _meter(root: Path, seconds: float, *, on_gpu: bool) -> _Rails | _Stream | None:
     """The best source that this machine has."""
     found = total_mw(rails_mw(root))
     if found is not None:
@@ -203,7 +205,7 @@ def _meter(root: Path, seconds: float) -> _Rails | _Stream | None:
     try:
         return _Stream([str(root / TEGRASTATS), *_EVERY_100_MS], _tegrastats_mw, limit_s)
     except OSError:
-        gpu = nvidia_smi.snapshot() if root == ROOT else None
+        gpu = nvidia_smi.snapshot() if on_gpu and root == ROOT else None
     if gpu is None or gpu["power_w"] is None:
         return None
     query = ["--query-gpu=power.draw", "--format=csv,noheader,nounits", "--loop-ms=100"]

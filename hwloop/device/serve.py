@@ -139,7 +139,8 @@ class Worker:
         if running is None:
             return None
         with running(*self.models[request["model"]]) as run:
-            return power.energy_mj(run, seconds=float(request["seconds"]))
+            on_gpu = self.runtime.name == "tensorrt"
+            return power.energy_mj(run, seconds=float(request["seconds"]), on_gpu=on_gpu)
 
     def do_cross_check(self, request: dict[str, Any]) -> dict[str, Any]:
         """The same engine timed by the vendor's own tool."""

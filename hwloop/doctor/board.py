@@ -92,7 +92,8 @@ def start_check(profile: TargetProfile, message: str, hint: str) -> Check:
         "No module named 'tensorrt'": tensorrt,
         "No module named 'numpy'": f"{pip} numpy",
         "No module named 'onnxruntime'": f"{pip} onnxruntime",
-        "no way to CUDA": f'{pip} "cuda-bindings<13"   (CUDA 12, JetPack 6; else cuda-bindings)',
+        "no way to CUDA": "sudo apt install nvidia-cuda   (JetPack's CUDA; without a package of "
+        f'it: {pip} "cuda-bindings<13" with CUDA 12, else cuda-bindings)',
     }
     fix = next((fix for sign, fix in fixes.items() if sign in message), hint)
     return Check(state=FAIL, what=message, fix=fix or None)

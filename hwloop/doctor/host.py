@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from hwloop.device import cuda_library
+from hwloop.device.cuda import CudaError
 from hwloop.doctor.check import (
     FAIL,
     OK,
@@ -53,7 +55,7 @@ class HostFacts:
     Attributes:
         versions: installed distributions by name.
         tensorrt_place: the folder that TensorRT is imported from, or None.
-        cuda_backends: CUDA packages that can be found, by distribution name.
+        cuda_backends: ways to CUDA that can be found: packages, or the runtime library (cudart).
         hidden_tensorrt: a TensorRT of the system that this interpreter does not see, or None.
         environment: the folder of this interpreter's environment.
         file_system: kind of file system below the working folder, or None.
@@ -87,7 +89,7 @@ def host_facts(root: Path = Path("/"), environment: Path | None = None) -> HostF
         python=tuple(sys.version_info[:3]),
         versions=found,
         tensorrt_place=place,
-        cuda_backends=tuple(name for name, module in CUDA_KINDS.items() if _place(module)),
+        cuda_backends=_cuda_backends(root),
         hidden_tensorrt=None if place else hidden_tensorrt(root, home),
         environment=str(home),
         ssh=shutil.which("ssh") is not None,
@@ -198,7 +200,7 @@ def _cuda(facts: HostFacts, *, needed: bool) -> Check:
     if facts.cuda_backends:
         return Check(state=OK, what=f"CUDA through {' or '.join(facts.cuda_backends)}")
     fix = 'python -m pip install cuda-bindings   (with CUDA 12: "cuda-bindings<13")'
-    what = "no package for CUDA's memory and streams (cuda-bindings or pycuda)"
+    what = "no way to CUDA's memory and streams (libcudart, cuda-bindings or pycuda)"
     return Check(state=FAIL if needed else WARN, what=what, fix=fix)
 
 
@@ -232,6 +234,15 @@ def _place(module: str) -> str | None:
     except (ImportError, ValueError):
         return None
     return None if spec is None or not spec.origin else str(Path(spec.origin).parent)
+
+
+def _cuda_backends(root: Path) -> tuple[str, ...]:
+    packages = [name for name, module in CUDA_KINDS.items() if _place(module)]
+    try:
+        cuda_library.find(root)
+    except CudaError:
+        return tuple(packages)
+    return (*packages, cuda_library.CudaLibrary.name)
 
 
 def _file_system(root: Path, folder: Path) -> str | None:
