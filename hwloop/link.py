@@ -36,6 +36,7 @@ WATCH_S = 1.0
 MAX_MESSAGE_BYTES = 256 << 20
 END_TIMEOUT_S = 5.0
 NOT_FOUND = 127  # of a shell
+OLD_BOARDS = ("Xavier", "TX2", "Jetson Nano", "Jetson-TX1")
 
 SSH_OPTIONS = (
     "BatchMode=yes",
@@ -59,6 +60,11 @@ sources, pulse, options = channel.receive()
 if sys.version_info < (3, 10):
     found = sys.version.split()[0]
     message = sys.executable + " is Python " + found + ", the worker needs 3.10 or newer"
+    try:
+        with open("/proc/device-tree/model") as file:
+            message += "; this is a " + file.read(100).strip("\\0\\n ")
+    except (OSError, ValueError):
+        pass
     channel.send({"id": 0, "error": {"stage": "python", "message": message}})
 else:
     import importlib.abc, importlib.util
@@ -336,8 +342,11 @@ def _refused(profile: TargetProfile, error: dict[str, Any]) -> Exception:
     where = f"target {profile.name!r}"
     if profile.host is not None:
         where += f" ({profile.host})"
+    too_old = any(name in message for name in OLD_BOARDS) and "Orin" not in message
     fixes = {
-        "python": 'set python = "/usr/bin/python3.10" in the profile',
+        "python": "its last JetPack has TensorRT 8 and Python below 3.10: use an Orin or a Thor"
+        if too_old
+        else 'set python = "/usr/bin/python3.10" in the profile',
         "busy": f"wait, or ask who measures there; hwloop target check {profile.name}",
         "start": _install(profile),
     }

@@ -210,6 +210,13 @@ class TestBench:
         assert second["latency_source"] == "device"
         assert second["samples"] >= 80
 
+    def test_a_second_opinion_that_cannot_be_had_says_why(
+        self, finished: tuple[Path, Said], capsys: Capsys
+    ) -> None:
+        said = inside(capsys, "bench", finished[0], "--target", "cpu", "--cross-check", "trtexec")
+        assert said.code == 0, said.err
+        assert "onnxruntime has no engines; TensorRT has" in said.out
+
     def test_never_times_a_file_on_a_simulated_target(
         self, finished: tuple[Path, Said], capsys: Capsys
     ) -> None:

@@ -101,6 +101,24 @@ def test_a_python_that_is_too_old_is_named(
     assert "is Python 3.8.10, the worker needs 3.10 or newer" in str(error)
 
 
+def test_a_xavier_is_told_apart_from_an_old_python(
+    there: Board, profile: TargetProfile, tmp_path: Path
+) -> None:
+    old = tmp_path / "python-3.8"
+    old.write_text(
+        "#!/bin/sh\n"
+        f"exec {there.python} -u -c 'import builtins, io as text, sys; real = builtins.open; "
+        'builtins.open = lambda name, *a, **k: text.StringIO("NVIDIA Jetson Xavier NX\\0") '
+        'if name == "/proc/device-tree/model" else real(name, *a, **k); '
+        'sys.version_info = (3, 8, 10, "final", 0); sys.version = "3.8.10"; '
+        "exec(eval(sys.stdin.readline()))'\n"
+    )
+    old.chmod(0o755)
+    error = refusal(replace(profile, python=str(old)))
+    assert "this is a NVIDIA Jetson Xavier NX" in str(error)
+    assert "use an Orin or a Thor" in error.hint
+
+
 def test_a_board_without_the_runtime_says_what_to_install(profile: TargetProfile) -> None:
     error = refusal(replace(profile, runtime="tensorrt"))
     assert "tensorrt" in str(error)

@@ -128,7 +128,7 @@ class Worker:
 
     def do_engine(self, request: dict[str, Any]) -> dict[str, Any]:
         """The built engine as a file, with its audit; only runtimes that build one have it."""
-        found: dict[str, Any] = self.runtime.engine_file(*self.models[request["model"]])
+        found: dict[str, Any] = self._engines("engine_file")(*self.models[request["model"]])
         return found
 
     def do_energy(self, request: dict[str, Any]) -> dict[str, Any] | None:
@@ -144,7 +144,14 @@ class Worker:
 
     def do_cross_check(self, request: dict[str, Any]) -> dict[str, Any]:
         """The same engine timed by the vendor's own tool."""
-        found: dict[str, Any] = self.runtime.cross_check(*self.models[request["model"]])
+        found: dict[str, Any] = self._engines("cross_check")(*self.models[request["model"]])
+        return found
+
+    def _engines(self, method: str) -> Any:
+        """A method that only runtimes with engines of their own have."""
+        found = getattr(self.runtime, method, None)
+        if found is None:
+            raise ValueError(f"{self.runtime.name} has no engines; TensorRT has")
         return found
 
     def do_infer(self, request: dict[str, Any]) -> list[dict[str, Any]]:
