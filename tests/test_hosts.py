@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import inside
 
+import hwloop
 from hwloop.errors import UsageError
 from hwloop.hosts import Host, check_python, parse_host
 from hwloop.link import ssh_command
@@ -119,6 +120,31 @@ def test_no_file_name_can_bring_one_in(tmp_path: Path) -> None:
 def test_no_interpreter_can_bring_one_in(python: str) -> None:
     with pytest.raises(UsageError, match="no path of a Python"):
         check_python(python)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_option_can_bring_one_in(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    said = inside(capsys, "target", "check", "cpu", f"--host={text}")
+    assert said.code == 2
+    assert "is no host" in said.err
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_call_can_bring_one_in(text: str) -> None:
+    with pytest.raises(UsageError, match="is no host"):
+        hwloop.bench("x.onnx", target="cpu", host=text)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_target_name_can_bring_one_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    if "\0" in text:
+        pytest.skip("no environment can hold a NUL")
+    monkeypatch.setenv("HWLOOP_TARGET", text or " ")
+    said = inside(capsys, "bench", "x.onnx")
+    assert said.code == 2
+    assert "unknown target" in said.err
 
 
 COMMANDS = [

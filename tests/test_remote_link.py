@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -143,6 +144,26 @@ def test_the_pulse_survives_a_slow_link(there: Board, profile: TargetProfile) ->
             assert session.state()["pid"] == before
     finally:
         there.shape()
+
+
+def test_a_full_disk_on_the_board_costs_no_measurement(
+    there: Board, profile: TargetProfile
+) -> None:
+    """Four pages are all that the board's cache may hold: replies no longer fit."""
+    there.cache.mkdir(parents=True, exist_ok=True)
+    mounted = ("mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(there.cache))
+    if subprocess.run(mounted, check=False, timeout=30).returncode != 0:
+        pytest.skip("this machine lets nobody mount a small disk")
+    try:
+        (there.cache / "ballast").write_bytes(b"x" * 8192)
+        with DeviceSession(profile) as session:
+            before = session.state()["pid"]
+            for _ in range(3):
+                found = session.measure(MODEL, MODEL, protocol=LONG, reference_latency_ms=1.0)
+                assert len(found.samples_ms) > 10
+            assert session.state()["pid"] == before
+    finally:
+        subprocess.run(("umount", "--lazy", str(there.cache)), check=True, timeout=30)
 
 
 def test_replies_are_kept_as_they_were_sent(there: Board) -> None:
