@@ -26,6 +26,9 @@ from hwloop.targets import DeviceSession, Model
 pytestmark = needs_board
 
 MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
+LONG = Protocol(
+    warmup_s=0.1, rounds=1, sample_s=0.01, max_samples=300, target_halfwidth=1e-9, time_limit_s=1.5
+)
 SHORT = Protocol(warmup_s=0.01, rounds=1, sample_s=0.001, time_limit_s=0.2)
 
 
@@ -159,9 +162,14 @@ def test_a_reply_lost_in_flight_is_not_measured_again(there: Board, tmp_path: Pa
         old = set(replies.iterdir())
         ssh = session._link._process.pid
         measured: list[Measurement] = []
-        work = threading.Thread(target=lambda: measured.append(measure(session)))
+
+        def slow() -> None:
+            found = session.measure(MODEL, MODEL, protocol=LONG, reference_latency_ms=1.0)
+            measured.append(found)
+
+        work = threading.Thread(target=slow)
         work.start()
-        time.sleep(0.1)  # the request is out, the reply is not
+        time.sleep(0.5)  # the request is out, the reply is not
         os.kill(ssh, signal.SIGSTOP)
         (kept,) = wait_for(lambda: complete(set(replies.iterdir()) - old))
         samples = json.loads(kept.read_text())["result"]["samples_ms"]
