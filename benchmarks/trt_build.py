@@ -20,7 +20,6 @@ import torchvision
 from common import print_table, write_result
 
 from hwloop import space
-from hwloop.compress.apply import compress, deployable
 from hwloop.errors import CandidateError, EnvironmentProblem
 from hwloop.export import export_onnx
 from hwloop.model import describe
@@ -28,7 +27,7 @@ from hwloop.proof import Proof, bindings, prove
 from hwloop.rows import row_onnx
 from hwloop.space import SpaceRules
 from hwloop.table import EMPTY, REFERENCE
-from hwloop.tables import random_choices
+from hwloop.tables import random_choices, unrecovered_graph
 from hwloop.task import load_model
 from hwloop.tasks import load_task
 
@@ -62,16 +61,8 @@ def candidates(
         candidate = space.candidate(random_choices(masks, rng))
         int8 = any(action.precision == "int8" for action in candidate.actions)
         try:
-            small = compress(module, example, network, candidate=candidate, rules=RULES)
-            graph = deployable(
-                small,
-                example,
-                export_onnx(small, example),
-                network=network,
-                candidate=candidate,
-                calibration=inputs,
-                rules=RULES,
-                isa="",
+            graph = unrecovered_graph(
+                module, example, network, candidate=candidate, calibration=inputs, rules=RULES
             )
             proof = prove(graph, precisions=("fp16", "int8") if int8 else ("fp16",))
         except CandidateError as error:

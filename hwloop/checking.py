@@ -8,7 +8,7 @@ from typing import Any
 from hwloop import doctor as examination
 from hwloop import measure
 from hwloop.errors import HwloopError
-from hwloop.profile import TargetProfile, recipe_for, resolve
+from hwloop.profile import TargetProfile, resolve, rules_for
 from hwloop.records import Measurement, to_json
 from hwloop.rows import row_onnx
 from hwloop.table import REFERENCE
@@ -29,7 +29,7 @@ def check_target(name: str, *, host: str | None = None) -> dict[str, Any]:
     profile = resolve(name, host=host)
     with DeviceSession(profile) as session:
         board = board_facts(session)
-        reference = Model(row_onnx(REFERENCE, recipe_for(profile, session.isa)), (REFERENCE,))
+        reference = Model(row_onnx(REFERENCE, rules_for(profile, session.isa).recipe), (REFERENCE,))
         found = measure.baseline(session, reference, profile.protocols.loop)
         fingerprint = to_json(session.fingerprint)
     checks = examination.board_checks(profile, board) + [_self_check(found)]

@@ -9,19 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from hwloop import measure, space
 from hwloop.accuracy import Run, ScoredSplit
-from hwloop.compress.apply import compress, deployable
+from hwloop.compress.apply import compress, deployable, in_base_precision
 from hwloop.distill import Recipe, Recovery
 from hwloop.errors import CandidateError, UsageError
 from hwloop.export import check_deployed, check_outputs, export_onnx, host_run
-from hwloop.fp16 import to_fp16
 from hwloop.model import describe
-from hwloop.profile import TargetProfile, recipe_for, rules_for
+from hwloop.profile import TargetProfile, rules_for
 from hwloop.proof import prove
 from hwloop.records import (
     Candidate,
@@ -84,10 +83,9 @@ def subject(
     """
     example = task.example()
     rules = rules_for(profile, session.isa)
-    rules = replace(rules, recipe=recipe_for(profile, session.isa))
     try:
         float_graph = export_onnx(module, example)
-        graph = to_fp16(float_graph) if rules.base_precision == "fp16" else float_graph
+        graph = in_base_precision(float_graph, rules)
     except CandidateError as error:
         raise UsageError(
             f"{name} cannot be exported to ONNX: {error}", "change that layer's forward"
@@ -157,7 +155,6 @@ class Evaluator:
         self.loop_recipe = loop_recipe
         self.protocol = protocol
         self.source = LatencySource.SIMULATED if simulated else LatencySource.DEVICE
-        self.mark = " (simulated)" if simulated else ""
         self.clock = clock
         self.search_split = ScoredSplit(subject.task, subject.task.search())
         self.dense_model = subject.model(subject.dense_candidate, subject.graph)

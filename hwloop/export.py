@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwloop.errors import CandidateError, EnvironmentProblem
+from hwloop.errors import CandidateError
+from hwloop.host_runtime import open_on_cpu
 
 OPSET = 19
 INPUT, OUTPUT = "input", "output"
@@ -116,15 +117,7 @@ def host_run(graph: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
     Raises:
         EnvironmentProblem: ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "FP16 targets need ONNX Runtime on this machine", 'pip install "hwloop[cpu]"'
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = open_on_cpu(graph, needed_for="FP16 targets need")
     size = session.get_inputs()[0].shape[0]
 
     def run(inputs: NDArray[Any]) -> NDArray[Any]:

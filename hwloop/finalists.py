@@ -143,9 +143,9 @@ class Finals:
             metric_drop=drop,
             upper_drop=finalist.upper_drop,
         )
-        speedup = 1 / measurement.ratio
+        speedup = f"{1 / measurement.ratio:.2f}x{evaluator.source.mark}"
         self.progress.say(
-            f"finalist: {speedup:.2f}x{self.evaluator.mark}, drop {drop:+.4f} on the search split "
+            f"finalist: {speedup}, drop {drop:+.4f} on the search split "
             f"(80 % below {finalist.upper_drop:+.4f})"
         )
         return finalist

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hwloop.errors import CandidateError, EnvironmentProblem
+from hwloop.errors import CandidateError
+from hwloop.host_runtime import part_of_onnxruntime
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -38,12 +39,7 @@ def to_fp16(graph: bytes) -> bytes:
             cannot be converted.
         EnvironmentProblem: ONNX Runtime is not installed.
     """
-    try:
-        from onnxruntime.transformers import float16
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "FP16 needs ONNX Runtime on this machine", 'pip install "hwloop[cpu]"'
-        ) from error
+    float16 = part_of_onnxruntime("onnxruntime.transformers.float16", needed_for="FP16 needs")
     model = onnx.load_from_string(graph)
     _check_constants(model.graph)
     try:

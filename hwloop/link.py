@@ -104,6 +104,7 @@ class Link:
         self._channel = gateway.remote_exec(BOOTSTRAP)
         self._pulse = gateway.newchannel()
         self._heard = time.monotonic()
+        self._silent = ""
         self._closed = threading.Event()
 
     def start(self, options: dict[str, Any], timeout_s: float) -> None:
@@ -122,7 +123,7 @@ class Link:
         try:
             self._channel.send(message)
         except OSError as error:
-            raise LinkLost(f"the connection is closed: {error}") from error
+            raise LinkLost(self._silent or f"the connection is closed: {error}") from error
 
     def receive(self, timeout_s: float) -> Any:
         """The worker's next message. Raises LinkLost: closed, silent, or later than allowed."""
@@ -131,14 +132,12 @@ class Link:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise LinkLost(f"no answer within {timeout_s:.0f} s")
-            if self.hello and time.monotonic() - self._heard > SILENCE_S:
-                raise LinkLost(f"no sign of life for {SILENCE_S:.0f} s")
             try:
                 message = self._channel.receive(min(left, 1.0))
             except self._channel.TimeoutError:
                 continue
             except (EOFError, OSError) as error:
-                raise LinkLost("the worker died") from error
+                raise LinkLost(self._silent or "the worker died") from error
             except self._channel.RemoteError as error:
                 reason = str(error).strip().splitlines()[-1][:500]
                 raise LinkLost(f"the worker failed ({reason})") from error
@@ -166,13 +165,14 @@ class Link:
                 return
 
     def _watch(self) -> None:
-        """Kill a silent worker, or the ``ssh`` to it: a send into its full pipe would never end."""
+        """Kill a silent worker, or the ``ssh`` to it, which ends a wait or a send to it as well."""
         before = time.monotonic()
         while not self._closed.wait(WATCH_S):
             now = time.monotonic()
             if now - before > 2 * WATCH_S:
                 self._heard = now  # this process slept or starved: what came meanwhile is unread
             elif now - self._heard > SILENCE_S:
+                self._silent = f"no sign of life for {SILENCE_S:.0f} s"
                 self._process.kill()
                 return
             before = now

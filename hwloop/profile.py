@@ -124,11 +124,6 @@ class TargetProfile:
     verified: bool = False
     datasheet: Datasheet | None = None
 
-    @property
-    def mark(self) -> str:
-        """What every figure of this target carries: nothing, where figures are measured."""
-        return " (simulated)" if self.simulated else ""
-
 
 def load_profile(name: str) -> TargetProfile:
     """Find a profile by name or path: an explicit file, ``./profiles``, the packaged copies.
@@ -203,7 +198,7 @@ def known_profiles() -> dict[str, Path]:
 
 
 def rules_for(profile: TargetProfile, isa: str) -> SpaceRules:
-    """The profile's rules with ``align`` resolved for the instruction set that was found.
+    """The profile's rules with ``align`` and ``recipe`` resolved for the instruction set found.
 
     TensorRT's FP16 kernels take channels by eights. FP32 convolutions on AVX-512 pad to 16
     channels. With VNNI the int8 kernels are the fast ones, and they do gain from 8 (16 to 8
@@ -214,7 +209,8 @@ def rules_for(profile: TargetProfile, isa: str) -> SpaceRules:
     auto = WIDE_NCHWC_ALIGN if wide else NARROW_NCHWC_ALIGN
     if profile.runtime == "tensorrt":
         auto = TENSORRT_ALIGN
-    return replace(profile.space, align=profile.align or auto)
+    recipe = recipe_for(profile, isa)
+    return replace(profile.space, align=profile.align or auto, recipe=recipe)
 
 
 def recipe_for(profile: TargetProfile, isa: str) -> str:

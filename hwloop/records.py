@@ -344,6 +344,11 @@ class LatencySource(enum.Enum):
     TABLE = "table"
     SIMULATED = "simulated"
 
+    @property
+    def mark(self) -> str:
+        """What follows every figure that was not measured."""
+        return "" if self is LatencySource.DEVICE else f" ({self.value})"
+
 
 class TrialState(enum.Enum):
     COMPLETE = "complete"

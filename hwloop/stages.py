@@ -101,7 +101,7 @@ class _Run:
         )
         base = self.evaluator.baseline
         progress.say(
-            f"baseline: {base.latency_ms:.3f} ms{profile.mark}, "
+            f"baseline: {base.latency_ms:.3f} ms{self.evaluator.source.mark}, "
             f"{task.metric_name} {self.evaluator.baseline_metric:.4f} (search split)"
         )
         goal = settings.goal
@@ -384,7 +384,7 @@ class _Run:
             return ""
         best = min(found, key=lambda outcome: outcome.latency_ms)
         speedup = self.evaluator.baseline.latency_ms / best.latency_ms
-        text = f"best {speedup:.2f}x{self.profile.mark} at drop {best.metric_drop:+.4f}"
+        text = f"best {speedup:.2f}x{self.evaluator.source.mark} at drop {best.metric_drop:+.4f}"
         return f"{text} (before full distillation)"
 
 

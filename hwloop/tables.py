@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from hwloop import measure, space, stats
 from hwloop.compress.apply import compress, deployable
@@ -18,8 +20,8 @@ from hwloop.export import export_onnx
 from hwloop.files import write_atomically
 from hwloop.profile import TargetProfile, resolve
 from hwloop.progress import Progress
-from hwloop.records import Fingerprint, LayerConfig, Measurement
-from hwloop.space import ACTIONS
+from hwloop.records import Candidate, Fingerprint, LayerConfig, Measurement, Network
+from hwloop.space import ACTIONS, SpaceRules
 from hwloop.store import Store
 from hwloop.table import (
     LatencyTable,
@@ -229,22 +231,46 @@ def random_choices(
 def unrecovered(found: Subject, choices: tuple[int, ...]) -> Model:
     """A candidate for timing only: compressed, in its precisions, its weights left alone."""
     candidate = space.candidate(choices)
-    module = compress(
-        found.dense, found.example, found.network, candidate=candidate, rules=found.rules
-    )
     rng = np.random.default_rng(0)
     shape = (CALIBRATION_INPUTS, *found.example.shape[1:])
-    graph = deployable(
-        module,
+    graph = unrecovered_graph(
+        found.dense,
         found.example,
-        export_onnx(module, found.example),
-        network=found.network,
+        found.network,
         candidate=candidate,
         calibration=rng.standard_normal(shape).astype(np.float32),
         rules=found.rules,
         isa=found.isa,
     )
     return found.model(candidate, graph)
+
+
+def unrecovered_graph(
+    dense: nn.Module,
+    example: Tensor,
+    network: Network,
+    *,
+    candidate: Candidate,
+    calibration: NDArray[np.float32],
+    rules: SpaceRules,
+    isa: str = "",
+) -> bytes:
+    """Compressed, exported, quantized: a candidate's file without any training.
+
+    Raises:
+        CandidateError: the stage that refused it.
+    """
+    module = compress(dense, example, network, candidate=candidate, rules=rules)
+    return deployable(
+        module,
+        example,
+        export_onnx(module, example),
+        network=network,
+        candidate=candidate,
+        calibration=calibration,
+        rules=rules,
+        isa=isa,
+    )
 
 
 def _must_exist(table: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from board import Board, board
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,3 +21,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             what = (getattr(item, "function", None).__doc__ or "").strip().splitlines()[0]
             reason = f"would verify on hardware: {what} (make test-target TARGET=cuda)"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """A board on loopback, one for each file of tests."""
+    with board(tmp_path_factory.mktemp("board")) as made:
+        yield made
+
+
+@pytest.fixture
+def reachable(there: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process's ``ssh`` finds the board, and no worker is left on it afterwards."""
+    monkeypatch.setenv("PATH", str(there.folder / "bin"), prepend=":")
+    yield
+    assert there.gone_within(10), "a worker was left on the board"

@@ -27,7 +27,14 @@ ORDER = (
         "store",
     ]
     + ["table", "spec", "splits", "task", "demo", "tasks"]
-    + ["compress.prune", "model", "fp16", "compress.qdq_ort", "compress.qdq_tensorrt"]
+    + [
+        "host_runtime",
+        "compress.prune",
+        "model",
+        "fp16",
+        "compress.qdq_ort",
+        "compress.qdq_tensorrt",
+    ]
     + ["compress.quantize", "compress.apply"]
     + [
         "distill",

@@ -14,7 +14,6 @@ from graphs import needs_builder, node_graph, nodes
 from torch import nn
 
 from hwloop import proof, space
-from hwloop.compress.apply import compress, deployable
 from hwloop.demo.network import ResNet20
 from hwloop.errors import CandidateError
 from hwloop.export import export_onnx
@@ -23,7 +22,7 @@ from hwloop.model import describe
 from hwloop.proof import prove
 from hwloop.records import Action, Candidate, Network
 from hwloop.space import SpaceRules
-from hwloop.tables import random_choices
+from hwloop.tables import random_choices, unrecovered_graph
 
 RULES = SpaceRules(base_precision="fp16", recipe="tensorrt")
 MIXED = -1
@@ -75,16 +74,9 @@ def test_every_kind_of_candidate_is_built(name: str, kind: str) -> None:
     assert int8 == ("int8" in kind or kind == "mixed")
     pruned = any(action.kind == "prune" for action in candidate.actions)
     assert pruned == ("narrow" in kind or kind == "mixed")
-    small = compress(dense, example, network, candidate=candidate, rules=RULES)
-    graph = deployable(
-        small,
-        example,
-        export_onnx(small, example),
-        network=network,
-        candidate=candidate,
-        calibration=rng.standard_normal((2, *example.shape[1:])).astype(np.float32),
-        rules=RULES,
-        isa="",
+    calibration = rng.standard_normal((2, *example.shape[1:])).astype(np.float32)
+    graph = unrecovered_graph(
+        dense, example, network, candidate=candidate, calibration=calibration, rules=RULES
     )
     found = prove(graph, precisions=["fp16", "int8"] if int8 else ["fp16"])
     assert found is not None

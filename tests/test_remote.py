@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from board import Board, board, needs_board
+from board import Board, needs_board
 
 from hwloop.errors import TargetError
 from hwloop.profile import TargetProfile, load_profile
@@ -23,26 +23,13 @@ from hwloop.rows import row_onnx
 from hwloop.table import REFERENCE
 from hwloop.targets import DeviceSession, Model
 
-pytestmark = needs_board
+pytestmark = [needs_board, pytest.mark.usefixtures("reachable")]
 
 MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
 LONG = Protocol(
     warmup_s=0.1, rounds=1, sample_s=0.01, max_samples=300, target_halfwidth=1e-9, time_limit_s=1.5
 )
 SHORT = Protocol(warmup_s=0.01, rounds=1, sample_s=0.001, time_limit_s=0.2)
-
-
-@pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    with board(tmp_path_factory.mktemp("board")) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def _ssh(there: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PATH", str(there.folder / "bin"), prepend=":")
-    yield
-    assert there.gone_within(10), "a worker was left on the board"
 
 
 def profile_of(

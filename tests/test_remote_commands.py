@@ -7,32 +7,18 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from board import Board, board, needs_board
+from board import Board, needs_board
 from tiny import SPEC, START, Said, environment, hwloop
 
 import hwloop as package
 from hwloop.store import Store
 
-pytestmark = needs_board
+pytestmark = [needs_board, pytest.mark.usefixtures("reachable")]
 
 SMALL = ("--evaluations", "4", "--loop-steps", "1", "--final-steps", "2", "--finalists", "1")
-
-
-@pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    with board(tmp_path_factory.mktemp("board")) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def _ssh(there: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PATH", str(there.folder / "bin"), prepend=":")
-    yield
-    assert there.gone_within(10), "a worker was left on the board"
 
 
 def optimize(target: Path, run: Path) -> Said:

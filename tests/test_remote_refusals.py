@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from board import Board, board, needs_board
+from board import Board, needs_board
 from tiny import SPEC, hwloop
 
 from hwloop.errors import HwloopError, TargetError
@@ -17,12 +17,6 @@ from hwloop.profile import TargetProfile, load_profile
 from hwloop.targets import DeviceSession
 
 pytestmark = needs_board
-
-
-@pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    with board(tmp_path_factory.mktemp("board")) as made:
-        yield made
 
 
 @pytest.fixture
@@ -40,6 +34,13 @@ def refusal(profile: TargetProfile) -> HwloopError:
     assert caught.value.exit_code == 4
     assert caught.value.hint
     return caught.value
+
+
+def interpreter(path: Path, script: str) -> str:
+    """A program of the board that stands where its Python is expected."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
 
 
 @pytest.fixture
@@ -90,31 +91,27 @@ def test_a_python_that_is_not_there_is_named(profile: TargetProfile) -> None:
 def test_a_python_that_is_too_old_is_named(
     there: Board, profile: TargetProfile, tmp_path: Path
 ) -> None:
-    old = tmp_path / "python-3.8"
-    old.write_text(
-        "#!/bin/sh\n"
+    old = interpreter(
+        tmp_path / "python-3.8",
         f'exec {there.python} -u -c \'import sys; sys.version_info = (3, 8, 10, "final", 0); '
-        'sys.version = "3.8.10"; exec(eval(sys.stdin.readline()))\'\n'
+        'sys.version = "3.8.10"; exec(eval(sys.stdin.readline()))\'',
     )
-    old.chmod(0o755)
-    error = refusal(replace(profile, python=str(old)))
+    error = refusal(replace(profile, python=old))
     assert "is Python 3.8.10, the worker needs 3.10 or newer" in str(error)
 
 
 def test_a_xavier_is_told_apart_from_an_old_python(
     there: Board, profile: TargetProfile, tmp_path: Path
 ) -> None:
-    old = tmp_path / "python-3.8"
-    old.write_text(
-        "#!/bin/sh\n"
+    old = interpreter(
+        tmp_path / "python-3.8",
         f"exec {there.python} -u -c 'import builtins, io as text, sys; real = builtins.open; "
         'builtins.open = lambda name, *a, **k: text.StringIO("NVIDIA Jetson Xavier NX\\0") '
         'if name == "/proc/device-tree/model" else real(name, *a, **k); '
         'sys.version_info = (3, 8, 10, "final", 0); sys.version = "3.8.10"; '
-        "exec(eval(sys.stdin.readline()))'\n"
+        "exec(eval(sys.stdin.readline()))'",
     )
-    old.chmod(0o755)
-    error = refusal(replace(profile, python=str(old)))
+    error = refusal(replace(profile, python=old))
     assert "this is a NVIDIA Jetson Xavier NX" in str(error)
     assert "use an Orin or a Thor" in error.hint
 
@@ -128,19 +125,17 @@ def test_a_board_without_the_runtime_says_what_to_install(profile: TargetProfile
 def test_a_python_without_numpy_says_what_to_install(
     profile: TargetProfile, tmp_path: Path
 ) -> None:
-    bare = tmp_path / "bare"
-    bare.write_text('#!/bin/sh\nexec /usr/bin/env python3 -I -S "$@"\n')
-    bare.chmod(0o755)
-    error = refusal(replace(profile, python=str(bare)))
+    bare = interpreter(tmp_path / "bare", 'exec /usr/bin/env python3 -I -S "$@"')
+    error = refusal(replace(profile, python=bare))
     assert "numpy" in str(error)
     assert "pip install numpy onnxruntime" in error.hint
 
 
 def test_a_shell_that_talks_is_named(there: Board, profile: TargetProfile, tmp_path: Path) -> None:
-    noisy = tmp_path / "noisy"
-    noisy.write_text(f'#!/bin/sh\necho "Welcome to this board"\nexec {there.python} "$@"\n')
-    noisy.chmod(0o755)
-    assert "prints text before Python starts" in str(refusal(replace(profile, python=str(noisy))))
+    noisy = interpreter(
+        tmp_path / "noisy", f'echo "Welcome to this board"\nexec {there.python} "$@"'
+    )
+    assert "prints text before Python starts" in str(refusal(replace(profile, python=noisy)))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-board.invalid"])

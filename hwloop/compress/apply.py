@@ -73,6 +73,11 @@ def deployable(
         recipe=rules.recipe,
         isa=isa,
     )
+    return in_base_precision(graph, rules)
+
+
+def in_base_precision(graph: bytes, rules: SpaceRules) -> bytes:
+    """An FP32 graph in what the target runs without quantization. Raises CandidateError."""
     return to_fp16(graph) if rules.base_precision == "fp16" else graph
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hwloop.errors import CandidateError, EnvironmentProblem
+from hwloop.errors import CandidateError
+from hwloop.host_runtime import part_of_onnxruntime
 
 FOLLOWERS = ("Relu", "Clip", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten")
 """Operators that run in int8 when everything that feeds them does."""
@@ -39,12 +40,7 @@ def quantize_ort(
         CandidateError: stage ``compress``: the quantizer refused the graph.
         EnvironmentProblem: ONNX Runtime is not installed.
     """
-    try:
-        from onnxruntime import quantization
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "INT8 needs ONNX Runtime on this machine", 'pip install "hwloop[cpu]"'
-        ) from error
+    quantization = part_of_onnxruntime("onnxruntime.quantization", needed_for="INT8 needs")
     model = onnx.load_from_string(graph)
     chosen = sorted(_with_followers(model.graph, set(nodes)))
     names = {node.name: node.op_type for node in model.graph.node}

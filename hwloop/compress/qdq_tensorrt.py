@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from hwloop.errors import CandidateError, EnvironmentProblem
+from hwloop.host_runtime import open_on_cpu
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
@@ -237,12 +238,6 @@ def _magnitudes(
     model: Any, tensors: Collection[str], calibration: NDArray[Any]
 ) -> dict[str, float]:
     """The largest magnitude of each tensor over the calibration inputs."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "INT8 needs ONNX Runtime on this machine", 'pip install "hwloop[cpu]"'
-        ) from error
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     names = sorted(tensors)
@@ -255,13 +250,11 @@ def _magnitudes(
         probe.graph.node.append(reduction)
         output = helper.make_tensor_value_info(largest, onnx.TensorProto.FLOAT, ())
         probe.graph.output.append(output)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(
-            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = open_on_cpu(probe.SerializeToString(), needed_for="INT8 needs")
         found = [session.run(None, {source: part}) for part in _batches(session, calibration)]
+    except EnvironmentProblem:
+        raise
     except Exception as error:  # ONNX Runtime's own errors share no base class
         raise CandidateError("compress", f"INT8: {type(error).__name__}: {error}") from error
     largest_seen = np.asarray(found, np.float32).max(axis=0)

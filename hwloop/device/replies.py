@@ -7,30 +7,15 @@ same token, and gets what was measured instead of a second measurement.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Any
 
+from hwloop.device.cache import cache_folder, write
+
 MAX_KEPT = 8
 _TOKEN = re.compile(r"[0-9a-f]{32}-[0-9]{1,9}")
-
-
-def cache_folder() -> Path:
-    """``~/.cache/hwloop``, private: the one thing of ours that stays on a board.
-
-    Raises:
-        OSError: it cannot be made, or belongs to somebody else.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "hwloop"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to somebody else")
-    folder.chmod(0o700)
-    return folder
 
 
 class Replies:
@@ -61,10 +46,7 @@ class Replies:
         if path is None or self.folder is None:
             return
         try:
-            descriptor, partial = tempfile.mkstemp(dir=self.folder)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(reply, file, default=_encode)
-            os.replace(partial, path)
+            write(path, json.dumps(reply, default=_encode).encode(), durable=False)
             self._thin()
         except (OSError, TypeError, ValueError):
             return

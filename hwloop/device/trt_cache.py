@@ -6,15 +6,12 @@ keeps torn or foreign bytes away from TensorRT's native reader.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from hwloop.device.replies import cache_folder
+from hwloop.device.cache import cache_folder, write
 
 DIGEST_BYTES = 32
 
@@ -48,19 +45,8 @@ def save(config: Any, path: str) -> str:
     if serialized is None:
         return "; not saved: TensorRT gives none"
     data = bytes(serialized)
-    target = Path(path)
     try:
-        descriptor, partial = tempfile.mkstemp(dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(hashlib.sha256(data).digest() + data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-            raise
+        write(Path(path), hashlib.sha256(data).digest() + data, durable=True)
     except OSError as error:
         return f"; not saved: {error}"
     return ""

@@ -21,7 +21,7 @@ from typing import Any
 
 from hwloop.device.trt_build import BuildFailed, BuildRequest, build
 
-MODULES = ("replies", "trt_audit", "trt_cache", "trt_build", "trt_child")
+MODULES = ("cache", "trt_audit", "trt_cache", "trt_build", "trt_child")
 GRACE_S = 15.0
 """After the builder's own deadline: to start, to parse, to cancel. Then the child is killed."""
 
