@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from hwloop import prepare, space
+from hwloop import identity, prepare, space
 from hwloop.device import state
 from hwloop.distill import RECALIBRATED, Recipe, Recovery
 from hwloop.evaluate import Evaluator, Stopwatch, Subject, subject
 from hwloop.files import write_atomically
 from hwloop.profile import load_profile
 from hwloop.progress import ConsoleProgress
+from hwloop.scope import Scope
 from hwloop.search.problem import Problem
 from hwloop.store import Store
 from hwloop.table import LatencyTable, Predictor
@@ -92,13 +93,15 @@ def prepared_demo(name: str, *, loop_recipe: Recipe = RECALIBRATED) -> Iterator[
     profile = load_profile("cpu")
     CACHE.mkdir(exist_ok=True)
     with DeviceSession(profile) as session, Store(CACHE / f"{name}.sqlite") as store:
-        found = subject(task, module, profile, session, name="demo")
+        found = subject(task, module, profile, isa=session.isa, name="demo")
+        inputs = identity.inputs_of(task, module, found.float_graph, profile)
         evaluator = Evaluator(
             found,
             session,
-            store,
+            Scope(store, identity.key_of(inputs)),
             recovery=Recovery(task, module, seed=0),
             loop_recipe=loop_recipe,
+            max_drop=None,
             protocol=profile.protocols.loop,
             simulated=False,
             clock=Stopwatch(),

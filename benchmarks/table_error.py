@@ -55,7 +55,7 @@ def main(name: str, count: int, *, ablation: bool) -> None:
     progress = ConsoleProgress()
     CACHE.mkdir(exist_ok=True)
     with DeviceSession(profile) as session, Store(CACHE / f"table_{name}.sqlite") as store:
-        found = subject(task, load_model(task, None), profile, session, name=name)
+        found = subject(task, load_model(task, None), profile, isa=session.isa, name=name)
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
         masks = space.masks(found.network, found.rules)
         rng = np.random.default_rng(11)

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hwloop.errors import (
+    CandidateError,
+    EnvironmentProblem,
+    ExitCode,
+    HwloopError,
+    TargetError,
+    UsageError,
+)
+
 if TYPE_CHECKING:
     from hwloop.api import bench, load, optimize
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "bench", "load", "optimize"]
+__all__ = [
+    "CandidateError",
+    "EnvironmentProblem",
+    "ExitCode",
+    "HwloopError",
+    "TargetError",
+    "UsageError",
+    "__version__",
+    "bench",
+    "load",
+    "optimize",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,3 +38,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'hwloop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -18,6 +18,9 @@ from hwloop.task import Task
 
 CHUNK = 500
 KEPT_BYTES = 256 << 20
+BOOTSTRAPS = 200
+ONE_SIDED_80 = 80.0
+METRIC = "the task's metric"
 
 Run = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -46,7 +49,8 @@ class ScoredSplit:
         keep: list[tuple[NDArray[Any], NDArray[Any]]] = []
         size = 0
         for start in range(0, len(self.order), CHUNK):
-            inputs, targets = self.split.batch(self.order[start : start + CHUNK])
+            chosen = self.order[start : start + CHUNK]
+            inputs, targets = call_user(self.split.batch, chosen, what="reading a split's batch")
             chunk = inputs.numpy().astype(np.float32, copy=False), targets.numpy()
             size += chunk[0].nbytes
             if size <= KEPT_BYTES:
@@ -54,10 +58,6 @@ class ScoredSplit:
             yield chunk
         if size <= KEPT_BYTES:
             self._kept = keep
-
-    @property
-    def fits_in_memory(self) -> bool:
-        return bool(self._kept)
 
     def outputs(self, run: Run) -> NDArray[Any]:
         """Everything that ``run`` gives for the split, stacked."""
@@ -70,21 +70,47 @@ class ScoredSplit:
             CandidateError: stage ``score``: outputs that are not finite.
             UsageError: the user's metric failed, or gave no number.
         """
+        return self.metric(self.finite_outputs(run))
+
+    def finite_outputs(self, run: Run) -> NDArray[Any]:
+        """Everything that ``run`` gives. Raises CandidateError where it is not finite."""
         outputs = self.outputs(run)
         if not np.isfinite(outputs).all():
             raise CandidateError("score", "the network's outputs are not finite")
-        return self.metric(outputs)
+        return outputs
+
+    def upper_drop(self, dense: NDArray[Any], outputs: NDArray[Any]) -> float:
+        """One-sided 80 % bound of the drop: both networks scored on the same resampled inputs.
+
+        A percentile bootstrap (Efron and Tibshirani, 1993, chapter 13) over the samples.
+
+        Args:
+            dense, outputs: (N, ...) of the two networks, in the split's order.
+        """
+        targets = self._targets()
+        rng = np.random.default_rng(0)
+        drops = []
+        for _ in range(BOOTSTRAPS):
+            chosen = rng.integers(0, len(targets), len(targets))
+            before, after = (
+                call_user(self.task.metric, values[chosen], targets[chosen], what=METRIC)
+                for values in (dense, outputs)
+            )
+            drops.append(self.task.drop(before, after))
+        return float(np.percentile(drops, ONE_SIDED_80))
 
     def metric(self, outputs: NDArray[Any]) -> float:
         """The user's metric of all outputs against the split's targets."""
-        targets = np.concatenate([targets for _, targets in self.chunks()])
-        value = call_user(self.task.metric, outputs, targets, what="the task's metric")
+        value = call_user(self.task.metric, outputs, self._targets(), what=METRIC)
         if isinstance(value, str) or not math.isfinite(value := _number(value)):
             raise UsageError(
                 f"the task's metric returned {value!r}, not a finite number",
                 f"correct {type(self.task).__name__}.metric",
             )
         return value
+
+    def _targets(self) -> NDArray[Any]:
+        return np.concatenate([targets for _, targets in self.chunks()])
 
 
 def torch_run(module: nn.Module) -> Run:

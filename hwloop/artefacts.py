@@ -24,6 +24,7 @@ def files(
     """Contents by file name: model.onnx, model.safetensors, candidate.json.
 
     Args:
+        settings: with portable paths; see :func:`hwloop.config.portable`.
         note: added to candidate.json.
         fingerprint: of the device that the engine was built on, and is valid for.
         engine: adds model.engine, and engine.json with its SHA-256, its audit and that device.
@@ -33,6 +34,7 @@ def files(
         "candidate": built.candidate,
         "groups": [group.name for group in subject.network.groups],
         "align": subject.rules.align,
+        "input_shape": list(subject.example.shape),
         "model": settings.model,
         "task": settings.task,
         "data": settings.data,

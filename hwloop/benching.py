@@ -2,68 +2,87 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-from google.protobuf.message import DecodeError
-
-from hwloop import measure
+from hwloop import measure, modelfile
 from hwloop.errors import CandidateError, UsageError
+from hwloop.inputs import within
+from hwloop.modelfile import ModelFile
 from hwloop.profile import TargetProfile
 from hwloop.progress import Progress
 from hwloop.records import Measurement, to_json
 from hwloop.targets import DeviceSession, Model
 
+PATHS = "name ONNX files, or folders of runs"
+
 
 def compare(
-    paths: list[Path], *, profile: TargetProfile, progress: Progress, cross_check: bool = False
+    paths: list[Path],
+    *,
+    profile: TargetProfile,
+    progress: Progress,
+    cross_check: bool = False,
+    shapes: Mapping[str, Sequence[int]] | Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Time every model against the first, by the profile's bench protocol.
 
     A run stands for its best network, and a single run is compared with its dense one. A single
     file is compared with itself, which shows what the machine's noise alone looks like.
 
+    Args:
+        shapes: of inputs with dynamic dimensions, see :func:`hwloop.modelfile.parse_shapes`; a
+            dynamic batch alone is taken as 1.
+
     Returns:
-        One record per model: file, latency_ms, latency_ms_ci95, latency_source, size_bytes; from
-        the second on also speedup, speedup_ci95, significant, samples, stopped,
-        launch_overhead_ms, unstable. The
-        first has the target's fingerprint. With ``cross_check`` each has what trtexec found.
+        One record per model: file, latency_ms, latency_ms_ci95, latency_source, size_bytes,
+        fixed_shapes (of inputs that are dynamic in the file); from the second on also speedup,
+        speedup_ci95, significant, samples, stopped, launch_overhead_ms, unstable. The first has
+        the target's fingerprint. With ``cross_check`` each has what trtexec found.
 
     Raises:
         UsageError: a path that is no ONNX file and no run, or one that the target cannot run.
     """
-    files = [file for path in paths for file in _files(path, alone=len(paths) == 1)]
-    if not files:
+    if not paths:
         raise UsageError("nothing to measure", "hwloop bench FILE.onnx ...")
     if profile.simulated:
         raise UsageError(
             f"target {profile.name!r} is simulated: it cannot time a file",
             "hwloop target list shows the real ones",
         )
-    models = [_read(file) for file in files]
-    if len(models) == 1:
-        files, models = files * 2, models * 2
+    if cross_check and profile.runtime != "tensorrt":
+        raise UsageError(
+            f"target {profile.name!r} runs {profile.runtime}: trtexec times engines of TensorRT",
+            "leave --cross-check out, or name a target with TensorRT",
+        )
+    wanted = modelfile.parse_shapes(shapes)
+    files = [file for path in paths for file in _files(path, alone=len(paths) == 1)]
+    found = modelfile.read_models(files, wanted)
+    for text in dict.fromkeys(filter(None, map(modelfile.note, found))):
+        progress.say(text)
+    if len(found) == 1:
+        found = found * 2
+    models = [Model(file.data) for file in found]
     progress.stage("bench")
     measurements = []
     checks: list[dict[str, Any]] = [{} for _ in models]
     with DeviceSession(profile) as session:
-        for number, (file, model) in enumerate(zip(files[1:], models[1:], strict=True)):
-            progress.advance(number, len(files) - 1, str(file))
-            measurements.append(_measured(session, model, models[0], file, profile))
+        for number in range(1, len(found)):
+            progress.advance(number - 1, len(found) - 1, str(found[number].path))
+            measurements.append(_measured(session, models, found, number))
         if cross_check:
             checks = [_cross_check(session, model) for model in models]
         fingerprint = to_json(session.fingerprint)
     first = {
-        "file": str(files[0]),
+        **_about(found[0]),
         "latency_ms": measurements[0].reference_latency_ms,
         "latency_ms_ci95": list(measurements[0].reference_ms_ci95),
-        "latency_source": "device",
-        "size_bytes": len(models[0].data),
         "fingerprint": fingerprint,
     }
-    rest = zip(files[1:], models[1:], measurements, strict=True)
-    records = [first, *(_record(file, model, found) for file, model, found in rest)]
+    rest = zip(found[1:], measurements, strict=True)
+    records = [first, *(_record(file, measured) for file, measured in rest)]
     return [{**record, **check} for record, check in zip(records, checks, strict=True)]
 
 
@@ -75,14 +94,21 @@ def _cross_check(session: DeviceSession, model: Model) -> dict[str, Any]:
         return {"cross_check": {"failed": str(error)}}
 
 
-def _record(file: Path, model: Model, measurement: Measurement) -> dict[str, Any]:
+def _about(file: ModelFile) -> dict[str, Any]:
+    return {
+        "file": str(file.path),
+        "latency_source": "device",
+        "size_bytes": file.size_bytes,
+        "fixed_shapes": to_json(file.fixed),
+    }
+
+
+def _record(file: ModelFile, measurement: Measurement) -> dict[str, Any]:
     low, high = measurement.ratio_ci95
     return {
-        "file": str(file),
+        **_about(file),
         "latency_ms": measurement.latency_ms,
         "latency_ms_ci95": list(measurement.latency_ms_ci95),
-        "latency_source": "device",
-        "size_bytes": len(model.data),
         "speedup": 1 / measurement.ratio,
         "speedup_ci95": [1 / high, 1 / low],
         "significant": measurement.significant,
@@ -94,36 +120,30 @@ def _record(file: Path, model: Model, measurement: Measurement) -> dict[str, Any
 
 
 def _measured(
-    session: DeviceSession, model: Model, first: Model, file: Path, profile: TargetProfile
+    session: DeviceSession, models: list[Model], files: list[ModelFile], number: int
 ) -> Measurement:
+    protocol = session.profile.protocols.bench
     try:
         return measure.against(
-            session,
-            model,
-            first,
-            protocol=profile.protocols.bench,
-            reference_latency_ms=0.0,
+            session, models[number], models[0], protocol=protocol, reference_latency_ms=0.0
         )
     except CandidateError as error:
-        raise UsageError(f"{file} does not run on {profile.name}: {error}") from error
+        file, reason = files[number].path, error
+    try:  # both ran: the one that fails by itself is to blame
+        session.measure(models[0], models[0], protocol=protocol, reference_latency_ms=0.0)
+    except CandidateError as error:
+        file, reason = files[0].path, error
+    name = session.profile.name
+    raise UsageError(f"{file} does not run on {name}: {reason}", "export it again") from reason
 
 
 def _files(path: Path, *, alone: bool) -> list[Path]:
-    if not path.is_dir():
+    """The file itself, or those of a run: which may not lead out of its folder."""
+    if not os.path.isdir(path):  # unlike Path's, it takes any path
         return [path]
-    best = path / "best" / "model.onnx"
-    return [path / "dense.onnx", best] if alone else [best]
-
-
-def _read(file: Path) -> Model:
-    try:
-        data = file.read_bytes()
-        onnx.checker.check_model(onnx.load_from_string(data))
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {file}: {error.strerror}", "name ONNX files, or folders of runs"
-        ) from error
-    except (DecodeError, onnx.checker.ValidationError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it cannot be parsed"
-        raise UsageError(f"{file} is no valid ONNX file: {reason}", "export it again") from error
-    return Model(data)
+    if not os.path.exists(path / "best"):
+        raise UsageError(f"{path} is a folder without a best network", PATHS)
+    names = ["dense.onnx", "best/model.onnx"] if alone else ["best/model.onnx"]
+    for name in names:
+        within(path / name, path, hint=PATHS)
+    return [path / name for name in names]

@@ -14,7 +14,7 @@ from hwloop.rows import row_onnx
 from hwloop.table import REFERENCE
 from hwloop.targets import DeviceSession, Model
 
-MAX_SELF_DIFFERENCE = 0.03
+MAX_SELF_DIFFERENCE, USELESS_SELF_DIFFERENCE = 0.03, 0.10
 
 
 def check_target(name: str, *, host: str | None = None) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _board_lines(profile: TargetProfile) -> list[examination.Check]:
         with DeviceSession(profile) as session:
             return examination.board_checks(profile, board_facts(session))
     except HwloopError as error:
-        lines = [examination.start_check(profile, str(error), error.hint)]
+        lines = [examination.start_check(profile, error.message, error.hint)]
     bare = replace(profile, runtime="fake", settings={})  # needs numpy alone
     try:
         with DeviceSession(bare) as session:
@@ -81,7 +81,8 @@ def _self_check(found: Measurement) -> examination.Check:
     text = f"a layer against itself: {difference:.1%} apart, {len(found.samples_ms)} samples"
     if difference > MAX_SELF_DIFFERENCE or found.unstable:
         reasons = "; ".join(found.unstable) or "noisy"
+        state = "fail" if difference > USELESS_SELF_DIFFERENCE else "warn"
         return examination.Check(
-            state="warn", what=f"{text}; {reasons}", fix="stop what else runs there"
+            state=state, what=f"{text}; {reasons}", fix="stop what else runs there"
         )
     return examination.Check(state="ok", what=text, fix=None)

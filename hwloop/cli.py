@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,15 +19,20 @@ from hwloop.cli_common import (
     STOP,
     TARGET,
     TASK,
+    Asked,
+    Carried,
     Duration,
     Group,
+    MaxDrop,
     columns,
     console,
+    say_internal,
     show,
 )
 from hwloop.cli_table import table
 from hwloop.cli_target import doctor, target
 from hwloop.errors import ExitCode, HwloopError
+from hwloop.parsing import printable
 
 AGENTS = ("dqn", "dqn-vanilla", "random", "greedy", "uniform", "planner", "local")
 
@@ -36,9 +43,10 @@ def main() -> None:
     """Make a trained network fast on real hardware, within an accuracy budget.
 
     \b
-    hwloop optimize                               the bundled demo on this CPU
-    hwloop optimize my.py:net --task my.py:Data   your network on your data
-    hwloop bench a.onnx b.onnx                    compare two files
+    hwloop optimize                               # the bundled demo on this CPU
+    hwloop optimize my.py:net --task my.py:Data   # your network on your data
+    hwloop bench a.onnx b.onnx                    # compare two files
+    hwloop doctor                                 # what is missing here
     """
 
 
@@ -49,15 +57,21 @@ def main() -> None:
 @TARGET
 @HOST
 @SIMULATE
-@click.option("--max-drop", type=float, help="Largest loss of the metric; 0.01 = one point.")
-@click.option("--max-latency-ms", type=float, help="Latency that must be reached.")
-@click.option("--min-speedup", type=float, help="Speedup over the dense network to be reached.")
+@click.option(
+    "--max-drop",
+    type=MaxDrop(),
+    default="0.01",
+    show_default=True,
+    help="Largest loss of the metric; 0.01 = one point. none lifts it.",
+)
+@click.option("--max-latency-ms", type=float, help="Latency that must be reached, besides.")
+@click.option("--min-speedup", type=float, help="Speedup to be reached, besides.")
 @click.option("--run", default="hwloop-run", show_default=True, help="Folder of the run.")
 @click.option(
     "--agent", default="dqn", show_default=True, help=f"Who searches: {', '.join(AGENTS)}."
 )
 @click.option("--reward", default="goal", show_default=True, help="goal, or linear.")
-@click.option("--lam", default=0.1, show_default=True, help="Weight of latency in --reward linear.")
+@click.option("--lam", type=float, help="Weight of latency in --reward linear; 0.1 unless given.")
 @click.option("--evaluations", default=48, show_default=True, help="Candidates to evaluate.")
 @click.option("--time-limit", type=Duration(), help="End the search after 90s, 30m, 2h.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same decisions.")
@@ -76,17 +90,17 @@ def optimize(model: str | None, dry_run: bool, as_json: bool, **options: Any) ->
     task's own network is taken. The default goal is --max-drop 0.01.
 
     \b
-    hwloop optimize
     hwloop optimize --min-speedup 3 --run runs/fast
+    hwloop optimize my.py:net --task my.py:Data --max-drop 0.005 --dry-run
     hwloop optimize 'torchvision.models:resnet18(weights="DEFAULT")' --task images --data imagenet
+    hwloop optimize --target jetson-orin --simulate
     """
     from hwloop import api, plan
     from hwloop.report import notes, summary_rows
 
     options["time_limit_s"] = options.pop("time_limit")
     if dry_run:
-        run = Path(options.pop("run"))
-        lines = plan.describe(api.settings_of(model, **options), run=run)
+        lines = plan.describe(model, **options)
         show(lines, as_json=as_json, text="\n".join(f"{k}: {v}" for k, v in lines.items()))
         return
     with console() as progress:
@@ -102,6 +116,13 @@ def optimize(model: str | None, dry_run: bool, as_json: bool, **options: Any) ->
 @TARGET
 @HOST
 @click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="INPUT:1x3x224x224",
+    help="Shape of an input with dynamic dimensions; may be repeated.",
+)
+@click.option(
     "--cross-check",
     type=click.Choice(["trtexec"]),
     help="Also time the engines with NVIDIA's own tool.",
@@ -111,8 +132,9 @@ def bench(files: tuple[str, ...], cross_check: str | None, as_json: bool, **opti
     """Compare ONNX files or runs; the first is the baseline. A run alone: best against dense.
 
     \b
-    hwloop bench dense.onnx small.onnx
+    hwloop bench a.onnx b.onnx
     hwloop bench hwloop-run
+    hwloop bench any-size.onnx --shape input:1x3x224x224
     hwloop bench hwloop-run --target cuda --cross-check trtexec
     """
     from hwloop import api
@@ -154,15 +176,20 @@ def _second_opinion(record: dict[str, Any]) -> str:
 @click.option("--why", is_flag=True, help="Also what was done to each group, and what failed.")
 @JSON
 def report(run: Path, why: bool, as_json: bool) -> None:
-    """Show the result of a finished run again.
+    """Show the result of a run again, or how far an unfinished one is.
 
     \b
+    hwloop report hwloop-run
     hwloop report hwloop-run --why
     """
-    from hwloop.files import read_json
+    from hwloop import reading
+    from hwloop.files import RunFolder
     from hwloop.report import notes, summary_rows
 
-    found = read_json(run / "report.json", what="report of a finished run")
+    found = reading.read(RunFolder(run))
+    if found.get("finished") is False:
+        show(found, as_json=as_json, text=reading.unfinished_text(found))
+        return
     lines = [columns(summary_rows(found)), *notes(found)]
     if why:
         actions = [[item["group"], item["action"]] for item in found["best"]["actions"]]
@@ -177,21 +204,35 @@ main.add_command(doctor)
 
 
 def run() -> NoReturn:
-    """The console script: every error that is known becomes a message and its exit code."""
+    """The console script: every error becomes a message and an exit code, none a traceback."""
     STOP.install()
+    asked = Asked()
     try:
-        main.main(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        # It returns an exit code where click itself has ended the command, as --help does.
+        code = main.main(prog_name="hwloop", standalone_mode=False, obj=asked)
     except click.ClickException as error:
-        error.show(sys.stderr)
+        said = io.StringIO()
+        error.show(said)
+        click.echo(printable(said.getvalue()), err=True, nl=False)
         sys.exit(ExitCode.USAGE)
-    except HwloopError as error:
-        click.echo(f"hwloop: {error}", err=True)
-        if error.hint:
-            click.echo(f"  fix: {error.hint}", err=True)
-        sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nhwloop: stopped; repeat the command to go on", err=True)
         sys.exit(ExitCode.INTERRUPTED)
-    sys.exit(ExitCode.MET)
+    except Carried as carrier:
+        sys.exit(_explained(carrier.__cause__ or carrier, asked))
+    except Exception as error:  # the boundary: whatever nobody foresaw is a bug
+        sys.exit(_explained(error, asked))
+    sys.exit(code if isinstance(code, int) else ExitCode.MET)
+
+
+def _explained(error: BaseException, asked: Asked) -> ExitCode:
+    """Say what happened on stderr; returns the exit code."""
+    if asked.debug:
+        traceback.print_exception(error)
+    if not isinstance(error, HwloopError):
+        say_internal(error)
+        return ExitCode.FAILED
+    click.echo(printable(f"hwloop: {error.message}"), err=True)
+    if error.hint:
+        click.echo(printable(f"  fix: {error.hint}"), err=True)
+    return error.exit_code

@@ -33,6 +33,7 @@ def table_build(model: str | None, table_file: Path, as_json: bool, **options: A
 
     \b
     hwloop table build --table cpu.sqlite
+    hwloop table build my.py:net --task my.py:Data --table cpu.sqlite
     """
     from hwloop import tables
 
@@ -55,7 +56,8 @@ def table_check(model: str | None, table_file: Path, as_json: bool, **options: A
     """Predict random candidates from the table, then measure them: the error of the prediction.
 
     \b
-    hwloop table check --table cpu.sqlite --networks 50
+    hwloop table check --table cpu.sqlite
+    hwloop table check my.py:net --task my.py:Data --table cpu.sqlite --networks 10
     """
     from hwloop import tables
 
@@ -78,10 +80,12 @@ def table_show(table_file: Path, rows: int, as_json: bool) -> None:
     """What a table holds: populations, rows, the slowest rows.
 
     \b
+    hwloop table show --table cpu.sqlite
     hwloop table show --table cpu.sqlite --rows 50
     """
     from hwloop import tables
 
+    tables.in_range("rows", rows, 1, tables.MOST_ROWS_SHOWN)
     found = tables.show(table_file)
     parts = []
     for population in found:
@@ -99,7 +103,8 @@ def table_export(file: Path, table_file: Path, as_json: bool) -> None:
     """Write all rows as JSON lines.
 
     \b
-    hwloop table export rows.jsonl --table cpu.sqlite
+    hwloop table export mine.jsonl
+    hwloop table export mine.jsonl --table cpu.sqlite
     """
     from hwloop import tables
 
@@ -115,6 +120,7 @@ def table_import(file: Path, table_file: Path, as_json: bool) -> None:
     """Add the rows of an exported file, each one checked first.
 
     \b
+    hwloop table import rows.jsonl
     hwloop table import rows.jsonl --table cpu.sqlite
     """
     from hwloop import tables

@@ -8,13 +8,18 @@ from typing import Any
 
 import click
 
-from hwloop.cli_common import HOST, JSON, Group, columns, show
+from hwloop.cli_common import HOST, JSON, TARGET_VARIABLE, Command, Group, columns, show
 from hwloop.errors import ExitCode
 
 
 @click.group(cls=Group)
 def target() -> None:
-    """Where latency can be measured."""
+    """Where latency can be measured.
+
+    \b
+    hwloop target list
+    hwloop target check
+    """
 
 
 @target.command("list")
@@ -24,6 +29,7 @@ def target_list(as_json: bool) -> None:
 
     \b
     hwloop target list
+    hwloop target list --json
     """
     from hwloop import profile
 
@@ -43,6 +49,7 @@ def target_show(name: str, as_json: bool) -> None:
 
     \b
     hwloop target show cpu
+    hwloop target show jetson-orin --json
     """
     from hwloop.profile import load_profile
     from hwloop.records import to_json
@@ -52,14 +59,18 @@ def target_show(name: str, as_json: bool) -> None:
 
 
 @target.command("check")
-@click.argument("name", required=False, default="cpu")
+@click.argument("name", required=False, default="cpu", envvar=TARGET_VARIABLE)
 @HOST
 @JSON
 def target_check(name: str, host: str | None, as_json: bool) -> None:
     """Start the worker, read the device's state, measure a layer against itself.
 
+    NAME is a target's name or the file of its profile; without it, the environment variable
+    HWLOOP_TARGET decides, or else it is cpu.
+
     \b
-    hwloop target check cpu
+    hwloop target check
+    hwloop target check cpu --json
     hwloop target check jetson-orin --host me@192.168.1.7
     """
     from hwloop import checking
@@ -70,8 +81,14 @@ def target_check(name: str, host: str | None, as_json: bool) -> None:
         sys.exit(ExitCode.TARGET)
 
 
-@click.command()
-@click.option("--target", metavar="NAME|FILE", help="Also look at this target.")
+@click.command(cls=Command)
+@click.option(
+    "--target",
+    metavar="NAME|FILE",
+    envvar=TARGET_VARIABLE,
+    show_envvar=True,
+    help="Also look at this target.",
+)
 @HOST
 @JSON
 def doctor(target: str | None, host: str | None, as_json: bool) -> None:

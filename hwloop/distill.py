@@ -6,8 +6,10 @@ all candidates, and the same candidate always recovers to the same weights.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwloop.errors import CandidateError
+from hwloop.spec import call_user
 from hwloop.task import Task
+
+SHRINKS = (1.0, 0.1, 0.01)
+"""Of the peak rate: what suits residual networks of a classifier is far too fast for others."""
+
+DIVERGED = 10.0
+"""Times the first loss, or times one where that is less."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -68,7 +77,7 @@ class Recovery:
             tick: called with (steps done, steps) after each step.
 
         Raises:
-            CandidateError: stage ``recover``: the loss is no longer finite.
+            CandidateError: stage ``recover``: training diverges at every rate that was tried.
         """
         if recipe.steps:
             self._train(module, recipe, tick or (lambda done, total: None))
@@ -102,6 +111,21 @@ class Recovery:
         return self._batch(0, count)[0].numpy().astype(np.float32)
 
     def _train(self, module: nn.Module, recipe: Recipe, tick: Callable[[int, int], None]) -> None:
+        """By the recipe; where that diverges, anew with a tenth of its rate, and once more."""
+        inherited = copy.deepcopy(module.state_dict())
+        for shrink in SHRINKS:
+            if self._converges(module, replace(recipe, peak_lr=recipe.peak_lr * shrink), tick):
+                return
+            module.load_state_dict(inherited)
+        raise CandidateError(
+            "recover",
+            f"training diverges at a peak rate of {recipe.peak_lr:g}, and at a hundredth of it",
+        )
+
+    def _converges(
+        self, module: nn.Module, recipe: Recipe, tick: Callable[[int, int], None]
+    ) -> bool:
+        """Train in place; False as soon as the loss is not finite, or far above the first one."""
         # Also what was frozen: that was a choice for another training, and pruning undoes it.
         parameters = [p.requires_grad_() for p in module.parameters() if p.is_floating_point()]
         optimizer = torch.optim.SGD(
@@ -117,19 +141,30 @@ class Recovery:
             optimizer, recipe.peak_lr, total_steps=total, pct_start=recipe.warmup_share
         )
         module.train()
+        limit = math.inf
         for step in range(recipe.steps):
             inputs, targets = self._batch(step, recipe.batch_size)
             outputs = module(inputs)
             teacher = self._teacher_outputs(step, recipe.batch_size, inputs)
-            loss = (1 - recipe.label_share) * self.task.distillation_loss(outputs, teacher)
-            loss = loss + recipe.label_share * self.task.loss(outputs, targets)
+            loss = self._loss(outputs, targets, teacher, label_share=recipe.label_share)
+            if not loss.item() < limit:
+                return False
+            limit = DIVERGED * max(loss.item(), 1.0) if limit == math.inf else limit
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             tick(step + 1, recipe.steps)
-        if not torch.isfinite(loss):
-            raise CandidateError("recover", f"the loss is {loss.item()} after {recipe.steps} steps")
+        return True
+
+    def _loss(
+        self, outputs: Tensor, targets: Tensor, teacher: Tensor, *, label_share: float
+    ) -> Tensor:
+        task, what = self.task, f"loss of the task {self.task.name}"
+        distilled = call_user(task.distillation_loss, outputs, teacher, what=f"distillation_{what}")
+        return (1 - label_share) * distilled + label_share * call_user(
+            task.loss, outputs, targets, what=what
+        )
 
     def _teacher_outputs(self, step: int, batch_size: int, inputs: Tensor) -> Tensor:
         key = (step, batch_size)
@@ -146,4 +181,5 @@ class Recovery:
             rng = np.random.default_rng([self.seed, self._epochs])
             self._order = np.concatenate([self._order, rng.permutation(len(self.split))])
             self._epochs += 1
-        return self.split.batch(self._order[end - batch_size : end])
+        chosen = self._order[end - batch_size : end]
+        return call_user(self.split.batch, chosen, what=f"the train split of {self.task.name}")

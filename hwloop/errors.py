@@ -13,7 +13,11 @@ from __future__ import annotations
 
 import difflib
 import enum
+import sys
 from collections.abc import Iterable
+
+# Python 3.11 prints an exception's notes under its message; 3.10 prints nothing but str().
+HAS_NOTES = sys.version_info >= (3, 11)
 
 
 class ExitCode(enum.IntEnum):
@@ -32,6 +36,8 @@ class ExitCode(enum.IntEnum):
 class HwloopError(Exception):
     """Base of all errors that hwloop raises on purpose.
 
+    Where one ends a Python script, the traceback ends in the message and the hint.
+
     Args:
         message: what happened, and where.
         hint: the command or the line that fixes it.
@@ -41,7 +47,13 @@ class HwloopError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
+        self.message = message
         self.hint = hint
+        if hint and HAS_NOTES:
+            self.add_note(f"fix: {hint}")
+
+    def __str__(self) -> str:
+        return self.message if HAS_NOTES or not self.hint else f"{self.message}\nfix: {self.hint}"
 
 
 class UsageError(HwloopError):

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwloop import measure, space
@@ -20,6 +22,7 @@ from hwloop.distill import Recipe, Recovery
 from hwloop.errors import CandidateError, UsageError
 from hwloop.export import check_deployed, check_outputs, export_onnx, host_run
 from hwloop.model import describe
+from hwloop.parsing import A_COUNT, ANY_NUMBER, an_object, optional
 from hwloop.profile import TargetProfile, rules_for
 from hwloop.proof import prove
 from hwloop.records import (
@@ -31,12 +34,20 @@ from hwloop.records import (
     Protocol,
     digest,
 )
+from hwloop.scope import Scope
 from hwloop.space import SpaceRules
-from hwloop.store import Store
 from hwloop.targets import DeviceSession, Model
 from hwloop.task import Task
 
 CALIBRATION_INPUTS = 128
+KEPT_SCORE = an_object(
+    {
+        "metric": ANY_NUMBER,
+        "drop": ANY_NUMBER,
+        "upper_drop": optional(ANY_NUMBER),
+        "size_bytes": A_COUNT,
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,23 +84,41 @@ class Subject:
         return sum(config.macs for config in configs)
 
 
-def subject(
-    task: Task, module: nn.Module, profile: TargetProfile, session: DeviceSession, *, name: str
-) -> Subject:
-    """Export and describe the dense network for one target.
-
-    Raises:
-        UsageError: the network cannot be exported or traced.
-    """
-    example = task.example()
-    rules = rules_for(profile, session.isa)
+def dense_graph(module: nn.Module, example: Tensor, *, name: str) -> bytes:
+    """The dense network as an FP32 graph. Raises UsageError where it cannot be exported."""
     try:
-        float_graph = export_onnx(module, example)
-        graph = in_base_precision(float_graph, rules)
+        return export_onnx(module, example)
     except CandidateError as error:
         raise UsageError(
             f"{name} cannot be exported to ONNX: {error}", "change that layer's forward"
         ) from error
+
+
+def subject(
+    task: Task,
+    module: nn.Module,
+    profile: TargetProfile,
+    *,
+    isa: str,
+    name: str,
+    graph: bytes | None = None,
+) -> Subject:
+    """Export and describe the dense network for one target.
+
+    Args:
+        isa: the target's instruction sets, ``+``-separated.
+        graph: the network as :func:`dense_graph` gives it, where that was done already.
+
+    Raises:
+        UsageError: the network cannot be exported or traced, or there is nothing to decide.
+    """
+    example = task.example()
+    rules = rules_for(profile, isa)
+    float_graph = dense_graph(module, example, name=name) if graph is None else graph
+    try:
+        graph = in_base_precision(float_graph, rules)
+    except CandidateError as error:
+        raise UsageError(f"{name} cannot be converted: {error}", "--target cpu") from error
     return Subject(
         task=task,
         dense=module,
@@ -98,7 +127,7 @@ def subject(
         rules=rules,
         float_graph=float_graph,
         graph=graph,
-        isa=session.isa,
+        isa=isa,
     )
 
 
@@ -118,6 +147,37 @@ class Stopwatch:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
 
+def check_has_choices(found: Subject) -> None:
+    """Refuse a network in which nothing can be decided on this target.
+
+    Raises:
+        UsageError: every group has one legal action, to be left alone.
+    """
+    if any(sum(mask) > 1 for mask in space.masks(found.network, found.rules)):
+        return
+    raise UsageError(
+        f"nothing in {found.network.name} can be compressed on this target: all "
+        f"{len(found.network.groups)} groups are too thin or fixed (widths are multiples of "
+        f"{found.rules.align}, actions {', '.join(found.rules.kinds)})",
+        "take a wider network, or allow more in the profile's [space]",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A model's score on the search split.
+
+    Attributes:
+        metric, drop: in the metric's unit; positive drop = worse than the dense network.
+        upper_drop: one-sided 80 % bound of the drop; None where it is of no interest, because
+            the drop itself is over the limit.
+    """
+
+    metric: float
+    drop: float
+    upper_drop: float | None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Built:
     """A compressed, recovered, exported and checked candidate."""
@@ -132,6 +192,7 @@ class Evaluator:
 
     Args:
         loop_recipe: recovery of candidates in the search.
+        max_drop: the limit that the bound of a drop is held against.
         protocol: of the end-to-end measurement in the search.
         simulated: latencies are computed, not measured.
     """
@@ -140,10 +201,11 @@ class Evaluator:
         self,
         subject: Subject,
         session: DeviceSession,
-        store: Store,
+        store: Scope,
         *,
         recovery: Recovery,
         loop_recipe: Recipe,
+        max_drop: float | None,
         protocol: Protocol,
         simulated: bool,
         clock: Stopwatch,
@@ -153,10 +215,12 @@ class Evaluator:
         self.store = store
         self.recovery = recovery
         self.loop_recipe = loop_recipe
+        self.max_drop = max_drop
         self.protocol = protocol
         self.source = LatencySource.SIMULATED if simulated else LatencySource.DEVICE
         self.clock = clock
         self.search_split = ScoredSplit(subject.task, subject.task.search())
+        self._dense_outputs: NDArray[Any] | None = None
         self.dense_model = subject.model(subject.dense_candidate, subject.graph)
         self.baseline = self._baseline()
         self.baseline_metric = self._baseline_metric()
@@ -172,27 +236,26 @@ class Evaluator:
             TargetError: the device is lost.
         """
         score_key = digest([candidate, self.loop_recipe])
-        metric = self.store.get("score", score_key)
-        latency = self.store.get("latency", candidate.digest())
+        known = self.store.get("score", score_key, KEPT_SCORE)
+        measurement = self.latency(candidate)
         built = None
-        if metric is None or latency is None:
+        if known is None or measurement is None:
             built = self.build(candidate, self.loop_recipe)
             try:
                 measurement = self.measurement(built)
-                metric = self.score(built.model, self.search_split)
+                scored = self.scored(built.model)
             finally:
                 self.session.forget(built.model)
             size = len(built.model.data)
-            self.store.add("score", score_key, {"metric": metric, "size_bytes": size})
-            metric = self.store.get("score", score_key)
-        else:
-            measurement = Measurement.from_json(latency)
+            self.store.add("score", score_key, {**vars(scored), "size_bytes": size})
+            known = self.store.get("score", score_key, KEPT_SCORE)
         outcome = Outcome(
-            metric=metric["metric"],
-            metric_drop=self.subject.task.drop(self.baseline_metric, metric["metric"]),
+            metric=known["metric"],
+            metric_drop=known["drop"],
+            upper_drop=known["upper_drop"],
             latency_ms=measurement.latency_ms,
             latency_source=self.source,
-            size_bytes=metric["size_bytes"],
+            size_bytes=known["size_bytes"],
             macs=self.subject.macs(candidate),
             measurement=measurement,
         )
@@ -260,8 +323,8 @@ class Evaluator:
 
     def measurement(self, built: Built) -> Measurement:
         """The end-to-end latency against the dense network; measured once per candidate."""
-        key = built.candidate.digest()
-        if self.store.get("latency", key) is None:
+        known = self.latency(built.candidate)
+        if known is None:
             with self.clock("measure"):
                 measurement = measure.against(
                     self.session,
@@ -270,27 +333,50 @@ class Evaluator:
                     protocol=self.protocol,
                     reference_latency_ms=self.baseline.latency_ms,
                 )
-            self.store.add("latency", key, measurement)
-        return Measurement.from_json(self.store.get("latency", key))
+            self.store.add("latency", built.candidate.digest(), measurement)
+            known = self.latency(built.candidate) or measurement
+        return known
+
+    def latency(self, candidate: Candidate) -> Measurement | None:
+        """The end-to-end latency as it was measured, or None where it was not yet."""
+        found: Measurement | None = self.store.get(
+            "latency", candidate.digest(), Measurement.from_json
+        )
+        return found
 
     def score(self, model: Model, split: ScoredSplit) -> float:
         """The task's metric of a model, as the device computes it."""
         with self.clock("score"):
             return split.score(self.run(model))
 
+    def scored(self, model: Model) -> Scored:
+        """A model's score on the search split, as the device computes it. Raises CandidateError."""
+        task = self.subject.task
+        with self.clock("score"):
+            outputs = self.search_split.finite_outputs(self.run(model))
+            metric = self.search_split.metric(outputs)
+            drop = task.drop(self.baseline_metric, metric)
+            upper = drop if self.max_drop is None else None
+            if self.max_drop is not None and drop <= self.max_drop:
+                if self._dense_outputs is None:
+                    self._dense_outputs = self.search_split.outputs(self.run(self.dense_model))
+                upper = self.search_split.upper_drop(self._dense_outputs, outputs)
+        return Scored(metric=metric, drop=drop, upper_drop=upper)
+
     def run(self, model: Model) -> Run:
         """Outputs of a model on the device."""
         return lambda inputs: self.session.infer(model, inputs)
 
     def _baseline(self) -> Measurement:
-        if self.store.get("baseline", "latency") is None:
+        if self.store.get("baseline", "latency", Measurement.from_json) is None:
             with self.clock("measure"):
                 found = measure.baseline(self.session, self.dense_model, self.protocol)
             self.store.add("baseline", "latency", found)
-        return Measurement.from_json(self.store.get("baseline", "latency"))
+        kept: Measurement = self.store.get("baseline", "latency", Measurement.from_json)
+        return kept
 
     def _baseline_metric(self) -> float:
-        if self.store.get("baseline", "metric") is None:
+        if self.store.get("baseline", "metric", ANY_NUMBER) is None:
             try:
                 with self.clock("export"):
                     dense, model = self.subject, self.dense_model
@@ -299,4 +385,4 @@ class Evaluator:
             except CandidateError as error:
                 raise measure.unusable(self.session, "the dense network", error) from error
             self.store.add("baseline", "metric", metric)
-        return float(self.store.get("baseline", "metric"))
+        return float(self.store.get("baseline", "metric", ANY_NUMBER))

@@ -15,14 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwloop.errors import CandidateError
+from hwloop.errors import CandidateError, EnvironmentProblem, UsageError
 from hwloop.host_runtime import open_on_cpu
+from hwloop.spec import LONGEST_MESSAGE, is_users
 
 OPSET = 19
 INPUT, OUTPUT = "input", "output"
 MAX_RELATIVE_DIFFERENCE = 1e-4
 MAX_FP16_DIFFERENCE = 0.2
 CHECK_INPUTS = 4
+MOST_LINES = 3
 
 
 def export_onnx(module: nn.Module, example: Tensor) -> bytes:
@@ -35,10 +37,29 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     Raises:
         CandidateError: stage ``export``, with the operator or the module that cannot be exported.
     """
+    return _exported(module, example)[0]
+
+
+def value_dependent_lines(module: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """``file:line`` of the user's lines that depend on values of a tensor, each once, as they ran.
+
+    Such a line is an ``if`` or a ``for`` over what a tensor holds: the exporter follows ``example``
+    through it, and what the line did for that input becomes part of the graph. Some are harmless:
+    to the exporter a tensor's shape is made of values too.
+
+    Raises CandidateError as :func:`export_onnx` does.
+    """
+    _, warned = _exported(module, example)
+    places = [f"{warning.filename}:{warning.lineno}" for warning in warned]
+    return tuple(place for place in dict.fromkeys(places) if is_users(place))
+
+
+def _exported(module: nn.Module, example: Tensor) -> tuple[bytes, list[warnings.WarningMessage]]:
+    """The graph, and the tracer's warnings."""
     buffer: Any = io.BytesIO()  # the exporter writes to file objects; its annotation forgot them
     module.eval()
     inside = _InnermostModule(module)
-    with _quiet() as printed, inside, torch.no_grad():
+    with _quiet() as (printed, warned), inside, torch.no_grad():
         try:
             torch.onnx.export(
                 module,
@@ -56,7 +77,7 @@ def export_onnx(module: nn.Module, example: Tensor) -> bytes:
     _copy_shared_weights(model.graph)
     model = onnx.shape_inference.infer_shapes(model)
     onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    return bytes(model.SerializeToString()), warned
 
 
 def check_outputs(
@@ -81,6 +102,46 @@ def check_outputs(
     if worst > MAX_RELATIVE_DIFFERENCE:
         raise CandidateError("check", f"ONNX and PyTorch differ by {worst:.1e} of the output")
     return worst
+
+
+def check_exported(module: nn.Module, example: Tensor, graph: bytes, *, name: str) -> None:
+    """Refuse a network whose exported graph computes something else than PyTorch does.
+
+    The graph runs in this machine's ONNX Runtime; where there is none, nothing is checked.
+
+    Args:
+        graph: what :func:`export_onnx` made of ``module`` and ``example``.
+        name: the network's, for the message.
+
+    Raises:
+        UsageError: they differ: the lines whose effect depends on values are named; or ONNX
+            Runtime refuses the graph.
+    """
+    try:
+        run = host_run(graph)
+        check_outputs(module, example, run)
+    except EnvironmentProblem:
+        return
+    except CandidateError as error:
+        what = f"the exported network computes something else than PyTorch's {name}"
+        lines = value_dependent_lines(module, example)
+        if not lines:
+            raise UsageError(
+                f"{what}: {error.message.removeprefix('check: ')}",
+                "give the same output for the same input: no random numbers, nothing kept from "
+                "call to call, no layer in training mode",
+            ) from error
+        decide = "decides" if len(lines) == 1 else "decide"
+        raise UsageError(
+            f"{what}: {', '.join(lines[:MOST_LINES])} {decide} in Python what to compute, and "
+            "ONNX keeps one branch only",
+            "compute it without `if` and `for` over values, e.g. torch.where(condition, a, b)",
+        ) from error
+    except Exception as error:  # the runtime's own exceptions have no common base
+        reason = " ".join(str(error).split())[:LONGEST_MESSAGE]
+        raise UsageError(
+            f"ONNX Runtime cannot run the exported {name}: {reason}", "replace that operator"
+        ) from error
 
 
 def check_deployed(
@@ -214,19 +275,23 @@ def _module_of(message: str, graph: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[list[str]]:
-    """Keep the exporter's talk away from the user; yields what it would have printed.
+def _quiet() -> Iterator[tuple[list[str], list[warnings.WarningMessage]]]:
+    """Keep the exporter's talk away from the user.
+
+    Yields what it would have printed, and the tracer's warnings.
 
     It warns on every call that it will be replaced (docs/decisions.md has why it is used), and on
     a failure it prints the whole graph on standard output, which is not ours to write to.
     """
     printed: list[str] = []
     core: Any = torch._C
+    jit: Any = torch.jit  # its annotations do not tell of the warning
     original = getattr(core, "_jit_onnx_log", None)  # private: another torch may do without
     core._jit_onnx_log = lambda *values: printed.extend(map(str, values))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("ignore")
-            yield printed
+            warnings.simplefilter("always", jit.TracerWarning)
+            yield printed, warned
     finally:
         core._jit_onnx_log = original

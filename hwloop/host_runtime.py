@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from hwloop.errors import EnvironmentProblem
+
+TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "1")
+"""From 1.29 on ONNX Runtime reports to its makers what it runs, and keeps an identity and a cache
+in the home folder, unless this is set before it is loaded. Whoever wants that sets it to 0."""
 
 
 def part_of_onnxruntime(name: str, *, needed_for: str) -> Any:
@@ -14,6 +19,7 @@ def part_of_onnxruntime(name: str, *, needed_for: str) -> Any:
     Raises:
         EnvironmentProblem: it is not installed.
     """
+    os.environ.setdefault(*TELEMETRY_OFF)
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -20,7 +20,7 @@ from typing import Any
 import execnet
 from execnet import gateway_base, gateway_bootstrap
 
-from hwloop.errors import EnvironmentProblem, TargetError
+from hwloop.errors import EnvironmentProblem, HwloopError, TargetError, UsageError
 from hwloop.hosts import check_python
 from hwloop.profile import TargetProfile
 
@@ -186,7 +186,8 @@ def open_link(profile: TargetProfile, options: dict[str, Any]) -> Link:
 
     Raises:
         LinkLost: it cannot be reached now; calling again later may help.
-        TargetError, EnvironmentProblem: calling again will not help; the message says what will.
+        TargetError, EnvironmentProblem, UsageError (the profile asks for what there is not):
+            calling again will not help; the message says what will.
     """
     with tempfile.TemporaryDirectory(prefix="hwloop-") as folder:
         log = Path(folder) / "ssh.log"
@@ -349,10 +350,13 @@ def _refused(profile: TargetProfile, error: dict[str, Any]) -> Exception:
         else 'set python = "/usr/bin/python3.10" in the profile',
         "busy": f"wait, or ask who measures there; hwloop target check {profile.name}",
         "start": _install(profile),
+        "settings": "correct [settings] in the profile; hwloop target show " + profile.name,
     }
-    kind = TargetError if stage in ("busy", "python") else EnvironmentProblem
+    kind: type[HwloopError] = TargetError if stage in ("busy", "python") else EnvironmentProblem
     if profile.transport == "ssh":
         kind = TargetError
+    if stage == "settings":
+        kind = UsageError
     return kind(f"{where}: {message}", fixes.get(stage, f"hwloop doctor --target {profile.name}"))
 
 

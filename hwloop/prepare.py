@@ -16,8 +16,9 @@ from hwloop.accuracy import ScoredSplit, mean_kl, torch_run
 from hwloop.distill import NO_RECOVERY, Recipe
 from hwloop.errors import CandidateError
 from hwloop.evaluate import Evaluator
+from hwloop.parsing import ANY_TEXT, a_number, a_text, an_object
 from hwloop.progress import Progress
-from hwloop.records import Measurement, Network
+from hwloop.records import Network
 from hwloop.space import ACTIONS
 from hwloop.table import LatencyTable, Predictor
 
@@ -26,6 +27,8 @@ PROBE_SAMPLES = 500
 PROBE_RECIPE = Recipe(steps=0, recalibration_batches=3)
 HOPELESS_DROP = 1.0
 """Damage of an action whose probe failed, in units of the metric."""
+
+_SQUARED = a_number(-1e100, 1e100)  # so that its square is a number as well
 
 
 def fitted_predictor(
@@ -53,16 +56,16 @@ def fitted_predictor(
     for number, choices in enumerate(_calibration_choices(evaluator, seed)):
         progress.advance(number, CALIBRATION_NETWORKS)
         candidate = space.candidate(choices)
-        if evaluator.store.get("latency", candidate.digest()) is None:
+        measurement = evaluator.latency(candidate)
+        if measurement is None:
             try:
                 # Latency does not depend on the values of the weights: no recovery is needed.
                 built = evaluator.build(candidate, NO_RECOVERY)
-                evaluator.measurement(built)
+                measurement = evaluator.measurement(built)
                 evaluator.session.forget(built.model)
             except CandidateError:
                 continue
-        found = evaluator.store.get("latency", candidate.digest())
-        predictor.observe(choices, Measurement.from_json(found).latency_ms)
+        predictor.observe(choices, measurement.latency_ms)
     return predictor
 
 
@@ -96,12 +99,7 @@ def damage(evaluator: Evaluator, progress: Progress) -> NDArray[np.float64]:
     """
     subject = evaluator.subject
     masks = space.masks(subject.network, subject.rules)
-    probes = [
-        (group, index)
-        for group, mask in enumerate(masks)
-        for index, allowed in enumerate(mask)
-        if allowed and index and _is_single(index)
-    ]
+    probes = probed(masks)
     split = ScoredSplit(subject.task, subject.task.search(), count=PROBE_SAMPLES)
     dense = split.outputs(torch_run(subject.dense))
     dense_metric = split.metric(dense)
@@ -109,13 +107,35 @@ def damage(evaluator: Evaluator, progress: Progress) -> NDArray[np.float64]:
     for number, (group, index) in enumerate(probes):
         progress.advance(number, len(probes), subject.network.groups[group].name)
         key = f"{group}/{index}"
-        if evaluator.store.get("probe", key) is None:
+        if evaluator.store.get("probe", key, kept_probe) is None:
             found = _probe(evaluator, split, group=group, index=index, dense=dense)
             if "kl" in found:
                 found["drop"] = subject.task.drop(dense_metric, found.pop("metric"))
             evaluator.store.add("probe", key, found)
-    results = {probe: evaluator.store.get("probe", f"{probe[0]}/{probe[1]}") for probe in probes}
+    results = {
+        probe: evaluator.store.get("probe", f"{probe[0]}/{probe[1]}", kept_probe)
+        for probe in probes
+    }
     return _as_drops(results, masks)
+
+
+def probed(masks: tuple[tuple[bool, ...], ...]) -> list[tuple[int, int]]:
+    """(group, action) of everything that is tried alone: each width and each precision."""
+    return [
+        (group, index)
+        for group, mask in enumerate(masks)
+        for index, allowed in enumerate(mask)
+        if allowed and index and _is_single(index)
+    ]
+
+
+def kept_probe(value: Any) -> dict[str, Any]:
+    """A stored probe: what it hurts, or why it failed. Raises ValueError for anything else."""
+    if isinstance(value, dict) and "failed" in value:
+        failed: dict[str, Any] = an_object({"failed": a_text(10_000, ANY_TEXT)})(value)
+        return failed
+    found: dict[str, Any] = an_object({"kl": _SQUARED, "drop": _SQUARED})(value)
+    return found
 
 
 def _probe(

@@ -6,14 +6,17 @@ password and no command. profiles/README.md is the schema as a table.
 
 from __future__ import annotations
 
-import math
+import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hwloop.errors import UsageError, closest
 from hwloop.hosts import Host, check_python, parse_host
+from hwloop.inputs import read_file
+from hwloop.parsing import a_text, shown
 from hwloop.records import Protocol
 from hwloop.space import ACTIONS, SpaceRules
 
@@ -22,14 +25,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PACKAGED = Path(__file__).parent / "profiles"
-CHECKOUT = Path(__file__).parent.parent / "profiles"
+PACKAGE = Path(__file__).parent
+PACKAGED = PACKAGE / "profiles"
+CHECKOUT = PACKAGE.parent / "profiles"
+LARGEST_PROFILE_BYTES = 1 << 20
 RUNTIMES = ("onnxruntime", "tensorrt", "fake")
 TRANSPORTS = ("local", "ssh")
 RECIPES = ("auto", "ort-x86", "ort-arm", "tensorrt")
+FAULTY_VERBS, FAULTS = ("build", "compare", "infer"), ("die", "hang", "nonsense", "refuse")
 CUDA_BACKENDS = ("auto", "pycuda", "cuda-bindings", "cudart")
 TENSORRT_ALIGN = 8
 WIDE_NCHWC_ALIGN, NARROW_NCHWC_ALIGN = 16, 8
+LARGEST_NUMBER = 1_000_000  # of seconds, samples, rates: more cannot be meant
+NUMBER = (int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +140,16 @@ def load_profile(name: str) -> TargetProfile:
         UsageError: unknown name (the closest is named), unreadable file, wrong key or value.
     """
     path = _find(name)
+    text = read_file(
+        path, what="a profile", limit_bytes=LARGEST_PROFILE_BYTES, hint="hwloop target list"
+    )
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise UsageError(
+            f"cannot read profile {path}: nested too deeply", "correct the file"
+        ) from error
+    except ValueError as error:  # of TOML, of UTF-8, of an integer with thousands of digits
         raise UsageError(f"cannot read profile {path}: {error}", "correct the file") from error
     return _parse(path, data)
 
@@ -147,7 +162,8 @@ def resolve(target: str, *, host: str | None = None, simulate: bool = False) -> 
         simulate: compute latencies from the profile's datasheet instead of measuring.
 
     Raises:
-        UsageError: unknown profile, impossible host, or a profile without a datasheet.
+        UsageError: unknown profile, impossible host, a profile without a datasheet, or one that
+            asks for more cores than this machine has.
     """
     profile = load_profile(target)
     if simulate and host is not None:
@@ -156,6 +172,15 @@ def resolve(target: str, *, host: str | None = None, simulate: bool = False) -> 
         return simulated(profile)
     if host is not None:
         return replace(profile, transport="ssh", host=parse_host(host))
+    # At the other end of ssh it is the worker that counts.
+    cores = len(os.sched_getaffinity(0))
+    threads = profile.settings.get("threads", 1)
+    if profile.transport == "local" and profile.runtime == "onnxruntime" and threads > cores:
+        raise UsageError(
+            f"target {target!r} asks for settings.threads = {threads}, this process may use "
+            f"{cores} cores",
+            f"threads = {cores} in [settings] of the profile",
+        )
     return profile
 
 
@@ -186,6 +211,12 @@ def simulated(profile: TargetProfile) -> TargetProfile:
         simulated=True,
         verified=False,
     )
+
+
+def document(name: str) -> Path:
+    """Where a text of ours is on this machine: installed with the package, or in the checkout."""
+    installed = PACKAGE / name
+    return installed if installed.exists() else PACKAGE.parent / name
 
 
 def known_profiles() -> dict[str, Path]:
@@ -225,7 +256,7 @@ def recipe_for(profile: TargetProfile, isa: str) -> str:
 def _find(name: str) -> Path:
     if name.endswith(".toml"):
         path = Path(name)
-        if path.is_file():
+        if os.path.lexists(name):
             return path
         raise UsageError(f"no profile at {name}", "hwloop target list")
     profiles = known_profiles()
@@ -260,21 +291,16 @@ def _parse(path: Path, data: dict[str, Any]) -> TargetProfile:
     for key in ("description", "runtime"):
         if key not in top:
             raise reader.error(f"{key} is missing")
+    reader.printable("description", top["description"])
     reader.choice("runtime", top["runtime"], RUNTIMES)
     reader.choice("transport", top.get("transport", "local"), TRANSPORTS)
-    space = dict(top.get("space", {}))
-    align = space.pop("align", "auto")
-    if align != "auto" and not (isinstance(align, int) and 1 <= align <= 1024):
-        raise reader.error("space.align must be a number from 1 to 1024, or 'auto'")
-    recipe = space.pop("recipe", "auto")
-    reader.choice("space.recipe", recipe, RECIPES)
     timeouts = reader.table(
         top.get("timeouts", {}),
         "timeouts",
-        {"build_s": (int, float), "call_s": (int, float), "reconnect_s": (int, float)},
+        {"build_s": NUMBER, "call_s": NUMBER, "reconnect_s": NUMBER},
     )
     reader.positive("timeouts", timeouts)
-    rules = _rules(reader, space)
+    rules, align, recipe = _rules(reader, top.get("space", {}))
     if rules.base_precision == "fp16" and "tensorrt" not in (top["runtime"], recipe):
         raise reader.error("space.base_precision is 'fp16': only the recipe tensorrt writes it")
     return TargetProfile(
@@ -282,10 +308,10 @@ def _parse(path: Path, data: dict[str, Any]) -> TargetProfile:
         description=top["description"],
         runtime=top["runtime"],
         transport=top.get("transport", "local"),
-        host=_host(path, top),
-        python=check_python(top.get("python", "python3")),
+        host=_host(reader, top),
+        python=reader.within(check_python, top.get("python", "python3")),
         settings=_settings(reader, top.get("settings", {})),
-        align=None if align == "auto" else align,
+        align=align,
         space=rules,
         recipe=recipe,
         protocols=_protocols(reader, top.get("protocol", {})),
@@ -298,26 +324,29 @@ def _parse(path: Path, data: dict[str, Any]) -> TargetProfile:
     )
 
 
-def _host(path: Path, top: dict[str, Any]) -> Host | None:
-    if top.get("transport", "local") != "ssh":
+def _host(reader: _Reader, top: dict[str, Any]) -> Host | None:
+    """Where ``ssh`` goes; a host that is not used now is checked as well."""
+    far = top.get("transport", "local") == "ssh"
+    if not far and "host" not in top:
         return None
-    return parse_host(top.get("host", path.stem))
+    host: Host = reader.within(parse_host, top.get("host", reader.path.stem))
+    return host if far else None
 
 
 def _datasheet(reader: _Reader, data: dict[str, Any]) -> Datasheet:
-    number = (int, float)
-    kinds: dict[str, Any] = {"tmacs_per_s": dict, "gbytes_per_s": number, "source": str}
+    kinds: dict[str, Any] = {"tmacs_per_s": dict, "gbytes_per_s": NUMBER, "source": str}
     values = reader.table(data, "datasheet", {**kinds, "verified": bool})
     for key in kinds:
         if key not in values:
             raise reader.error(f"datasheet.{key} is missing")
-    rates = {"fp32": number, "fp16": number, "int8": number}
+    rates = dict.fromkeys(("fp32", "fp16", "int8"), NUMBER)
     where = "datasheet.tmacs_per_s"
     speeds = reader.table(values["tmacs_per_s"], where, rates)
     if set(speeds) != set(rates):
         raise reader.error(f"{where} needs fp32, fp16 and int8")
     reader.positive(where, speeds)
     reader.positive("datasheet", {"gbytes_per_s": values["gbytes_per_s"]})
+    reader.printable("datasheet.source", values["source"])
     return Datasheet(**values)
 
 
@@ -343,11 +372,24 @@ def _settings(reader: _Reader, data: dict[str, Any]) -> dict[str, Any]:
         if not low <= settings.get(key, low) <= high:
             raise reader.error(f"settings.{key} must be from {low} to {high}")
     reader.choice("settings.cuda", settings.get("cuda", "auto"), CUDA_BACKENDS)
+    for verb, fault in settings.get("faults", {}).items():
+        where = f"settings.faults.{verb}"
+        reader.choice("settings.faults", verb, FAULTY_VERBS)
+        reader.table(fault, where, {"kind": str, "after": int, "times": int})
+        reader.choice(f"{where}.kind", fault.get("kind"), FAULTS)
     return settings
 
 
-def _rules(reader: _Reader, data: dict[str, Any]) -> SpaceRules:
-    space = reader.table(data, "space", {"base_precision": str, "precisions": list, "kinds": list})
+def _rules(reader: _Reader, data: Any) -> tuple[SpaceRules, int | None, str]:
+    """The rules as written, their alignment (None: by the instruction set), and the recipe."""
+    lists = {"precisions": list, "kinds": list}
+    words = {"base_precision": str, "recipe": str}
+    space = reader.table(data, "space", {"align": (int, str), **words, **lists})
+    align = space.get("align", "auto")
+    if align != "auto" and not (isinstance(align, int) and 1 <= align <= 1024):
+        raise reader.error("space.align must be a number from 1 to 1024, or 'auto'")
+    recipe = space.get("recipe", "auto")
+    reader.choice("space.recipe", recipe, RECIPES)
     rules = SpaceRules()
     base = space.get("base_precision", rules.base_precision)
     precisions = tuple(space.get("precisions", rules.precisions))
@@ -361,7 +403,8 @@ def _rules(reader: _Reader, data: dict[str, Any]) -> SpaceRules:
     for where, needed, values in (("precisions", "base", precisions), ("kinds", "keep", kinds)):
         if needed not in values:
             raise reader.error(f"space.{where} must have {needed!r}")
-    return replace(rules, base_precision=base, precisions=precisions, kinds=kinds)
+    rules = replace(rules, base_precision=base, precisions=precisions, kinds=kinds)
+    return rules, None if align == "auto" else align, recipe
 
 
 def _protocols(reader: _Reader, data: dict[str, Any]) -> Protocols:
@@ -369,15 +412,14 @@ def _protocols(reader: _Reader, data: dict[str, Any]) -> Protocols:
         data, "protocol", {"row": dict, "loop": dict, "final": dict, "bench": dict}
     )
     defaults = Protocols()
-    number = (int, float)
     kinds: dict[str, Any] = {
-        "warmup_s": number,
+        "warmup_s": NUMBER,
         "rounds": int,
-        "sample_s": number,
+        "sample_s": NUMBER,
         "min_samples": int,
         "max_samples": int,
-        "target_halfwidth": number,
-        "time_limit_s": number,
+        "target_halfwidth": NUMBER,
+        "time_limit_s": NUMBER,
     }
     made = {}
     for stage, value in stages.items():
@@ -394,7 +436,8 @@ class _Reader:
         self.path = path
 
     def error(self, message: str) -> UsageError:
-        return UsageError(f"profile {self.path}: {message}", "see profiles/README.md for the keys")
+        keys = document("profiles/README.md")
+        return UsageError(f"profile {self.path}: {message}", f"see {keys} for the keys")
 
     def table(self, data: Any, where: str, kinds: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(data, dict):
@@ -402,17 +445,31 @@ class _Reader:
         for key, value in data.items():
             name = f"{where}.{key}" if where else key
             if key not in kinds:
-                raise self.error(f"unknown key {name!r}: {closest(key, kinds)}")
+                raise self.error(f"unknown key {shown(name)}: {closest(key, kinds)}")
             wanted = kinds[key]
             if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-                raise self.error(f"{name} has the wrong type: {value!r}")
+                raise self.error(f"{name} has the wrong type: {shown(value)}")
         return dict(data)
 
     def positive(self, where: str, numbers: dict[str, Any]) -> None:
         for name, value in numbers.items():
-            if not 0 < value < math.inf:
-                raise self.error(f"{where}.{name} must be above zero and finite")
+            if not 0 < value <= LARGEST_NUMBER:
+                limits = f"above zero and finite, at most {LARGEST_NUMBER}"
+                raise self.error(f"{where}.{name} must be {limits}")
 
     def choice(self, where: str, value: Any, known: Any) -> None:
         if value not in known:
-            raise self.error(f"{where} is {value!r}: {closest(str(value), known)}")
+            raise self.error(f"{where} is {shown(value)}: {closest(str(value)[:40], known)}")
+
+    def printable(self, where: str, text: str) -> None:
+        try:
+            a_text()(text)
+        except ValueError as error:
+            raise self.error(f"{where}: {error}") from error
+
+    def within(self, parse: Callable[[str], Any], text: str) -> Any:
+        """What ``parse`` makes of a text; its refusal names the file."""
+        try:
+            return parse(text)
+        except UsageError as error:
+            raise UsageError(f"profile {self.path}: {error.args[0]}", error.hint) from error

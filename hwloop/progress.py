@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from hwloop.parsing import printable
+
 LOG_EVERY_S = 30.0
 REDRAW_EVERY_S = 0.2
 
@@ -63,7 +65,7 @@ class ConsoleProgress(Progress):
         left = f", {_clock(elapsed / done * (total - done))} left" if done else ""
         line = f"{self.name}: {done}/{total}{left}{'  ' + detail if detail else ''}"
         if self.live:
-            self.stream.write("\r\x1b[2K" + line[:110])
+            self.stream.write("\r\x1b[2K" + printable(line[:110]))
             self.stream.flush()
             self._open = True
         else:
@@ -82,7 +84,7 @@ class ConsoleProgress(Progress):
             self._open = False
 
     def _print(self, line: str) -> None:
-        self.stream.write(line + "\n")
+        self.stream.write(printable(line) + "\n")
         self.stream.flush()
 
 

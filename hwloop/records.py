@@ -15,6 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwloop import stats
+from hwloop.parsing import (
+    ANY_TEXT,
+    LARGEST_INT,
+    Check,
+    a_list,
+    a_number,
+    a_text,
+    an_int,
+    one_of,
+    optional,
+    read_record,
+)
+from hwloop.parsing import parse_json as parse_json
 
 NOISE_FLOOR = 0.01
 """Relative latency difference below which no change is claimed."""
@@ -86,16 +99,9 @@ class LayerConfig:
         return digest(self)
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> LayerConfig:
-        """Inverse of :func:`to_json`; raises TypeError or ValueError on a wrong field."""
-        known = {field.name for field in dataclasses.fields(LayerConfig)}
-        if set(value) - known:
-            raise ValueError(f"unknown layer fields: {sorted(set(value) - known)}")
-        pairs = ("in_shape", "kernel", "stride", "padding", "tail")
-        fixed: dict[str, Any] = {
-            name: tuple(item) if name in pairs else item for name, item in value.items()
-        }
-        return LayerConfig(**fixed)
+    def from_json(value: Any) -> LayerConfig:
+        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        return read_record(LayerConfig, value, _LAYER)
 
     @property
     def macs(self) -> int:
@@ -109,6 +115,28 @@ class LayerConfig:
         out_w = (width + 2 * self.padding[1] - self.kernel[1]) // self.stride[1] + 1
         per_output = channels // self.groups * self.kernel[0] * self.kernel[1]
         return n * out_h * out_w * self.out_channels * per_output
+
+
+_SIZE = an_int(1)
+_PRECISION = one_of("fp32", "fp16", "int8")
+_LAYER: dict[str, Check] = {
+    "op": one_of(
+        *("conv", "linear", "maxpool", "avgpool", "globalavgpool"),
+        *("quantize", "dequantize", "elementwise", "empty"),
+    ),
+    "in_shape": a_list(_SIZE, 2, 4),
+    "out_channels": _SIZE,
+    "kernel": a_list(_SIZE, 2, 2),
+    "stride": a_list(_SIZE, 2, 2),
+    "padding": a_list(an_int(0), 2, 2),
+    "groups": _SIZE,
+    "precision_in": _PRECISION,
+    "precision": _PRECISION,
+    "precision_out": _PRECISION,
+    "sparsity": one_of("dense", "2:4"),
+    "rank": optional(_SIZE),
+    "tail": a_list(a_text(60, r"[\w:.+-]+"), 0, 20),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +218,20 @@ class Candidate:
         return digest(self)
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> Candidate:
-        return Candidate(actions=tuple(Action(**action) for action in value["actions"]))
+    def from_json(value: Any) -> Candidate:
+        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        return read_record(Candidate, value, {"actions": a_list(_action, 0, 100_000)})
+
+
+_ACTION: dict[str, Check] = {
+    "kind": one_of("keep", "prune", "lowrank", "sparse24", "drop"),
+    "amount": a_number(1e-9, 1.0),
+    "precision": one_of("base", "int8"),
+}
+
+
+def _action(value: Any) -> Action:
+    return read_record(Action, value, _ACTION)
 
 
 # ------------------------------------------------------------------------------- the device
@@ -217,14 +257,11 @@ class Fingerprint:
         return digest(self)
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> Fingerprint:
-        settings = tuple((str(key), str(item)) for key, item in value["settings"])
-        return Fingerprint(
-            device=str(value["device"]),
-            runtime=str(value["runtime"]),
-            runtime_version=str(value["runtime_version"]),
-            settings=settings,
-        )
+    def from_json(value: Any) -> Fingerprint:
+        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        words = dict.fromkeys(("device", "runtime", "runtime_version"), a_text())
+        settings = a_list(a_list(a_text(), 2, 2), 0, 100)
+        return read_record(Fingerprint, value, {**words, "settings": settings})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +287,14 @@ class Protocol:
 
     def digest(self) -> str:
         return digest(self)
+
+    @staticmethod
+    def from_json(value: Any) -> Protocol:
+        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        numbers = ("warmup_s", "sample_s", "target_halfwidth", "time_limit_s")
+        counts = ("rounds", "min_samples", "max_samples")
+        checks = {**dict.fromkeys(numbers, a_number(0, 1e6)), **dict.fromkeys(counts, an_int(1))}
+        return read_record(Protocol, value, checks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,12 +371,24 @@ class Measurement:
         return not self.unstable
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> Measurement:
-        pairs = ("samples_ms", "reference_ms", "unstable")
-        fixed: dict[str, Any] = {
-            name: tuple(item) if name in pairs else item for name, item in value.items()
-        }
-        return Measurement(**fixed)
+    def from_json(value: Any) -> Measurement:
+        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        return read_record(Measurement, value, _MEASUREMENT)
+
+
+MAX_SAMPLES = 100_000
+_MS = a_number(1e-9, 1e9)
+_SAMPLES = a_list(_MS, 1, MAX_SAMPLES)
+_MEASUREMENT: dict[str, Check] = {
+    "samples_ms": _SAMPLES,
+    "reference_ms": _SAMPLES,
+    "reference_latency_ms": _MS,
+    "warmup_count": an_int(0, LARGEST_INT),
+    "stopped": a_text(40, ANY_TEXT),
+    "temperature_c": optional(a_number(-300, 1e4)),
+    "launch_overhead_ms": optional(a_number(-1e9, 1e9)),
+    "unstable": a_list(a_text(1000, ANY_TEXT), 0, 100),
+}
 
 
 # ------------------------------------------------------------------------------- the search
@@ -362,6 +419,7 @@ class Outcome:
     Attributes:
         metric: the task's metric on the search split, in its own unit.
         metric_drop: baseline minus metric (sign turned for lower-is-better): positive = worse.
+        upper_drop: one-sided 80 % bound of the drop; None where the drop is over the limit.
         latency_ms, latency_source: end-to-end latency and where it comes from.
         size_bytes: size of the exported file.
         macs: multiply-accumulates of one inference.
@@ -375,17 +433,26 @@ class Outcome:
     size_bytes: int = 0
     macs: int = 0
     measurement: Measurement | None = None
+    upper_drop: float | None = None
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> Outcome:
-        measurement = value.get("measurement")
-        return Outcome(
-            **{
-                **value,
-                "latency_source": LatencySource(value["latency_source"]),
-                "measurement": Measurement.from_json(measurement) if measurement else None,
-            }
-        )
+    def from_json(value: Any) -> Outcome:
+        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        return read_record(Outcome, value, _OUTCOME)
+
+
+_ANY = a_number(-1e300, 1e300)
+_COUNT = an_int(0, LARGEST_INT)
+_OUTCOME: dict[str, Check] = {
+    "metric": _ANY,
+    "metric_drop": _ANY,
+    "upper_drop": optional(_ANY),
+    "latency_ms": _MS,
+    "latency_source": LatencySource,  # a wrong word is a ValueError of the enumeration
+    "size_bytes": _COUNT,
+    "macs": _COUNT,
+    "measurement": optional(Measurement.from_json),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,6 +473,23 @@ class Trial:
             raise ValueError("a trial has an outcome if and only if it is COMPLETE")
         if bool(self.reason) != (self.state is TrialState.FAILED):
             raise ValueError("a trial has a reason if and only if it FAILED")
+
+    @staticmethod
+    def from_json(value: Any) -> Trial:
+        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        return read_record(Trial, value, _TRIAL)
+
+
+_TRIAL: dict[str, Check] = {
+    "number": _COUNT,
+    "candidate": Candidate.from_json,
+    "state": TrialState,
+    "source": a_text(),
+    "outcome": optional(Outcome.from_json),
+    "reason": optional(a_text(10_000, ANY_TEXT)),
+    "predicted_ms": optional(a_number(0, 1e30)),  # so that its error is a number as well
+    "wall_s": a_number(0, 1e12),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

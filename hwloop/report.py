@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import platform
 import shlex
-from importlib import metadata
 from typing import Any
 
-from hwloop import space
+from hwloop import config, identity, space
 from hwloop.files import RunFolder, write_atomically
 from hwloop.finalists import pareto_front
+from hwloop.parsing import printable
+from hwloop.reading import asked
 from hwloop.records import Trial, to_json
 from hwloop.runs import Result
-
-VERSIONED = ("hwloop", "torch", "onnx", "onnxruntime", "numpy")
 
 
 def write_report(folder: RunFolder, result: Result) -> dict[str, Any]:
@@ -73,11 +72,13 @@ def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
             "wall_s": round(result.wall_s, 1),
             "seconds_by_stage": _seconds(result),
             "seed": result.settings.seed,
+            "asked": asked(result.settings),
         },
         "unstable": list(result.measurement.unstable),
+        "warnings": list(result.warnings),
         "samples": len(result.measurement.samples_ms),
         "command": _command(folder, result),
-        "versions": {**_versions(), "python": platform.python_version()},
+        "versions": {**identity.versions(), "python": platform.python_version()},
     }
 
 
@@ -139,8 +140,10 @@ def _goal(result: Result, *, drop: float, latency_ms: float, speedup: float) -> 
         for name, (limit, found, ok) in asked.items()
         if not ok
     ]
-    if not faster:
-        reasons.append("nothing measurably faster was found")
+    if result.candidate == result.subject.dense_candidate:
+        reasons.append(result.summary)
+    elif not faster:
+        reasons.append("the final measurement finds no difference in latency")
     return {
         "kind": "+".join(asked),
         "value": {name: limit for name, (limit, _, _) in asked.items()},
@@ -180,22 +183,14 @@ def _seconds(result: Result) -> dict[str, float]:
 
 
 def _command(folder: RunFolder, result: Result) -> str:
-    run = shlex.quote(str(folder.path))
-    settings = result.settings
-    if settings.simulate:
-        return f"hwloop optimize --target {shlex.quote(settings.target)}"
-    host = f" --host {shlex.quote(settings.host)}" if settings.host else ""
-    return f"hwloop bench {run} --target {shlex.quote(settings.target)}{host}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """What measures the figure again; where nothing is measured, what computes it again."""
+    settings, run = result.settings, folder.path.resolve()
+    if result.profile.simulated:
+        again = run.with_name(f"{run.name}-again")
+        return config.command(config.portable(settings, again), again)
+    target = config.located(config.portable(settings, run), run).target
+    host = ["--host", settings.host] if settings.host else []
+    return shlex.join(["hwloop", "bench", str(run), "--target", target, *host])
 
 
 # --------------------------------------------------------------------------------- for people
@@ -247,6 +242,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     if not report["best"]["significant"]:
         lines.append("the difference in latency is not significant")
     lines.extend(f"unstable: {reason}" for reason in report["unstable"])
+    lines.extend(f"warning: {text}" for text in report["warnings"])
     if "launch_overhead_ms" in report["best"]:
         plain_ms = report["best"]["launch_overhead_ms"]
         lines.append(f"a plain launch takes {plain_ms:.3f} ms more than the graph that was timed")
@@ -295,4 +291,4 @@ def markdown(report: dict[str, Any]) -> str:
             for item in report["best"]["actions"]
         ),
     ]
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n")

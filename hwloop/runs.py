@@ -59,6 +59,8 @@ class Result:
         dense_metric, metric: on the test split, computed by the target.
         recipes: trials of the usual recipes, by name.
         table: rows, hits, misses and the prediction error outside the fit.
+        summary: what was seen, in a sentence, for a run that ships the dense network.
+        warnings: what is doubtful about the task, its data or the goal.
         engine: SHA-256 and audit of the engine that ships, where the runtime has one.
         energy_mj: per inference of the baseline and the best, where the target has power rails.
     """
@@ -77,5 +79,7 @@ class Result:
     trials: list[Trial]
     recipes: dict[str, Trial]
     table: dict[str, Any]
+    summary: str
+    warnings: tuple[str, ...]
     seconds_by_stage: dict[str, float]
     wall_s: float

@@ -143,6 +143,12 @@ def candidate(choices: tuple[int, ...]) -> Candidate:
     return Candidate(actions=tuple(ACTIONS[index] for index in choices))
 
 
+def check_candidate(value: Candidate, groups: int) -> None:
+    """Raises ValueError for a candidate of another network or of another menu."""
+    if len(value.actions) != groups or not set(value.actions) <= set(ACTIONS):
+        raise ValueError("it is about another network")
+
+
 def choices_of(value: Candidate) -> tuple[int, ...]:
     return tuple(ACTIONS.index(action) for action in value.actions)
 

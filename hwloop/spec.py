@@ -39,6 +39,7 @@ HERE = str(Path(__file__).resolve().parent) + os.sep
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 INSTALLED = ("site-packages", "dist-packages")
 LONGEST_MESSAGE = 500
+LONGEST_REPR = 60
 
 Result = TypeVar("Result")
 
@@ -105,6 +106,14 @@ def parse_spec(spec: str, *, what: str) -> Spec:
         raise UsageError(f"{what}: cannot read {match['what']!r} in {spec!r}", FORMS) from error
 
 
+def relocated(spec: str, moved: Callable[[str], str]) -> str:
+    """The same SPEC with the path of its file replaced; others have none and stay as they are."""
+    match = PATTERN.fullmatch(spec.strip())
+    if match is None or not match["where"].endswith(".py"):
+        return spec
+    return f"{moved(match['where'])}:{match['what']}"
+
+
 def call_user(function: Callable[..., Result], /, *args: Any, what: str, **kwargs: Any) -> Result:
     """Run user code; whatever it raises becomes a UsageError with the user's file and line.
 
@@ -130,6 +139,45 @@ def call_user(function: Callable[..., Result], /, *args: Any, what: str, **kwarg
         cause = f"{type(error).__name__}: {text}" if text else type(error).__name__
         line = _user_line(error, function)
         raise UsageError(f"{what} raised {cause} (at {line})", _advice(error, line)) from error
+
+
+def call_factory(factory: Callable[..., Result], /, *, what: str, spec: str | None) -> Result:
+    """Call a class or a function of the user's without arguments, as :func:`call_user` does.
+
+    Args:
+        what: what it makes, as the message begins: "the model my.py:net".
+        spec: the SPEC that named it, or None when it was given as an object.
+
+    Raises:
+        UsageError: it needs arguments: they are named, and the hint shows how to give them.
+    """
+    missing = needed_arguments(factory)
+    if missing:
+        some = "an argument" if len(missing) == 1 else f"{len(missing)} arguments"
+        name = spec or getattr(factory, "__name__", type(factory).__name__)
+        call = f"{name}({', '.join(f'{argument}=...' for argument in missing)})"
+        hint = f"write a literal for each ...: '{call}'" if spec else f"give what {call} returns"
+        raise UsageError(f"{what} needs {some}: {', '.join(missing)}", hint)
+    return call_user(factory, what=what)
+
+
+def shown(found: Any) -> str:
+    """What was given as an object, in few words: its name, or the beginning of its repr."""
+    name = getattr(found, "__qualname__", None)
+    try:
+        return str(name or repr(found)[:LONGEST_REPR])
+    except Exception:  # the boundary: a repr is the user's code, and huge integers have none
+        return f"a {type(found).__name__}"
+
+
+def needed_arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the arguments that every call must give; empty where no signature says it."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):  # some functions written in C have none to show
+        return ()
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(p.name for p in parameters if p.kind not in optional and p.default is p.empty)
 
 
 def _advice(error: BaseException, line: str) -> str:
@@ -159,6 +207,11 @@ def _user_line(error: BaseException, function: Callable[..., Any]) -> str:
     if code is not None:
         return f"{code.co_filename}:{code.co_firstlineno}"
     return getattr(target, "__qualname__", repr(target))
+
+
+def is_users(filename: str) -> bool:
+    """Whether a file is the user's own: neither a library's nor one of ours."""
+    return not filename.startswith(HERE) and not _is_library(filename)
 
 
 def _is_library(filename: str) -> bool:
@@ -239,7 +292,7 @@ def _load_module(path: str, what: str) -> ModuleType:
 
 
 def _load_file(path: str, what: str) -> ModuleType:
-    file = Path(path).expanduser().resolve()
+    file = Path(os.path.expanduser(path)).resolve()  # unlike Path's, it takes unknown users
     if not file.is_file():
         beside = [found.name for found in file.parent.glob("*.py")] if file.parent.is_dir() else []
         hint = closest(file.name, beside) if beside else "give the path of a .py file that exists"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -13,10 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hwloop.errors import EnvironmentProblem, UsageError
+from hwloop.sources import code_digest, tensor_bytes
 
 Indices: TypeAlias = Sequence[int] | NDArray[np.int64]
 # ImageNet evaluation: 224 pixels are cut from the middle of an image whose shorter side is 256.
 RESIZE_OVER_CROP = 256 / 224
+# How much of a data set is read to know it again; beyond, a part that is evenly spread over it.
+PROBED = 64
+DRAWS = 4
+MOST_SAMPLES = 50_000
+MOST_BYTES = 256 << 20
+SAMPLED = 2_000
+MOST_FILES = 2_000
+HASHED_AT_ONCE = 4_096
 
 
 class Split(Protocol):
@@ -30,6 +41,88 @@ class Split(Protocol):
 
     def digests(self) -> frozenset[str]:
         """An identity of each sample, equal for equal samples: splits must not share one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a split holds, in its order.
+
+    Attributes:
+        digest: SHA-256, in hexadecimal.
+        read: samples whose values are in it.
+        of: samples of the split.
+        repeatable: False where the same indices gave other values the second time.
+    """
+
+    digest: str
+    read: int
+    of: int
+    repeatable: bool = True
+
+
+def content_of(split: Split) -> Content:
+    """The content of any split: its own ``content()``, or else what ``batch()`` gives.
+
+    A split that draws random augmentations is known by its targets and identities alone.
+    """
+    probe = spread(len(split), PROBED)
+    # Each time under another seed, so that it does not depend on luck whether a draw is noticed.
+    first, *others = [_drawn(split, probe, seed) for seed in range(DRAWS)]
+    repeatable = all(other == first for other in others)
+    # Ours knows what our batch() reads; where a subclass reads something else, it does not.
+    unchanged = type(split).batch in (TensorSplit.batch, FolderSplit.batch)
+    if isinstance(split, (TensorSplit, FolderSplit)) and unchanged:
+        own = split.content()
+        parts = [own.digest, first] if repeatable else [own.digest]
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+        return replace(own, digest=digest, repeatable=repeatable)
+    return _sampled(split, probe) if repeatable else _unrepeatable(split, probe)
+
+
+def _sampled(split: Split, probe: NDArray[np.int64]) -> Content:
+    """All samples of a small split, some of a large one."""
+    inputs, _ = split.batch(probe[:1])
+    count = len(split)
+    if count > MOST_SAMPLES or count * inputs[0].nbytes > MOST_BYTES:
+        count = SAMPLED
+    chosen = spread(len(split), count)
+    read = hashlib.sha256(str(len(split)).encode())
+    for start in range(0, len(chosen), PROBED):
+        read.update(_batch_digest(split, chosen[start : start + PROBED]))
+    return Content(digest=read.hexdigest(), read=len(chosen), of=len(split))
+
+
+def _unrepeatable(split: Split, probe: NDArray[np.int64]) -> Content:
+    known = hashlib.sha256(repr((len(split), sorted(split.digests()))).encode())
+    known.update(tensor_bytes(split.batch(probe)[1]))
+    return Content(digest=known.hexdigest(), read=len(probe), of=len(split), repeatable=False)
+
+
+def _drawn(split: Split, indices: NDArray[np.int64], seed: int) -> bytes:
+    """What the split gives when every usual source of chance starts from ``seed``."""
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            return _batch_digest(split, indices)
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most ``most`` indices, evenly over ``count``, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def _batch_digest(split: Split, indices: NDArray[np.int64]) -> bytes:
+    found = hashlib.sha256()
+    for tensor in split.batch(indices):
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor_bytes(tensor))
+    return found.digest()
 
 
 class TensorSplit:
@@ -78,6 +171,16 @@ class TensorSplit:
         if self._transform is not None:
             inputs = self._transform(inputs)
         return inputs, self._targets[chosen]
+
+    def content(self) -> Content:
+        """Every byte of inputs, targets and names, and the transform as code."""
+        found = hashlib.sha256(repr(self._names).encode())
+        for tensor in (self._inputs, self._targets):
+            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            for start in range(0, len(tensor), HASHED_AT_ONCE):
+                found.update(tensor_bytes(tensor[start : start + HASHED_AT_ONCE]))
+        found.update(code_digest(self._transform).encode())
+        return Content(digest=found.hexdigest(), read=len(self), of=len(self))
 
     def digests(self) -> frozenset[str]:
         if self._names is not None:
@@ -129,6 +232,20 @@ class FolderSplit:
         chosen = [int(index) for index in indices]
         images = torch.stack([self._decode(self._paths[index]) for index in chosen])
         return images, self._labels[chosen]
+
+    def content(self) -> Content:
+        """Names, labels and preparation of all images; the bytes of all, or of every n-th file."""
+        form = (self._image_size, self._mean.tolist(), self._std.tolist(), self._labels.tolist())
+        names = [path.parts[-2:] for path in self._paths]  # a data set may be moved
+        found = hashlib.sha256(repr((form, names)).encode())
+        chosen = spread(len(self._paths), MOST_FILES)
+        for index in chosen:
+            path = self._paths[index]
+            try:
+                found.update(hashlib.sha256(path.read_bytes()).digest())
+            except OSError as error:
+                raise UsageError(f"cannot read {path}: {error.strerror}", "restore it") from error
+        return Content(digest=found.hexdigest(), read=len(chosen), of=len(self._paths))
 
     def digests(self) -> frozenset[str]:
         return frozenset(str(path.resolve()) for path in self._paths)

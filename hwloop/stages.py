@@ -3,38 +3,70 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from hwloop import artefacts, measure, prepare, space
+from hwloop import artefacts, config, identity, measure, prepare, space
 from hwloop.accuracy import ScoredSplit
+from hwloop.admission import check_same_device, check_store, checked, expected_isa
 from hwloop.answers import Engine
 from hwloop.distill import Recipe, Recovery
-from hwloop.errors import CandidateError, UsageError
-from hwloop.evaluate import Built, Evaluator, Stopwatch, subject
+from hwloop.errors import CandidateError
+from hwloop.evaluate import (
+    Built,
+    Evaluator,
+    Stopwatch,
+    Subject,
+    check_has_choices,
+    subject,
+)
 from hwloop.files import RunFolder, write_atomically
 from hwloop.finalists import Finalist, Finals
+from hwloop.parsing import (
+    A_COUNT,
+    ANY_NUMBER,
+    ANY_TEXT,
+    a_mapping,
+    a_text,
+    an_object,
+    as_it_is,
+    optional,
+)
 from hwloop.profile import TargetProfile
 from hwloop.progress import Progress
-from hwloop.records import (
-    Measurement,
-    Outcome,
-    Trial,
-    TrialState,
-)
+from hwloop.records import Measurement, Trial, digest
 from hwloop.reward import Reward
 from hwloop.runs import USUAL_RECIPES, Result, Settings
+from hwloop.scope import Scope
 from hwloop.search.methods import METHODS
-from hwloop.search.problem import BudgetSpent, Choices, Problem, Score
+from hwloop.search.problem import BudgetSpent, Problem
 from hwloop.store import Store
 from hwloop.table import LatencyTable, Predictor, prediction_error
 from hwloop.targets import DeviceSession
-from hwloop.task import Task, validate_task
+from hwloop.task import Task
+from hwloop.trials import RECIPE, SHIPPED, Trials
 
 ENGINE_RUNTIMES = ("tensorrt",)
 ENERGY_S = 5.0
+_ENERGY = an_object(
+    {
+        **dict.fromkeys(("energy_mj", "mean_mw", "samples", "runs"), ANY_NUMBER),
+        "source": a_text(80, ANY_TEXT),
+    }
+)
+KEPT_FINAL = an_object(
+    {
+        "measurement": Measurement.from_json,
+        "dense_metric": ANY_NUMBER,
+        "metric": ANY_NUMBER,
+        "energy_mj": optional(an_object({"baseline": _ENERGY, "best": _ENERGY})),
+    }
+)
+KEPT_SECONDS = a_mapping(ANY_NUMBER)
 
 
 def run(
@@ -49,17 +81,45 @@ def run(
     """Do the run, or what is left of it, and return everything that a report says.
 
     Raises:
-        UsageError: the task, the network or the folder is wrong.
+        UsageError: the task, the network or the folder is wrong, or the run is about other inputs.
         TargetError: the device is lost; everything so far is stored.
     """
+    folder.check()
     progress.say(f"checking {task.name}")
-    validate_task(task, module)
+    name = settings.model or task.name
+    graph, inputs, warnings = checked(settings, task, module, profile)
+    found = subject(task, module, profile, isa=expected_isa(profile), name=name, graph=graph)
+    check_has_choices(found)
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
+    stored = config.portable(settings, folder.path)
+    config.settle(folder, stored, inputs)
     folder.create()
-    with folder.locked(), Store(folder.store_path) as store:
-        resumed = folder.settle_config({**vars(settings), "goal": settings.goal})
-        folder.event("resumed" if resumed else "started", settings=settings)
-        with DeviceSession(profile) as session:
-            return _Run(settings, task, module, profile, folder, store, session, progress).go()
+    with folder.locked():
+        resumed = config.settle(folder, stored, inputs)  # nobody else can change it from here on
+        with Store(folder.store_path) as store:
+            check_store(store, folder, inputs)
+            with DeviceSession(profile) as session:
+                if session.isa != found.isa:  # the target alone knows
+                    found = subject(task, module, profile, isa=session.isa, name=name, graph=graph)
+                    check_has_choices(found)
+                check_same_device(store, session, folder)
+                config.write(folder, stored, inputs)
+                store.add("run", "inputs", inputs)
+                folder.event("resumed" if resumed else "started", settings=stored)
+                about = _About(settings, profile, found, identity.key_of(inputs), warnings)
+                return _Run(about, folder, store, session, progress).go()
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a run is asked for and about."""
+
+    settings: Settings
+    profile: TargetProfile
+    subject: Subject
+    identity: str
+    warnings: tuple[str, ...]
 
 
 class _Run:
@@ -67,34 +127,34 @@ class _Run:
 
     def __init__(
         self,
-        settings: Settings,
-        task: Task,
-        module: nn.Module,
-        profile: TargetProfile,
+        about: _About,
         folder: RunFolder,
         store: Store,
         session: DeviceSession,
         progress: Progress,
     ) -> None:
-        self.settings = settings
-        self.profile = profile
+        self.settings = settings = about.settings
+        self.subject = found = about.subject
+        self.profile = profile = about.profile
         self.folder = folder
         self.store = store
+        self.scope = Scope(store, about.identity)
         self.session = session
         self.progress = progress
-        self._same_device(store)
-        self.clock = Stopwatch(store.get("run", "seconds"))
-        self._wall_before = float(store.get("run", "wall_s") or 0.0)
+        self.warnings = about.warnings
+        self.clock = Stopwatch(store.get("run", "seconds", KEPT_SECONDS))
+        self._wall_before = float(store.get("run", "wall_s", ANY_NUMBER) or 0.0)
         self._started = time.monotonic()
-        self.subject = subject(task, module, profile, session, name=settings.model or task.name)
-        write_atomically(folder.path / "dense.onnx", self.subject.graph)
-        progress.stage("baseline")
+        write_atomically(folder.path / "dense.onnx", found.graph)
+        self._stage("baseline")
+        task = found.task
         self.evaluator = Evaluator(
-            self.subject,
+            found,
             session,
-            store,
-            recovery=Recovery(task, module, seed=settings.seed),
+            self.scope,
+            recovery=Recovery(task, found.dense, seed=settings.seed),
             loop_recipe=Recipe(steps=settings.loop_steps),
+            max_drop=settings.goal.max_drop,
             protocol=profile.protocols.loop,
             simulated=profile.simulated,
             clock=self.clock,
@@ -109,8 +169,18 @@ class _Run:
             None if goal.max_drop is None else goal.max_drop * settings.loop_allowance
         )
         self.reward = Reward(kind=settings.reward, lam=settings.lam)
-        self.trials = {trial.candidate.digest(): trial for trial in store.trials()}
-        self._best_reward = self._reward_of_best()
+        self.trials = Trials(
+            self.evaluator,
+            store,
+            folder,
+            reward=self.reward,
+            evaluations=settings.evaluations,
+            loop_max_drop=self.loop_max_drop,
+            progress=progress,
+            out_of_time=self._out_of_time,
+            after=self._keep_time,
+            save=self._save,
+        )
 
     def go(self) -> Result:
         with self._table_store() as table_store:
@@ -141,78 +211,33 @@ class _Run:
         )
 
     def _search(self, problem: Problem, predictor: Predictor) -> None:
-        self.progress.stage("search")
-        self._problem_limits = problem
-
-        def evaluate(choices: Choices, source: str) -> Score:
-            trial = self.trials.get(space.candidate(choices).digest())
-            if trial is None:
-                if self._out_of_time():
-                    raise BudgetSpent
-                trial = self._trial(choices, source, predictor)
-            return _score(trial)
-
+        self._stage("search")
+        evaluate = partial(self.trials.evaluate, problem=problem, predictor=predictor)
         try:
             for index in USUAL_RECIPES.values():
-                evaluate(space.uniform(problem.masks, index), "recipe")
+                evaluate(space.uniform(problem.masks, index), RECIPE)
         except BudgetSpent:
             return
-        method = METHODS[self.settings.agent]
-        method(
-            problem,
-            evaluate,
-            evaluations=self.settings.evaluations,
-            seed=self.settings.seed,
-            reward=self.reward,
-        )
+        # To a method every candidate counts that it asks for, also the recipes and, in a run that
+        # was given more evaluations, what was found before. The second limit makes up for them.
+        wanted = self.settings.evaluations
+        for limit in (wanted + len(USUAL_RECIPES), 2 * wanted + len(USUAL_RECIPES)):
+            METHODS[self.settings.agent](
+                problem,
+                evaluate,
+                evaluations=limit,
+                seed=self.settings.seed,
+                reward=self.reward,
+            )
+            if self.trials.searched >= wanted or self._out_of_time():
+                return
 
-    def _trial(self, choices: Choices, source: str, predictor: Predictor) -> Trial:
-        candidate = space.candidate(choices)
-        number = len(self.trials)
-        started = time.monotonic()
-        values: dict[str, Any] = {}
-        try:
-            outcome, built = self.evaluator.outcome(candidate)
-            values = {"state": TrialState.COMPLETE, "outcome": outcome}
-        except CandidateError as error:
-            values = {"state": TrialState.FAILED, "reason": str(error)}
-        trial = Trial(
-            number=number,
-            candidate=candidate,
-            source=source,
-            predicted_ms=predictor(choices),
-            wall_s=time.monotonic() - started,
-            **values,
-        )
-        self.store.add_trial(trial)
-        self.trials[candidate.digest()] = trial
-        self.folder.event("trial", number=number, source=source, state=trial.state)
-        self._keep_time()
-        if trial.outcome is not None:
-            self._offer(trial, trial.outcome, built)
-        total = self.settings.evaluations + len(USUAL_RECIPES)
-        self.progress.advance(len(self.trials), total, self._best_so_far())
-        return trial
-
-    def _offer(self, trial: Trial, outcome: Outcome, built: Built | None) -> None:
-        """Keep the best candidate so far loadable at any moment."""
-        value = self.reward(_score(trial), self._problem_limits)
-        if value <= self._best_reward:
-            return
-        self._best_reward = value
-        if built is None:
-            built = self.evaluator.build(trial.candidate, self.evaluator.loop_recipe)
-        self._save(built, outcome_note={"stage": "search", "metric_drop": outcome.metric_drop})
-        self.store.put("run", "best_reward", value)
-
-    def _save(
-        self, built: Built, outcome_note: dict[str, Any], engine: Engine | None = None
-    ) -> None:
+    def _save(self, built: Built, note: dict[str, Any], engine: Engine | None = None) -> None:
         files = artefacts.files(
-            self.settings,
+            config.portable(self.settings, self.folder.path),
             self.subject,
             built,
-            note=outcome_note,
+            note=note,
             engine=engine,
             fingerprint=self.session.fingerprint,
         )
@@ -220,8 +245,9 @@ class _Run:
 
     # ----------------------------------------------------------------------------- finals
 
-    def _final(self, predictor: Predictor) -> Finalist:
-        self.progress.stage("finalists")
+    def _final(self, predictor: Predictor) -> Finalist | None:
+        """The network that ships, as a finalist, or None for the dense one; and its files."""
+        self._stage("finalists")
         settings = self.settings
         finals = Finals(
             self.evaluator,
@@ -231,13 +257,13 @@ class _Run:
             count=settings.finalists,
             progress=self.progress,
         )
-        trials = sorted(self.trials.values(), key=lambda trial: trial.number)
+        trials = self.trials.all()
         chosen = finals.choose(trials, predictor, loop_max_drop=self.loop_max_drop)
-        if chosen is None:
-            self.progress.say("no finalist is within the goal: the dense network is kept")
-            chosen = self._dense()
-        note = {"stage": "final", "metric_drop": chosen.drop}
-        self._save(chosen.built, note, self._engine(chosen.built))
+        self.summary = finals.summary(trials)
+        built = self._dense() if chosen is None else chosen.built
+        drop = 0.0 if chosen is None else chosen.seen.drop
+        self._save(built, {"stage": "final", "metric_drop": drop}, self._engine(built))
+        self.store.put("run", SHIPPED, True)
         return chosen
 
     def _engine(self, built: Built) -> Engine | None:
@@ -252,81 +278,82 @@ class _Run:
         self.store.put("final", "engine", {"sha256": engine.sha256, "audit": engine.audit})
         return engine
 
-    def _dense(self) -> Finalist:
-        evaluator = self.evaluator
-        built = Built(
+    def _dense(self) -> Built:
+        return Built(
             candidate=self.subject.dense_candidate,
             module=self.subject.dense,
-            model=evaluator.dense_model,
-        )
-        metric = evaluator.baseline_metric
-        return Finalist(
-            built=built, measurement=evaluator.baseline, metric=metric, drop=0.0, upper_drop=0.0
+            model=self.evaluator.dense_model,
         )
 
-    def _result(self, finalist: Finalist, *, rows: int) -> Result:
+    def _result(self, finalist: Finalist | None, *, rows: int) -> Result:
         """The test split, once, on the device, and the long measurement against the dense one."""
-        evaluator, task = self.evaluator, self.subject.task
-        if self.store.get("final", "result") is None:
-            self.progress.stage("final measurement")
-            with self.clock("measure"):
-                measurement = measure.against(
-                    self.session,
-                    finalist.built.model,
-                    evaluator.dense_model,
-                    protocol=self.profile.protocols.final,
-                    reference_latency_ms=0.0,
-                )
-            split = ScoredSplit(task, task.test())
-            dense_metric = evaluator.score(evaluator.dense_model, split)
-            metric = evaluator.score(finalist.built.model, split)
-            self._keep_time()
-            found = {
-                "candidate": finalist.built.candidate,
-                "measurement": measurement,
-                "dense_metric": dense_metric,
-                "metric": metric,
-                "search_drop": finalist.drop,
-                "energy_mj": self._energy(finalist),
-            }
-            self.store.add("final", "result", found)
-        final = self.store.get("final", "result")
-        trials = sorted(self.trials.values(), key=lambda trial: trial.number)
+        built = self._dense() if finalist is None else finalist.built
+        key = digest([built.candidate, None if finalist is None else finalist.seen.steps])
+        if self.scope.get("final", key, KEPT_FINAL) is None:
+            self.scope.add("final", key, self._measured(built))
+        final = self.scope.get("final", key, KEPT_FINAL)
+        hits = int(self.store.get("run", "rows_before", A_COUNT))
+        trials = self.trials.all()
         errors = [t for t in trials if t.outcome is not None and t.predicted_ms is not None]
         return Result(
             settings=self.settings,
             profile=self.profile,
             fingerprint=self.session.fingerprint,
             subject=self.subject,
-            candidate=finalist.built.candidate,
-            measurement=Measurement.from_json(final["measurement"]),
+            candidate=built.candidate,
+            measurement=final["measurement"],
             dense_metric=final["dense_metric"],
             metric=final["metric"],
-            size_bytes=len(finalist.built.model.data),
-            engine=self.store.get("final", "engine"),
-            energy_mj=final.get("energy_mj"),
+            size_bytes=len(built.model.data),
+            engine=self.store.get("final", "engine", a_mapping(as_it_is)),
+            energy_mj=final["energy_mj"],
             trials=trials,
             recipes=self._recipes(),
             table={
                 "rows": rows,
-                "hits": int(self.store.get("run", "rows_before")),
-                "misses": rows - int(self.store.get("run", "rows_before")),
+                "hits": hits,
+                "misses": rows - hits,
                 "error": prediction_error(
                     [t.predicted_ms for t in errors if t.predicted_ms is not None],
                     [t.outcome.latency_ms for t in errors if t.outcome is not None],
                 ),
             },
+            summary=self.summary,
+            warnings=self.warnings,
             seconds_by_stage=dict(self.clock.seconds),
             wall_s=self._wall_s(),
         )
 
-    def _energy(self, finalist: Finalist) -> dict[str, Any] | None:
+    def _measured(self, built: Built) -> dict[str, Any]:
+        self._stage("final measurement")
+        evaluator, task = self.evaluator, self.subject.task
+        with self.clock("measure"):
+            measurement = measure.against(
+                self.session,
+                built.model,
+                evaluator.dense_model,
+                protocol=self.profile.protocols.final,
+                reference_latency_ms=0.0,
+            )
+        split = ScoredSplit(task, task.test())
+        dense_metric = evaluator.score(evaluator.dense_model, split)
+        metric = evaluator.score(built.model, split)
+        energy = self._energy(built)
+        self._keep_time()
+        return {
+            "measurement": measurement,
+            "dense_metric": dense_metric,
+            "metric": metric,
+            "energy_mj": energy,
+        }
+
+    def _energy(self, built: Built) -> dict[str, Any] | None:
         """Energy per inference of both networks, where the target has power rails."""
         with self.clock("measure"):
             dense = self.session.energy(self.evaluator.dense_model, seconds=ENERGY_S)
             if dense is None:
                 return None
-            best = self.session.energy(finalist.built.model, seconds=ENERGY_S)
+            best = self.session.energy(built.model, seconds=ENERGY_S)
         return {"baseline": dense, "best": best}
 
     # ----------------------------------------------------------------------------- inside
@@ -336,22 +363,10 @@ class _Run:
         found = {}
         for name, index in USUAL_RECIPES.items():
             choices = space.uniform(masks, index)
-            trial = self.trials.get(space.candidate(choices).digest())
+            trial = self.trials.find(space.candidate(choices))
             if trial is not None:
                 found[name] = trial
         return found
-
-    def _same_device(self, store: Store) -> None:
-        """A run belongs to one device: its figures cannot be continued on another."""
-        found = self.session.fingerprint.digest()
-        store.add("run", "fingerprint", {"digest": found, "is": self.session.fingerprint})
-        before = store.get("run", "fingerprint")
-        if before["digest"] != found:
-            raise UsageError(
-                f"{self.folder.path} was measured on {before['is']}, this is "
-                f"{self.session.fingerprint}",
-                "start a new run: --run DIR",
-            )
 
     def _table_store(self) -> Store:
         """A store of its own, so that its closing leaves the run's open."""
@@ -369,26 +384,7 @@ class _Run:
         self.store.put("run", "seconds", self.clock.seconds)
         self.store.put("run", "wall_s", self._wall_s())
 
-    def _reward_of_best(self) -> float:
-        stored = self.store.get("run", "best_reward")
-        return float("-inf") if stored is None else float(stored)
-
-    def _best_so_far(self) -> str:
-        limit = self.loop_max_drop
-        found = [
-            trial.outcome
-            for trial in self.trials.values()
-            if trial.outcome is not None and (limit is None or trial.outcome.metric_drop <= limit)
-        ]
-        if not found:
-            return ""
-        best = min(found, key=lambda outcome: outcome.latency_ms)
-        speedup = self.evaluator.baseline.latency_ms / best.latency_ms
-        text = f"best {speedup:.2f}x{self.evaluator.source.mark} at drop {best.metric_drop:+.4f}"
-        return f"{text} (before full distillation)"
-
-
-def _score(trial: Trial) -> Score:
-    if trial.outcome is None:
-        return Score(metric_drop=None, latency_ms=None, failed=trial.reason)
-    return Score(metric_drop=trial.outcome.metric_drop, latency_ms=trial.outcome.latency_ms)
+    def _stage(self, name: str) -> None:
+        """Told to the user, and kept for whoever asks how far the run is."""
+        self.progress.stage(name)
+        self.store.put("run", "stage", name)

@@ -12,7 +12,7 @@ the end-to-end measurements of the same network so far (docs/measuring.md).
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 
 from hwloop import space
 from hwloop.errors import TargetError, UsageError
+from hwloop.parsing import ANY_TEXT, a_text, shown
 from hwloop.records import (
     Fingerprint,
     LayerConfig,
@@ -30,6 +31,7 @@ from hwloop.records import (
     Protocol,
     canonical_json,
     digest,
+    parse_json,
 )
 from hwloop.space import ACTIONS, SpaceRules
 from hwloop.store import SCHEMA_VERSION, Store
@@ -68,12 +70,11 @@ class LatencyTable:
         self.population = population(fingerprint, protocol)
         header = {"fingerprint": fingerprint, "protocol": protocol, "schema": SCHEMA_VERSION}
         store.add("population", self.population, header)
-        self._rows: dict[str, float] = {}
-        for key, value in store.all(self._kind).items():
-            self._rows[key] = Measurement.from_json(value["measurement"]).latency_ms
-        self._refused: dict[str, str] = {
-            key: value["reason"] for key, value in store.all(self._refusals).items()
+        self._rows = {
+            config.key(): measurement.latency_ms
+            for config, measurement in stored_rows(store, self.population)
         }
+        self._refused = _checked(store, self._refusals, _refusal)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -84,7 +85,8 @@ class LatencyTable:
 
     def missing(self, configs: Iterable[LayerConfig]) -> list[LayerConfig]:
         """The distinct configurations that were not tried yet, in the order given."""
-        known = self._rows.keys() | self._refused.keys()
+        vital = {REFERENCE.key(), EMPTY.key()}  # no target refuses them and runs others
+        known = self._rows.keys() | (self._refused.keys() - vital)
         return [item for item in dict.fromkeys(configs) if item.key() not in known]
 
     def refusal(self, config: LayerConfig) -> str | None:
@@ -105,10 +107,7 @@ class LatencyTable:
 
     def rows(self) -> list[tuple[LayerConfig, Measurement]]:
         """Every row with its measurement, in key order."""
-        return [
-            (LayerConfig.from_json(value["config"]), Measurement.from_json(value["measurement"]))
-            for value in self.store.all(self._kind).values()
-        ]
+        return stored_rows(self.store, self.population)
 
     @property
     def _kind(self) -> str:
@@ -183,7 +182,11 @@ def fit(sums: Sequence[Sums], latencies_ms: Sequence[float]) -> Fit:
         weighted = relative * weights[:, None]
         left = weighted.T @ weighted + np.diag(RIDGE * typical**2)
         right = weighted.T @ ((1 - relative @ prior) * weights)
-        solution = prior + np.linalg.solve(left, right)
+        try:
+            solution = prior + np.linalg.solve(left, right)
+        except np.linalg.LinAlgError:  # rows that no target has: somebody wrote them
+            solution = prior
+            break
         residual = np.abs(relative @ solution - 1)
         weights = np.sqrt(1 / np.maximum(residual, 0.01) * 0.01)
     return Fit(
@@ -292,22 +295,80 @@ def prediction_error(predicted_ms: Sequence[float], measured_ms: Sequence[float]
     }
 
 
+# ------------------------------------------------------------- what a file holds, checked
+
+Row = tuple[LayerConfig, Measurement]
+
+
+def stored_populations(store: Store) -> dict[str, Fingerprint]:
+    """The populations of a file. Raises UsageError where one is not what hwloop writes."""
+    return _checked(store, "population", lambda name, value: _header(name, value)[0])
+
+
+def stored_rows(store: Store, name: str) -> list[Row]:
+    """The rows of a population, in key order. Raises UsageError where one is damaged."""
+    return list(_checked(store, f"row/{name}", _row).values())
+
+
+def _checked(store: Store, kind: str, read: Callable[[str, Any], Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in store.all(kind).items():
+        try:
+            found[key] = read(key, value)
+        except ValueError as error:
+            raise store.damaged(kind, key, error) from error
+    return found
+
+
+def _header(name: str, value: Any) -> tuple[Fingerprint, Protocol]:
+    fields = _fields(value, "fingerprint", "protocol", "schema")
+    if fields["schema"] != SCHEMA_VERSION:
+        raise ValueError(f"schema {shown(fields['schema'])}; this hwloop reads {SCHEMA_VERSION}")
+    if not re.fullmatch("[0-9a-f]{64}", name):
+        raise ValueError("the population's name is no SHA-256")
+    fingerprint = Fingerprint.from_json(fields["fingerprint"])
+    return fingerprint, Protocol.from_json(fields["protocol"])
+
+
+def _row(key: str, value: Any) -> Row:
+    fields = _fields(value, "config", "measurement")
+    config = LayerConfig.from_json(fields["config"])
+    if config.key() != key:
+        raise ValueError("the key does not belong to the configuration")
+    return config, Measurement.from_json(fields["measurement"])
+
+
+def _refusal(key: str, value: Any) -> str:
+    fields = _fields(value, "config", "reason")
+    if LayerConfig.from_json(fields["config"]).key() != key:
+        raise ValueError("the key does not belong to the configuration")
+    return str(a_text(10_000, ANY_TEXT)(fields["reason"]))
+
+
+def _fields(value: Any, *names: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise ValueError(f"{shown(value)} does not have exactly {', '.join(names)}")
+    return value
+
+
 # ------------------------------------------------------------------------- export and import
 
 
 def export_rows(store: Store, write: Callable[[str], Any]) -> int:
     """Every population of a file as JSON lines: one header line, then its rows. Returns rows."""
     count = 0
-    for name, header in store.all("population").items():
-        write(canonical_json({"population": name, **header}) + "\n")
-        for key, value in store.all(f"row/{name}").items():
-            write(canonical_json({"key": key, **value}) + "\n")
+    headers = store.all("population")
+    for name in stored_populations(store):
+        write(canonical_json({"population": name, **headers[name]}) + "\n")
+        for config, measurement in stored_rows(store, name):
+            row = {"key": config.key(), "config": config, "measurement": measurement}
+            write(canonical_json(row) + "\n")
             count += 1
     return count
 
 
-def import_rows(store: Store, lines: Iterable[str], source: Path) -> int:
-    """Add exported rows, each one checked first; nothing is written when a line is wrong.
+def read_rows(lines: Iterable[str | bytes], source: Path) -> list[tuple[str, str, Any]]:
+    """(kind, key, value) of exported lines, each one checked: what may be stored.
 
     Raises:
         UsageError: naming the line that is not JSON, of another schema, altered or impossible.
@@ -316,32 +377,29 @@ def import_rows(store: Store, lines: Iterable[str], source: Path) -> int:
     checked: list[tuple[str, str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line)
-            if "population" in value:
-                name = value.pop("population")
-                _check_header(name, value)
+            value = parse_json(line)
+            if isinstance(value, dict) and "population" in value:
+                name = str(value.pop("population"))
+                if population(*_header(name, value)) != name:
+                    raise ValueError("the population does not belong to its fingerprint")
                 checked.append(("population", name, value))
                 continue
             if not name:
                 raise ValueError("a row before the header line")
-            config = LayerConfig.from_json(value["config"])
-            if config.key() != value["key"]:
-                raise ValueError("the key does not belong to the configuration")
-            row = {"config": config, "measurement": Measurement.from_json(value["measurement"])}
-            checked.append((f"row/{name}", value["key"], row))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            fields = _fields(value, "key", "config", "measurement")
+            key = str(fields.pop("key"))
+            config, measurement = _row(key, fields)
+            row = {"config": config, "measurement": measurement}
+            checked.append((f"row/{name}", key, row))
+        except ValueError as error:
             raise UsageError(
-                f"{source}, line {number}: {type(error).__name__}: {error}",
+                f"{source}, line {number}: {error}",
                 "import a file that `hwloop table export` of the same version wrote",
             ) from error
-    for kind, key, row in checked:
-        store.add(kind, key, row)
-    return sum(kind != "population" for kind, _, _ in checked)
+    return checked
 
 
-def _check_header(name: str, header: dict[str, Any]) -> None:
-    if header["schema"] != SCHEMA_VERSION:
-        raise ValueError(f"schema {header['schema']}; this hwloop reads {SCHEMA_VERSION}")
-    fingerprint = Fingerprint.from_json(header["fingerprint"])
-    if population(fingerprint, Protocol(**header["protocol"])) != name:
-        raise ValueError("the population does not belong to its fingerprint and protocol")
+def import_rows(store: Store, rows: list[tuple[str, str, Any]]) -> int:
+    """Add what :func:`read_rows` found; rows that exist already stand. Returns rows."""
+    store.add_all(rows)
+    return sum(kind != "population" for kind, _, _ in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,30 +19,39 @@ from hwloop.errors import UsageError
 from hwloop.evaluate import Subject, subject
 from hwloop.export import export_onnx
 from hwloop.files import write_atomically
+from hwloop.inputs import read_file
 from hwloop.profile import TargetProfile, resolve
 from hwloop.progress import Progress
-from hwloop.records import Candidate, Fingerprint, LayerConfig, Measurement, Network
+from hwloop.records import Candidate, LayerConfig, Network
 from hwloop.space import ACTIONS, SpaceRules
-from hwloop.store import Store
+from hwloop.store import Store, check_can_be_store
 from hwloop.table import (
     LatencyTable,
     Predictor,
     export_rows,
     import_rows,
     prediction_error,
+    read_rows,
+    stored_populations,
+    stored_rows,
 )
 from hwloop.targets import DeviceSession, Model
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks import load_task, task_for
 
 CALIBRATION_INPUTS = 8
 """Ranges do not change a latency, so a few random inputs are enough here."""
+
+FEWEST_NETWORKS, MOST_NETWORKS = 6, 10_000
+MOST_ROWS_SHOWN = 1_000_000
+LARGEST_SEED = (1 << 32) - 1
+LARGEST_IMPORT_BYTES = 1 << 30
 
 
 def build(
     model: str | None,
     *,
-    task: str,
+    task: str | None = None,
     target: str,
     table: Path,
     progress: Progress,
@@ -58,7 +68,7 @@ def build(
 def check(
     model: str | None,
     *,
-    task: str,
+    task: str | None = None,
     target: str,
     table: Path,
     progress: Progress,
@@ -73,9 +83,11 @@ def check(
         error (n, median_abs_pct, within_5pct, within_10pct), spearman, and one record per
         network with predicted_ms, measured_ms and fitted.
     """
-    if networks < 6:
-        raise UsageError(f"{networks} networks cannot tell an error", "--networks 30")
-    with _opened(model, task, data, resolve(target, host=host), table) as opened:
+    in_range("networks", networks, FEWEST_NETWORKS, MOST_NETWORKS)
+    in_range("seed", seed, 0, LARGEST_SEED)
+    profile = resolve(target, host=host)
+    _must_exist(table)
+    with _opened(model, task, data, profile, table) as opened:
         progress.stage("latency table")
         _build_rows(opened, progress)
         progress.stage("random networks")
@@ -103,26 +115,19 @@ def show(table: Path) -> list[dict[str, Any]]:
     """One record per population of a table: device, settings, rows, slowest rows."""
     _must_exist(table)
     found = []
-    with Store(table) as store:
-        for name, header in store.all("population").items():
-            fingerprint = Fingerprint.from_json(header["fingerprint"])
-            rows = [
-                (
-                    LayerConfig.from_json(value["config"]),
-                    Measurement.from_json(value["measurement"]).latency_ms,
-                )
-                for value in store.all(f"row/{name}").values()
-            ]
-            rows.sort(key=lambda row: -row[1])
+    with Store(table, read_only=True) as store:
+        for name, fingerprint in stored_populations(store).items():
+            measured = [(config, row.latency_ms) for config, row in stored_rows(store, name)]
+            measured.sort(key=lambda row: -row[1])
             found.append(
                 {
                     "population": name,
                     "device": f"{fingerprint.device}, {fingerprint.runtime} "
                     f"{fingerprint.runtime_version}",
                     "settings": ", ".join(f"{key} {value}" for key, value in fingerprint.settings),
-                    "rows": len(rows),
+                    "rows": len(measured),
                     "slowest": [
-                        {"layer": _name(config), "latency_us": ms * 1000} for config, ms in rows
+                        {"layer": _name(config), "latency_us": ms * 1000} for config, ms in measured
                     ],
                 }
             )
@@ -132,21 +137,37 @@ def show(table: Path) -> list[dict[str, Any]]:
 def export(table: Path, file: Path) -> int:
     """Write a table as JSON lines; returns the number of rows."""
     _must_exist(table)
+    if os.path.exists(file) and not os.path.isfile(
+        file
+    ):  # a device would be replaced, not written to
+        raise UsageError(f"{file} exists and is no file", "name a file to write")
     lines: list[str] = []
-    with Store(table) as store:
+    with Store(table, read_only=True) as store:
         count = export_rows(store, lines.append)
     write_atomically(file, "".join(lines).encode())
     return count
 
 
 def import_(table: Path, file: Path) -> int:
-    """Add an exported file to a table; nothing is added when one line is wrong."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {file}: {error}", "name a file of table export") from error
+    """Add an exported file to a table; nothing is added, or created, when one line is wrong."""
+    data = read_file(
+        file,
+        what="an exported table",
+        limit_bytes=LARGEST_IMPORT_BYTES,
+        hint="name a file that `hwloop table export` wrote",
+    )
+    rows = read_rows(data.splitlines(), file)
+    if not rows:
+        raise UsageError(f"{file} holds no rows", "name a file that `hwloop table export` wrote")
+    check_can_be_store(table)
     with Store(table) as store:
-        return import_rows(store, lines, file)
+        return import_rows(store, rows)
+
+
+def in_range(option: str, value: int, low: int, high: int) -> None:
+    """Raises UsageError for an option that makes no sense."""
+    if not low <= value <= high:
+        raise UsageError(f"--{option} {value} is not from {low} to {high}", f"--{option} {low}")
 
 
 # ------------------------------------------------------------------------------- inside
@@ -162,17 +183,16 @@ class _Opened:
 
 @contextmanager
 def _opened(
-    model: str | None, task: str, data: Path | None, profile: TargetProfile, table: Path
+    model: str | None, task: str | None, data: Path | None, profile: TargetProfile, table: Path
 ) -> Iterator[_Opened]:
-    plugin = load_task(task, data=data)
+    check_can_be_store(table)
+    plugin = load_task(task_for(model, task), data=data)
     module = load_model(plugin, model)
-    with DeviceSession(profile) as session, Store(table) as store:
-        yield _Opened(
-            subject=subject(plugin, module, profile, session, name=model or plugin.name),
-            session=session,
-            table=LatencyTable(store, session.fingerprint, profile.protocols.row),
-            profile=profile,
-        )
+    with DeviceSession(profile) as session:
+        found = subject(plugin, module, profile, isa=session.isa, name=model or plugin.name)
+        with Store(table) as store:
+            rows = LatencyTable(store, session.fingerprint, profile.protocols.row)
+            yield _Opened(subject=found, session=session, table=rows, profile=profile)
 
 
 def _build_rows(opened: _Opened, progress: Progress) -> int:
@@ -274,7 +294,7 @@ def unrecovered_graph(
 
 
 def _must_exist(table: Path) -> None:
-    if not table.is_file():
+    if not os.path.exists(table):
         raise UsageError(f"no table at {table}", f"hwloop table build --table {table}")
 
 

@@ -7,20 +7,19 @@ arrays only, so the same code scores PyTorch, ONNX Runtime and TensorRT.
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwloop.errors import UsageError
-from hwloop.spec import call_user, load_object
-from hwloop.splits import FolderSplit, Split, TensorSplit
+from hwloop.spec import call_factory, call_user, load_object, needed_arguments, shown
+from hwloop.splits import FolderSplit, Split, TensorSplit, spread
 
 __all__ = [
     "ClassificationTask",
@@ -29,11 +28,13 @@ __all__ = [
     "Task",
     "TaskModel",
     "TensorSplit",
+    "as_model",
     "load_model",
     "validate_task",
 ]
 
 TaskModel: TypeAlias = nn.Module
+Maker: TypeAlias = Callable[[], nn.Module]  # a class or a function of the user's
 
 REQUIRED = ("example", "train", "search", "test", "loss", "metric")
 SPLITS = ("train", "search", "test")
@@ -117,31 +118,50 @@ class ClassificationTask(Task):
         return float((outputs.argmax(axis=1) == targets).mean())
 
 
-def load_model(task: Task, spec: str | None = None) -> TaskModel:
+def load_model(task: Task, spec: str | TaskModel | Maker | None = None) -> TaskModel:
     """A fresh network in eval mode: the one that SPEC names, or else the task's own.
 
     Args:
-        spec: names an nn.Module, or a class or function that returns one.
+        spec: a SPEC of what :func:`as_model` takes, or the object itself.
 
     Raises:
-        UsageError: see :func:`hwloop.spec.load_object`; or what was found is no nn.Module.
+        UsageError: see :func:`hwloop.spec.load_object` and :func:`as_model`.
     """
     if spec is None:
         what = f"model() of the task {task.name}"
-        found: Any = call_user(task.model, what=what)
-    else:
-        what = f"the model {spec}"
-        found = load_object(spec, what="the model")
-        if isinstance(found, nn.Module):  # belongs to the user's module: must not be changed
-            found = call_user(copy.deepcopy, found, what=f"copying {what}")
-        elif inspect.isclass(found) or inspect.isroutine(found):
-            found = call_user(found, what=what)
-    if not isinstance(found, nn.Module):
-        raise UsageError(
-            f"{what} is a {type(found).__name__}, not a torch.nn.Module",
-            "name a network, or a function without arguments that returns one with its weights",
-        )
-    return found.eval()
+        return _network(call_user(task.model, what=what), what).eval()
+    if isinstance(spec, str):
+        return as_model(load_object(spec, what="the model"), spec=spec)
+    return as_model(spec)
+
+
+def as_model(found: TaskModel | Maker, *, spec: str | None = None) -> TaskModel:
+    """A network in eval mode from what the user gave: a network, or a class or function of one.
+
+    A network is copied, because it belongs to the user's program and must not be changed.
+
+    Args:
+        spec: the SPEC that named it, or None when it was given as an object.
+
+    Raises:
+        UsageError: it is no network and makes none, or its class or function needs an argument.
+    """
+    what = f"the model {spec}" if spec else f"model={shown(found)}"
+    if isinstance(found, nn.Module):
+        what = f"the model {spec or type(found).__name__}"
+        copied: TaskModel = call_user(copy.deepcopy, found, what=f"copying {what}")
+        return copied.eval()
+    made: Any = call_factory(found, what=what, spec=spec) if callable(found) else found
+    return _network(made, what).eval()
+
+
+def _network(found: Any, what: str) -> TaskModel:
+    if isinstance(found, nn.Module):
+        return found
+    raise UsageError(
+        f"{what} is a {type(found).__name__}, not a torch.nn.Module",
+        "name a network, or a function without arguments that returns one with its weights",
+    )
 
 
 def validate_task(task: Task, model: TaskModel) -> None:
@@ -159,7 +179,7 @@ def validate_task(task: Task, model: TaskModel) -> None:
                 f"the task {task.name} has no {name}()",
                 f"add to {type(task).__name__}: def {name}(self, ...), see hwloop.task.Task.{name}",
             )
-    _check_weights(model)
+    _check_network(model)
     example = _checked_example(task)
     splits = {name: call_user(getattr(task, name), what=_method(task, name)) for name in SPLITS}
     for name, split in splits.items():
@@ -168,13 +188,9 @@ def validate_task(task: Task, model: TaskModel) -> None:
     model.eval()
     _outputs(task, model, example)
     inputs, targets = _probe(task, "train", splits["train"], example)
-    loss = call_user(task.loss, _outputs(task, model, inputs), targets, what=_method(task, "loss"))
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss)):
-        shown = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise UsageError(
-            f"{_method(task, 'loss')} returned {shown}, not one finite number",
-            "return a scalar tensor, e.g. nn.functional.cross_entropy(outputs, targets)",
-        )
+    learned = _outputs(task, model, inputs)
+    _check_loss(task, "loss", learned, targets)
+    _check_loss(task, "distillation_loss", learned, learned)
     inputs, targets = _probe(task, "search", splits["search"], example)
     outputs = _outputs(task, model, inputs).numpy()
     score: Any = call_user(task.metric, outputs, targets.numpy(), what=_method(task, "metric"))
@@ -187,11 +203,34 @@ def validate_task(task: Task, model: TaskModel) -> None:
         )
 
 
+def _check_loss(task: Task, name: str, outputs: Tensor, wanted: Tensor) -> None:
+    loss: Any = call_user(getattr(task, name), outputs, wanted, what=_method(task, name))
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss)):
+        given = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise UsageError(
+            f"{_method(task, name)} returned {given}, not one finite number",
+            "return a scalar tensor, e.g. nn.functional.cross_entropy(outputs, targets)",
+        )
+
+
 def _method(task: Task, name: str) -> str:
     return f"{name}() of the task {task.name}"
 
 
-def _check_weights(model: TaskModel) -> None:
+def _check_network(model: TaskModel) -> None:
+    needed = needed_arguments(model.forward)
+    if len(needed) > 1:
+        raise UsageError(
+            f"the network {type(model).__name__} takes {len(needed)} inputs "
+            f"({', '.join(needed)}), and hwloop compresses networks with one",
+            f"wrap it in an nn.Module whose forward({needed[0]}) calls it with the others fixed",
+        )
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise UsageError(
+                f"the network's {name} is {weight.dtype}, and hwloop starts from torch.float32",
+                "convert the network where it is made: return network.float()",
+            )
     for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise UsageError(
@@ -206,6 +245,11 @@ def _checked_example(task: Task) -> Tensor:
     if not isinstance(example, Tensor) or not example.is_floating_point():
         kind = example.dtype if isinstance(example, Tensor) else type(example).__name__
         raise UsageError(f"{what} returned {kind}, not a float tensor", "return a float tensor")
+    if example.dtype != torch.float32:
+        raise UsageError(
+            f"{what} returned {example.dtype}, and hwloop runs networks on torch.float32",
+            "convert the inputs where they are made, in example() and in the splits: .float()",
+        )
     if example.dim() < 2 or len(example) != 1:
         raise UsageError(
             f"{what} has shape {tuple(example.shape)}, not (1, ...)",
@@ -226,7 +270,7 @@ def _probe(task: Task, name: str, split: Any, example: Tensor) -> tuple[Tensor, 
     count = call_user(len, split, what=f"len() of {where}")
     if count == 0:
         raise UsageError(f"{where} is empty", f"return at least one sample from {name}()")
-    indices = np.unique(np.linspace(0, count - 1, min(count, PROBE_SIZE)).astype(np.int64))
+    indices = spread(count, PROBE_SIZE)
     pair: Any = call_user(split.batch, indices, what=f"batch() of {where}")
     is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
     if not is_pair or not all(isinstance(item, Tensor) for item in pair):
@@ -270,9 +314,8 @@ def _outputs(task: Task, model: TaskModel, inputs: Tensor) -> Tensor:
     try:
         outputs: Any = call_user(model, inputs, what=f"the network, given an input {shape},")
     except UsageError as error:
-        raise UsageError(
-            str(error), f"{_method(task, 'example')} must have the shape that the network expects"
-        ) from error
+        hint = f"{_method(task, 'example')} must have the shape that the network expects"
+        raise UsageError(error.message, hint) from error
     if not isinstance(outputs, Tensor):
         raise UsageError(
             f"the network returned a {type(outputs).__name__}, not one tensor",

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
+# The networks of the tests are so small that a second thread costs more than it brings, and very
+# much more where several tests run at once. Before torch is imported; children inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from board import Board, board
+
+from hwloop import link, targets
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,3 +45,15 @@ def reachable(there: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PATH", str(there.folder / "bin"), prepend=":")
     yield
     assert there.gone_within(10), "a worker was left on the board"
+
+
+@pytest.fixture
+def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker is started and no target is asked for anything."""
+
+    def touched(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a target was touched")
+
+    monkeypatch.setattr(targets.DeviceSession, "__enter__", touched)
+    monkeypatch.setattr(targets, "open_link", touched)
+    monkeypatch.setattr(link, "_started", touched)

@@ -65,7 +65,6 @@ def test_a_small_split_is_read_from_its_source_once() -> None:
     scored = ScoredSplit(Parity(), split)
     assert scored.score(itself) == scored.score(itself) == 1.0
     assert len(split.read) == COUNT
-    assert scored.fits_in_memory
 
 
 def test_the_first_reading_ended_early_is_not_taken_for_the_whole() -> None:

@@ -32,5 +32,5 @@ def test_impossible_options_are_refused(options: dict) -> None:
 
 
 def test_a_folder_that_is_no_run_cannot_be_loaded(tmp_path) -> None:
-    with pytest.raises(UsageError, match="candidate"):
+    with pytest.raises(UsageError, match="there is no network in"):
         hwloop.load(tmp_path)

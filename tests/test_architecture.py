@@ -16,17 +16,22 @@ ROOT = Path(hwloop.__file__).parent
 ORDER = (
     [
         "errors",
+        "versions",
         "stats",
+        "parsing",
         "records",
+        "choice",
         "space",
         "reward",
         "progress",
+        "inputs",
         "files",
         "hosts",
         "profile",
         "store",
+        "scope",
     ]
-    + ["table", "spec", "splits", "task", "demo", "tasks"]
+    + ["table", "spec", "sources", "splits", "task", "demo", "tasks"]
     + [
         "host_runtime",
         "compress.prune",
@@ -39,6 +44,7 @@ ORDER = (
     + [
         "distill",
         "accuracy",
+        "sanity",
         "export",
         "rowgraph",
         "rows",
@@ -49,11 +55,12 @@ ORDER = (
         "measure",
         "search",
     ]
-    + ["evaluate", "prepare", "runs", "finalists", "artefacts", "stages"]
-    + ["report", "tables", "benching", "plan", "doctor", "checking", "api"]
-    + ["cli_common", "cli_table", "cli_target", "cli"]
+    + ["identity", "evaluate", "prepare", "runs", "config", "trials", "finalists", "artefacts"]
+    + ["admission", "stages", "reading", "report", "tables", "modelfile", "benching", "options"]
+    + ["estimate", "plan", "doctor", "checking", "loading", "api"]
+    + ["cli_common", "cli_table", "cli_target", "cli", "__main__"]
 )
-PURE = ("errors", "records", "stats", "space", "reward")
+PURE = ("errors", "versions", "parsing", "records", "choice", "stats", "space", "reward")
 NUMBERS_ONLY = {"search", "reward", "records", "space", "errors", "stats"}
 
 

@@ -31,7 +31,7 @@ def found() -> Subject:
     task = TinyTask()
     profile = load_profile("fake")
     with DeviceSession(profile) as session:
-        return subject(task, task.model().eval(), profile, session, name="tiny")
+        return subject(task, task.model().eval(), profile, isa=session.isa, name="tiny")
 
 
 def contents(found: Subject, engine: Engine | None) -> dict[str, bytes]:

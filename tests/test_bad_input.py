@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny import HERE, ON_FAKE, SMALL, inside
+from tiny import HERE, MINI, ON_FAKE, SMALL, inside
+
+import hwloop
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -79,11 +83,20 @@ TASKS = {
 }
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    options: dict[str, Any] = {"evaluations": 4, "loop_steps": 1, "final_steps": 2}
+    options |= {"finalists": 1, "max_drop": None, "min_speedup": 1.05}
+    hwloop.optimize(task=MINI, target="fake", run=folder, **options)
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, capsys: Capsys) -> Path:
-    """A finished run: what must stay as it is."""
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run, as SMALL asks for it: what must stay as it is."""
     folder = tmp_path / "run"
-    assert inside(capsys, "optimize", *SMALL, "--run", folder).code == 0
+    shutil.copytree(finished, folder, symlinks=True)
     return folder
 
 

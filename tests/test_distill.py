@@ -112,9 +112,20 @@ def test_no_recovery_changes_nothing(recovery: Recovery) -> None:
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
-def test_a_loss_that_explodes_fails_the_candidate(recovery: Recovery) -> None:
-    with pytest.raises(CandidateError, match="recover: the loss is"):
-        recovery.recover(damaged(recovery.dense), Recipe(steps=30, peak_lr=1e6))
+def test_a_loss_that_explodes_at_every_rate_fails_the_candidate(recovery: Recovery) -> None:
+    with pytest.raises(CandidateError, match="training diverges at a peak rate of 1e"):
+        recovery.recover(damaged(recovery.dense), Recipe(steps=30, peak_lr=1e8))
+
+
+def test_a_rate_that_is_too_fast_is_lowered_and_begins_with_the_inherited_weights(
+    recovery: Recovery,
+) -> None:
+    fast, slow = damaged(recovery.dense), damaged(recovery.dense)
+    recovery.recover(fast, Recipe(steps=12, peak_lr=1.0))
+    recovery.recover(slow, Recipe(steps=12, peak_lr=0.1))
+    for name, value in slow.state_dict().items():
+        assert torch.equal(fast.state_dict()[name], value), name
+    assert distance(recovery.dense, fast) < 2 * distance(recovery.dense, damaged(recovery.dense))
 
 
 @pytest.mark.parametrize("value", ["0.9", float("nan"), None.__class__])

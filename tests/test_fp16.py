@@ -20,6 +20,7 @@ from hwloop.export import check_deployed, export_onnx, host_run
 from hwloop.fp16 import sort_nodes, to_fp16
 from hwloop.profile import TargetProfile, load_profile
 from hwloop.records import Action, Candidate
+from hwloop.scope import Scope
 from hwloop.store import Store
 from hwloop.targets import DeviceSession
 
@@ -116,15 +117,16 @@ def test_what_an_fp16_target_gets_is_fp16_and_int8(
 ) -> None:
     task, module = TinyTask(), network()
     with DeviceSession(fp16_profile()) as session, Store(tmp_path / "s.sqlite") as store:
-        found = subject(task, module, session.profile, session, name="tiny")
+        found = subject(task, module, session.profile, isa=session.isa, name="tiny")
         assert found.rules.recipe == "tensorrt"
         assert found.graph == to_fp16(found.float_graph) != found.float_graph
         evaluator = Evaluator(
             found,
             session,
-            store,
+            Scope(store, "tiny"),
             recovery=Recovery(task, module, seed=0),
             loop_recipe=NO_RECOVERY,
+            max_drop=None,
             protocol=session.profile.protocols.loop,
             simulated=True,
             clock=Stopwatch(),
@@ -151,4 +153,4 @@ def test_a_network_that_fp16_cannot_hold_is_refused_at_once() -> None:
         DeviceSession(fp16_profile()) as session,
         pytest.raises(UsageError, match=r"FP16: tensor 'fc.bias'"),
     ):
-        subject(TinyTask(), module, session.profile, session, name="tiny")
+        subject(TinyTask(), module, session.profile, isa=session.isa, name="tiny")

@@ -43,7 +43,7 @@ def session(profile: TargetProfile) -> Iterator[DeviceSession]:
 @pytest.fixture(scope="module")
 def demo(profile: TargetProfile, session: DeviceSession) -> Subject:
     task = load_task("demo")
-    return subject(task, load_model(task, None), profile, session, name="demo")
+    return subject(task, load_model(task, None), profile, isa=session.isa, name="demo")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_the_worker_says_what_it_runs_on(session: DeviceSession, profile: Target
 def test_a_layer_is_as_fast_as_itself(profile: TargetProfile, session: DeviceSession) -> None:
     """The protocol's noise: the dense demo against itself is within 2 %."""
     task = load_task("demo")
-    found = subject(task, load_model(task, None), profile, session, name="demo")
+    found = subject(task, load_model(task, None), profile, isa=session.isa, name="demo")
     dense = found.model(found.dense_candidate, found.graph)
     measured = measure.baseline(session, dense, profile.protocols.loop)
     assert measured.ratio == pytest.approx(1.0, abs=0.02)

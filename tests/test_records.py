@@ -70,7 +70,7 @@ GOLDEN = {
     ): "44021b6da33f9fa6186f6e6a4dd23ad436e2f22079d60f20ee55b77c45e074e2",
 }
 SIZES = st.integers(1, 4096)
-PAIRS = st.tuples(st.integers(0, 7), st.integers(0, 7))
+PAIRS = st.tuples(st.integers(1, 7), st.integers(1, 7))
 PRECISIONS = st.sampled_from(["fp32", "fp16", "int8"])
 CONFIGS = st.builds(
     LayerConfig,
@@ -79,7 +79,7 @@ CONFIGS = st.builds(
     out_channels=SIZES,
     kernel=PAIRS,
     stride=PAIRS,
-    padding=PAIRS,
+    padding=st.tuples(st.integers(0, 7), st.integers(0, 7)),
     groups=SIZES,
     precision_in=PRECISIONS,
     precision=PRECISIONS,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from board import Board, needs_board
-from tiny import SPEC, START, Said, environment, hwloop
+from tiny import MINI, START, Said, environment, hwloop
 
 import hwloop as package
 from hwloop.store import Store
@@ -22,7 +22,7 @@ SMALL = ("--evaluations", "4", "--loop-steps", "1", "--final-steps", "2", "--fin
 
 
 def optimize(target: Path, run: Path) -> Said:
-    return hwloop("optimize", "--task", SPEC, "--target", target, "--run", run, *SMALL)
+    return hwloop("optimize", "--task", MINI, "--target", target, "--run", run, *SMALL)
 
 
 def digests(run: Path) -> list[str]:
@@ -51,7 +51,7 @@ def test_a_real_run_is_measured_and_scored_on_the_board(there: Board, tmp_path: 
     assert report["best"]["latency_source"] == "device"
     assert report["best"]["metric_runtime"] == "onnxruntime"
     assert report["baseline"]["metric"] > 0.8
-    assert package.load(tmp_path / "run").training is False
+    assert package.load(tmp_path / "run", trust=True).training is False
     compared = hwloop("bench", tmp_path / "run", "--target", target, "--json")
     assert compared.code == 0, compared.err
     assert len(json.loads(compared.out)) == 2
@@ -60,7 +60,7 @@ def test_a_real_run_is_measured_and_scored_on_the_board(there: Board, tmp_path: 
 def test_a_killed_run_is_completed_by_repeating_it(there: Board, tmp_path: Path) -> None:
     target = there.profile(tmp_path / "there.toml")
     run = tmp_path / "run"
-    arguments = ("optimize", "--task", SPEC, "--target", str(target), "--run", str(run), *SMALL)
+    arguments = ("optimize", "--task", MINI, "--target", str(target), "--run", str(run), *SMALL)
     host = subprocess.Popen(
         [*START, *arguments],
         env=environment(),
@@ -83,7 +83,7 @@ def test_a_killed_run_is_completed_by_repeating_it(there: Board, tmp_path: Path)
 def test_a_table_is_built_on_the_board_row_by_row(there: Board, tmp_path: Path) -> None:
     target = there.profile(tmp_path / "there.toml", runtime="onnxruntime")
     table = tmp_path / "table.sqlite"
-    command = ("table", "build", "--task", SPEC, "--target", target, "--table", table, "--json")
+    command = ("table", "build", "--task", MINI, "--target", target, "--table", table, "--json")
     first = hwloop(*command)
     assert first.code == 0, first.err
     assert json.loads(first.out)["measured"] > 10

@@ -14,7 +14,7 @@ import pytest
 
 from hwloop.errors import HwloopError, UsageError
 from hwloop.files import write_atomically
-from hwloop.records import Action, Candidate, Trial, TrialState
+from hwloop.records import Action, Candidate, Measurement, Trial, TrialState
 from hwloop.store import Store
 
 WRITER = """
@@ -200,3 +200,131 @@ def test_a_folder_that_does_not_exist_is_an_error_with_a_fix(tmp_path: Path) -> 
 def test_a_place_that_cannot_be_written_is_named() -> None:
     with pytest.raises(HwloopError, match="cannot write /proc"):
         write_atomically(Path("/proc/hwloop.json"), b"x")
+
+
+# ---------------------------------------------------------------------------- reading only
+
+
+def test_reading_only_changes_and_creates_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "s # 1?.sqlite"
+    with Store(path) as store:
+        store.add("a", "k", 1)
+    before, names = path.read_bytes(), sorted(tmp_path.iterdir())
+    with Store(path, read_only=True) as store:
+        assert store.get("a", "k") == 1
+        assert store.trials() == []
+        with pytest.raises(HwloopError, match="readonly"):
+            store.add("a", "l", 2)
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == names
+    with pytest.raises(UsageError, match="no store at"):
+        Store(tmp_path / "missing.sqlite", read_only=True)
+    assert sorted(tmp_path.iterdir()) == names
+
+
+def test_an_empty_file_is_no_store_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    path.touch()
+    with pytest.raises(UsageError):
+        Store(path, read_only=True)
+    assert path.read_bytes() == b""
+
+
+def test_a_store_is_read_where_nothing_may_be_written() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "s.sqlite"
+        with Store(path) as store:
+            store.add("a", "k", 1)
+        path.chmod(0o444)
+        folder.chmod(0o555)
+        code = READER.format(path=str(path))
+        try:
+            command = [sys.executable, "-c", code]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        finally:
+            folder.chmod(0o755)
+        assert done.stdout.split() == ["1"]
+
+
+READER = """
+import os
+from pathlib import Path
+from hwloop.store import Store
+if os.getuid() == 0:
+    os.setuid(65534)
+print(Store(Path({path!r}), read_only=True).get("a", "k"))
+"""
+HALF = """
+import os, sys
+from pathlib import Path
+from hwloop.store import Store
+store = Store(Path(sys.argv[1]))
+store._db.execute("PRAGMA cache_size = 1")
+with store._writing() as db:
+    for number in range(2000):
+        db.execute("INSERT INTO records VALUES ('a', ?, '2')", (f"{number:0200d}",))
+    os._exit(0)
+"""
+
+
+def test_a_store_in_the_middle_of_a_write_is_for_its_writer_to_repair(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    with Store(path) as store:
+        store.add("a", "k", 1)
+    subprocess.run([sys.executable, "-c", HALF, str(path)], check=True)
+    assert path.with_name("s.sqlite-journal").exists()
+    with pytest.raises(UsageError, match="middle of a write"):
+        Store(path, read_only=True)
+    with Store(path) as store:
+        assert store.all("a") == {"k": 1}
+    with Store(path, read_only=True) as store:
+        assert store.all("a") == {"k": 1}
+
+
+# ------------------------------------------------------------------- what others have stored
+
+
+def test_values_are_added_together_or_not_at_all(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.sqlite") as store:
+        with pytest.raises(ValueError):
+            store.add_all([("a", "k", 1), ("a", "l", float("nan"))])
+        assert store.all("a") == {}
+        store.add_all([("a", "k", 1), ("a", "l", 2)])
+        assert store.all("a") == {"k": 1, "l": 2}
+
+
+def test_a_value_of_the_wrong_shape_is_damage(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add("latency", "k", {"samples_ms": ["1"]})
+        with pytest.raises(UsageError, match=r"is damaged: latency 'k'.*samples_ms") as caught:
+            store.get("latency", "k", Measurement.from_json)
+        assert caught.value.hint
+        with pytest.raises(UsageError, match="is damaged"):
+            store.all("latency", Measurement.from_json)
+        assert store.get("latency", "other", Measurement.from_json) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "number = 7",
+        "digest = 'x'",
+        "value = '{}'",
+        "value = 'null'",
+        """value = replace(value, '"number":0', '"number":true')""",
+        """value = replace(value, '"amount":0.5', '"amount":-0.5')""",
+        """value = replace(value, '"because"', 'null')""",
+        """value = replace(value, '"failed"', '"complete"')""",
+        """value = replace(value, '"wall_s":0.0', '"wall_s":1e999')""",
+        """value = x'ff'""",
+    ],
+)
+def test_an_altered_trial_is_damage(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "s.sqlite"
+    with Store(path) as store:
+        store.add_trial(failed(0, 0.5))
+    with sqlite3.connect(path) as raw:
+        assert raw.execute(f"UPDATE trials SET {change}").rowcount == 1  # noqa: S608
+    with Store(path) as store, pytest.raises(UsageError, match="is damaged: trial"):
+        store.trials()

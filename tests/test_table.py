@@ -25,6 +25,7 @@ from hwloop.table import (
     fit,
     import_rows,
     prediction_error,
+    read_rows,
 )
 
 HERE = Fingerprint(device="here", runtime="r", runtime_version="1")
@@ -134,7 +135,7 @@ def test_export_and_import_keep_every_row(tmp_path: Path) -> None:
         filled(store, (REFERENCE,))
         assert export_rows(store, lines.append) == 2
     with Store(tmp_path / "b.sqlite") as other:
-        assert import_rows(other, lines, Path("rows.jsonl")) == 2
+        assert import_rows(other, read_rows(lines, Path("rows.jsonl"))) == 2
         assert LatencyTable(other, HERE, ROW).row_ms(REFERENCE) == pytest.approx(0.01)
 
 
@@ -147,7 +148,7 @@ def test_export_and_import_keep_every_row(tmp_path: Path) -> None:
         (2, {"config": {"op": "conv"}}, "line 3"),
     ],
 )
-def test_an_altered_line_is_named_and_nothing_is_stored(
+def test_an_altered_line_is_named(
     tmp_path: Path, line: int, change: dict[str, object], said: str
 ) -> None:
     lines: list[str] = []
@@ -155,15 +156,13 @@ def test_an_altered_line_is_named_and_nothing_is_stored(
         filled(store, (REFERENCE,))
         export_rows(store, lines.append)
     lines[line] = json.dumps({**json.loads(lines[line]), **change})
-    with Store(tmp_path / "b.sqlite") as other:
-        with pytest.raises(UsageError, match=said):
-            import_rows(other, lines, Path("rows.jsonl"))
-        assert other.all("population") == {}
+    with pytest.raises(UsageError, match=said):
+        read_rows(lines, Path("rows.jsonl"))
 
 
 def test_broken_json_is_named() -> None:
-    with Store(Path(":memory:")) as store, pytest.raises(UsageError, match="line 1"):
-        import_rows(store, ["{"], Path("rows.jsonl"))
+    with pytest.raises(UsageError, match="line 1"):
+        read_rows(["{"], Path("rows.jsonl"))
 
 
 def test_the_error_of_predictions() -> None:

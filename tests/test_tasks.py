@@ -229,13 +229,13 @@ class TestDownload:
         source.write_bytes(b"replaced")
         target.parent.mkdir()
         with pytest.raises(EnvironmentProblem, match="expected 000"):
-            download.fetch(source.as_uri(), target, md5="000")
+            download.fetch(source.as_uri(), target, md5="000", size_bytes=8)
         assert not list(target.parent.iterdir())
 
     def test_unreachable_address_says_how_to_do_without(self, tmp_path: Path) -> None:
         missing = (tmp_path / "missing").as_uri()
         with pytest.raises(EnvironmentProblem, match="cannot download") as caught:
-            download.fetch(missing, tmp_path / "target", md5="000")
+            download.fetch(missing, tmp_path / "target", md5="000", size_bytes=8)
         assert "--data" in caught.value.hint
         assert not list(tmp_path.iterdir())
 

@@ -24,10 +24,11 @@ from hwloop.task import ClassificationTask
 
 HERE = Path(__file__).resolve().parent
 SPEC = f"{HERE / 'tiny.py'}:TinyTask"
+MINI = f"{HERE / 'tiny.py'}:MiniTask"
 START = (sys.executable, "-c", "from hwloop.cli import run; run()")
-ON_FAKE = ("--task", SPEC, "--target", "fake")
+ON_FAKE = ("--task", MINI, "--target", "fake")
 SMALL = (*ON_FAKE, "--evaluations", "4", "--loop-steps", "1", "--final-steps", "2")
-SMALL = (*SMALL, "--finalists", "1", "--min-speedup", "1.05")
+SMALL = (*SMALL, "--finalists", "1", "--max-drop", "none", "--min-speedup", "1.05")
 
 CLASSES = 4
 CHANNELS = 16
@@ -99,21 +100,51 @@ class TinyTask(ClassificationTask):
 
 
 @functools.cache
-def split(part: str) -> TensorSplit:
-    """A fixed pattern per class, under noise."""
+def split(part: str, times: int = 1) -> TensorSplit:
+    """A fixed pattern per class, under noise; ``times`` as many samples."""
     patterns = torch.randn(CLASSES, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     seed = 2 + list(COUNTS).index(part)
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(COUNTS[part]) % CLASSES
-    noise = torch.randn(COUNTS[part], 1, 8, 8, generator=generator)
+    labels = torch.arange(COUNTS[part] * times) % CLASSES
+    noise = torch.randn(COUNTS[part] * times, 1, 8, 8, generator=generator)
     return TensorSplit(patterns[labels] + NOISE * noise, labels)
 
 
-def network() -> TinyNet:
+class MiniNet(TinyNet):
+    """The same without blocks: two groups, for tests of what surrounds a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.block1
+        self.block2 = nn.Sequential(
+            nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False),
+            nn.BatchNorm2d(CHANNELS),
+            nn.ReLU(),
+        )
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.block2(self.relu(self.bn(self.conv(x))))
+        out: Tensor = self.flatten(self.pool(x))
+        return out
+
+
+class MiniTask(TinyTask):
+    """With 256 search samples, which raise no doubts."""
+
+    name = "mini"
+
+    def model(self) -> nn.Module:
+        return network(MiniNet)
+
+    def search(self) -> TensorSplit:
+        return split("search", 2)
+
+
+def network(kind: type[TinyNet] = TinyNet) -> TinyNet:
     """The same weights every time; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = TinyNet()
+        net = kind()
     inputs, labels = split("train").batch(range(COUNTS["train"]))
     with torch.no_grad():
         norms = [child for child in net.modules() if isinstance(child, nn.BatchNorm2d)]
@@ -183,6 +214,16 @@ def inside(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Said:
             signal.signal(number, handler)
     said = capsys.readouterr()
     return Said(code=int(left.value.code or 0), out=said.out, err=said.err)
+
+
+def is_refused(said: Said, *parts: str) -> None:
+    """One sentence on what is wrong, one line on what to do."""
+    assert said.code == 2, said.err or said.out
+    assert said.out == ""
+    lines = said.err[said.err.index("hwloop: ") :].splitlines()
+    assert len(lines) == 2, said.err
+    assert lines[1].startswith("  fix: ")
+    assert all(part in said.err for part in parts), said.err
 
 
 def profile(path: Path, body: str = "") -> Path:

@@ -4,3 +4,7 @@ The host sends these files over the connection and starts :func:`hwloop.device.s
 import nothing else of hwloop, so a board needs no installation. Devices return samples, never
 decisions.
 """
+
+
+class SettingsRefused(ValueError):
+    """What the profile asks for cannot be had on this machine."""

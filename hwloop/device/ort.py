@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from hwloop.device import harness, state
+from hwloop.device import SettingsRefused, harness, state
 
 INPUT_SEED = 7
 
@@ -21,12 +21,20 @@ class OrtRuntime:
 
     Args:
         settings: ``threads``: intra-op threads, pinned to as many cores while timing.
+
+    Raises:
+        SettingsRefused: more threads than cores: they would take turns, and time themselves so.
     """
 
     name = "onnxruntime"
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.threads = int(settings.get("threads", 1))
+        cores = len(state.usable_cores())
+        if self.threads > cores:
+            raise SettingsRefused(
+                f"settings.threads is {self.threads}, only {cores} cores can be used there"
+            )
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -96,6 +104,9 @@ class OrtRuntime:
 def bound_run(session: Any) -> Callable[[], None]:
     """A call without arguments that runs the session on seeded inputs in preallocated memory."""
     rng = np.random.default_rng(INPUT_SEED)
+    for tensor in session.get_inputs():
+        if not all(isinstance(size, int) for size in tensor.shape):
+            raise ValueError(f"input {tensor.name!r} has no fixed shape: {tensor.shape}")
     inputs = {t.name: random_input(t.type, t.shape, rng) for t in session.get_inputs()}
     names = [tensor.name for tensor in session.get_outputs()]
     # The first run tells the shapes of the outputs, and plans the session's memory.

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from hwloop.device import SettingsRefused
 from hwloop.device.lock import BoardBusy, acquire
 from hwloop.device.replies import Replies
 
@@ -31,6 +32,9 @@ RUNTIMES = {
 }
 STAGES = {"infer": "score", "build": "build", "engine": "build"}  # elsewhere: run
 PARENT_POLL_S = 0.5
+TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "1")
+"""ONNX Runtime would report what it runs, in the middle of timing it; see hwloop.host_runtime."""
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -178,10 +182,14 @@ def serve(channel: Any, pulse: Any, options: dict[str, Any]) -> None:
         _end_with_parent()
     try:
         lock = acquire(options["supersedes"]) if options["lock"] else None
+        os.environ.setdefault(*TELEMETRY_OFF)
         module, name = RUNTIMES[options["runtime"]]
         runtime = getattr(importlib.import_module(module), name)(options["settings"])
     except BoardBusy as error:
         channel.send({"id": 0, "error": {"stage": "busy", "message": str(error)}})
+        return
+    except SettingsRefused as error:
+        channel.send({"id": 0, "error": {"stage": "settings", "message": str(error)}})
         return
     except Exception as error:  # the boundary: the host says what is missing, and what helps
         message = f"{type(error).__name__}: {error}"[:2000]

@@ -27,7 +27,7 @@ from hwloop.doctor.check import (
     room,
     tensorrt_problem,
 )
-from hwloop.profile import TargetProfile
+from hwloop.profile import TargetProfile, document
 
 NEEDED = {
     "torch": "2.10",
@@ -217,7 +217,8 @@ def _unverified(profile: TargetProfile) -> Check:
         what = f"target {profile.name!r} computes latencies: nothing of it is measured"
         return Check(state=OK, what=what)
     what = f"the project has not run target {profile.name!r} on real hardware yet"
-    return Check(state=WARN, what=what, fix="docs/on-hardware.md says what to look at and to send")
+    fix = f"{document('docs/on-hardware.md')} says what to look at and to send"
+    return Check(state=WARN, what=what, fix=fix)
 
 
 def _version(name: str) -> str | None:

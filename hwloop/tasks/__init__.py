@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwloop.errors import UsageError, closest
-from hwloop.spec import call_user, load_object
+from hwloop.spec import call_factory, load_object, shown
 
 if TYPE_CHECKING:  # the names below are shown by --help, which must not wait for torch
     from hwloop.task import Task
@@ -18,6 +18,26 @@ TASKS: dict[str, str] = {
     "cifar10": "CIFAR-10 for a MODEL of yours; --data FOLDER or download",
     "images": "image folders in ImageNet's layout for a MODEL of yours; needs --data FOLDER",
 }
+
+_EXPECTED = (
+    "give an object or a class derived from hwloop.task.ClassificationTask or hwloop.task.Task, "
+    "a function that returns one, or a shipped task's name: " + ", ".join(TASKS)
+)
+
+
+def task_for(model: Any, task: Any) -> Any:
+    """The task that goes with a model: the demo where neither is given.
+
+    Raises:
+        UsageError: a model without a task: no data set goes without saying.
+    """
+    if task is None and model is not None:
+        raise UsageError(
+            "a MODEL needs the data that it was trained for, and there is no --task",
+            "--task my.py:MyTask, or a shipped task: --task images --data FOLDER "
+            "(--task demo is Fashion-MNIST)",
+        )
+    return "demo" if task is None else task
 
 
 def load_task(spec: str, *, data: Path | None = None) -> Task:
@@ -42,17 +62,24 @@ def load_task(spec: str, *, data: Path | None = None) -> Task:
     return as_task(found, spec=spec)
 
 
-def as_task(found: Any, *, spec: str) -> Task:
-    """A task from what the user gave: a class is instantiated, a function is called."""
+def as_task(found: Any, *, spec: str | None = None) -> Task:
+    """A task from what the user gave: a class is instantiated, a function is called.
+
+    Args:
+        spec: the SPEC that named it, or None when it was given as an object.
+
+    Raises:
+        UsageError: it is no task and makes none, or its class or function needs an argument.
+    """
     from hwloop.task import Task
 
-    if inspect.isclass(found) or inspect.isroutine(found):
-        found = call_user(found, what=f"the task {spec}")
+    what, verb = f"the task {spec}" if spec else f"task={shown(found)}", "is"
+    if inspect.isclass(found) and not issubclass(found, Task):
+        raise UsageError(f"{what} is a class, but none of a Task", _EXPECTED)
+    if not isinstance(found, Task) and callable(found):
+        found, verb = call_factory(found, what=what, spec=spec), "returned"
     if not isinstance(found, Task):
-        raise UsageError(
-            f"the task {spec} is a {type(found).__name__}, not a Task",
-            "derive it from hwloop.task.ClassificationTask or hwloop.task.Task",
-        )
+        raise UsageError(f"{what} {verb} a {type(found).__name__}, not a Task", _EXPECTED)
     return found
 
 

@@ -19,6 +19,7 @@ from hwloop.tasks.download import cache_folder, fetch
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+SIZE_BYTES = 170_052_171
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILES = ("test_batch.bin",)
 FILES = TRAIN_FILES + TEST_FILES
@@ -104,7 +105,7 @@ def _downloaded() -> Path:
     if not all((folder / name).is_file() for name in FILES):
         archive = folder / "cifar-10-binary.tar.gz"
         if not archive.is_file():
-            fetch(URL, archive, md5=MD5)
+            fetch(URL, archive, md5=MD5, size_bytes=SIZE_BYTES)
         extract(archive, folder)
         archive.unlink()
     return folder

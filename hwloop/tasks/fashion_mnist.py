@@ -25,6 +25,12 @@ MD5 = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+SIZE_BYTES = {
+    "train-images-idx3-ubyte.gz": 26_421_880,
+    "train-labels-idx1-ubyte.gz": 29_515,
+    "t10k-images-idx3-ubyte.gz": 4_422_102,
+    "t10k-labels-idx1-ubyte.gz": 5_148,
+}
 
 
 class FashionMnistTask(ClassificationTask):
@@ -82,7 +88,7 @@ def _downloaded() -> Path:
     folder = cache_folder("fashion-mnist")
     for name, md5 in MD5.items():
         if not (folder / name).is_file():
-            fetch(URL + name, folder / name, md5=md5)
+            fetch(URL + name, folder / name, md5=md5, size_bytes=SIZE_BYTES[name])
     return folder
 
 

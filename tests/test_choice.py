@@ -1,0 +1,242 @@
+"""What ships is the best network that was seen, by one rule, whatever the search and finals did."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hwloop import choice, finalists
+from hwloop.choice import Seen
+from hwloop.distill import Recipe
+from hwloop.errors import CandidateError
+from hwloop.evaluate import Built, Scored
+from hwloop.files import RunFolder
+from hwloop.finalists import Finals
+from hwloop.progress import Progress
+from hwloop.records import (
+    KEEP,
+    Candidate,
+    Goal,
+    LatencySource,
+    Measurement,
+    Outcome,
+    Trial,
+    TrialState,
+)
+from hwloop.scope import Scope
+from hwloop.space import ACTIONS
+from hwloop.store import IN_MEMORY, Store
+
+GROUPS = 3
+BASELINE_MS = 10.0
+DENSE = Candidate(actions=(KEEP,) * GROUPS)
+FINAL_STEPS = 300
+
+
+class World:
+    """Made-up figures of every candidate, the same whenever it is asked; stands in for a device.
+
+    Args:
+        seed: of the figures. Latencies are coarse, so that ties occur.
+        hopeless: distillation makes everything worse.
+    """
+
+    def __init__(self, seed: int, *, max_drop: float | None, hopeless: bool) -> None:
+        self.seed = seed
+        self.max_drop = max_drop
+        self.hopeless = hopeless
+        self.subject = SimpleNamespace(dense_candidate=DENSE)
+        self.session = SimpleNamespace(forget=lambda model: None)
+        self.source = LatencySource.DEVICE
+        self.loop_recipe = Recipe(steps=20)
+        self.store = Scope(Store(IN_MEMORY), "made")
+        self.baseline = self._latency(DENSE)
+        self.built = 0
+
+    def _draw(self, candidate: Candidate, what: str) -> random.Random:
+        return random.Random(f"{self.seed} {candidate.digest()} {what}")
+
+    def _latency(self, candidate: Candidate) -> Measurement:
+        ratio = 1.0
+        if candidate != DENSE:
+            ratio = self._draw(candidate, "ms").choice([0.2, 0.5, 0.75, 0.8, 0.98, 0.995, 1.0, 1.3])
+        return Measurement(
+            samples_ms=(BASELINE_MS * ratio,) * 25,
+            reference_ms=(BASELINE_MS,) * 25,
+            reference_latency_ms=BASELINE_MS,
+        )
+
+    def latency(self, candidate: Candidate) -> Measurement:
+        return self._latency(candidate)
+
+    def measurement(self, built: Built) -> Measurement:
+        return self._latency(built.candidate)
+
+    def build(self, candidate: Candidate, recipe: Recipe, tick: Any = None) -> Built:
+        self.built += 1
+        if self._draw(candidate, f"fails {recipe.steps}").random() < 0.1:
+            raise CandidateError("build", "made to fail")
+        model: Any = (candidate, recipe.steps)
+        return Built(candidate=candidate, module=nn.Linear(1, 1), model=model)
+
+    def scored(self, model: Any) -> Scored:
+        candidate, steps = model
+        rng = self._draw(candidate, f"drop {steps}")
+        drop = rng.choice([-0.01, 0.0, 0.004, 0.009, 0.01, 0.02, 0.1, 0.5])
+        if self.hopeless and steps == FINAL_STEPS:
+            drop = 0.6
+        upper = None
+        if self.max_drop is None:
+            upper = drop
+        elif drop <= self.max_drop:
+            upper = drop + rng.choice([0.0, 0.001, 0.005])
+        return Scored(metric=0.9 - drop, drop=drop, upper_drop=upper)
+
+    def trial(self, number: int, candidate: Candidate) -> Trial:
+        shared: Any = {"number": number, "candidate": candidate, "source": "made"}
+        try:
+            self.build(candidate, self.loop_recipe)
+        except CandidateError as error:
+            return Trial(**shared, state=TrialState.FAILED, reason=str(error))
+        scored = self.scored((candidate, self.loop_recipe.steps))
+        measurement = self._latency(candidate)
+        outcome = Outcome(
+            metric=scored.metric,
+            metric_drop=scored.drop,
+            upper_drop=scored.upper_drop,
+            latency_ms=measurement.latency_ms,
+            latency_source=self.source,
+            measurement=measurement,
+        )
+        return Trial(**shared, state=TrialState.COMPLETE, outcome=outcome)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_files() -> Any:
+    """Hundreds of histories write thousands of files that nobody needs on a disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finalists, "write_atomically", lambda path, data: path.write_bytes(data))
+        yield
+
+
+CANDIDATES = st.tuples(*[st.sampled_from(ACTIONS)] * GROUPS).map(lambda a: Candidate(actions=a))
+GOALS = st.builds(
+    Goal,
+    max_drop=st.sampled_from([0.0, 0.005, 0.01, 0.03, None]),
+    max_latency_ms=st.sampled_from([None, None, 1.0, 4.0, 8.0]),
+    min_speedup=st.sampled_from([None, None, 1.2, 3.0]),
+).filter(lambda goal: goal != Goal())
+
+
+def predictor(world: World) -> Callable[[Any], float]:
+    """Sometimes right, sometimes not: some changes look as if they gained nothing."""
+
+    def predict(choices: Any) -> float:
+        drawn = random.Random(f"{world.seed} {tuple(choices)}")
+        return drawn.choice([4.0, 4.01, 6.0])
+
+    return predict
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    candidates=st.lists(CANDIDATES, max_size=12, unique=True),
+    goal=GOALS,
+    count=st.integers(1, 4),
+    hopeless=st.booleans(),
+)
+def test_nothing_that_was_seen_and_meets_the_goal_is_faster_than_what_ships(
+    seed: int, candidates: list[Candidate], goal: Goal, count: int, hopeless: bool
+) -> None:
+    world = World(seed, max_drop=goal.max_drop, hopeless=hopeless)
+    trials = [world.trial(number, candidate) for number, candidate in enumerate(candidates)]
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder(Path(path))
+        folder.create()
+        made: Any = world
+        finals = Finals(
+            made,
+            folder,
+            goal=goal,
+            recipe=Recipe(steps=FINAL_STEPS),
+            count=count,
+            progress=Progress(),
+        )
+        predict: Any = predictor(world)
+        limit = None if goal.max_drop is None else 4 * goal.max_drop
+        shipped = finals.choose(trials, predict, loop_max_drop=limit)
+        seen = finals.seen(trials)
+    useful = [item for item in seen if item.faster and choice.within_drop(item, goal)]
+    met = [item for item in useful if choice.meets(item, goal, baseline_ms=BASELINE_MS)]
+    if shipped is None:
+        assert not useful, "dense ships although something within the drop was faster"
+        return
+    found = shipped.seen
+    assert found.faster
+    assert choice.within_drop(found, goal)
+    if met:
+        assert choice.meets(found, goal, baseline_ms=BASELINE_MS)
+    if goal.max_drop is None and met:
+        assert all(found.drop <= other.drop for other in met)
+    else:
+        assert all(found.latency_ms <= other.latency_ms for other in met or useful)
+    assert shipped.built.candidate == found.candidate
+
+
+def seen(**changes: Any) -> Seen:
+    usual = Seen(candidate=DENSE, steps=20, latency_ms=5.0, faster=True, drop=0.0, upper_drop=0.002)
+    return replace(usual, **changes)
+
+
+def test_a_drop_is_within_the_goal_only_with_its_bound() -> None:
+    goal = Goal(max_drop=0.01)
+    assert choice.within_drop(seen(upper_drop=0.01), goal)
+    assert not choice.within_drop(seen(drop=0.009, upper_drop=0.011), goal)
+    assert not choice.within_drop(seen(drop=0.02, upper_drop=None), goal)
+
+
+def test_where_the_latency_is_missed_the_fastest_within_the_drop_ships() -> None:
+    goal = Goal(max_drop=0.01, min_speedup=4.0)
+    slow, fast = seen(latency_ms=6.0), seen(latency_ms=5.0)
+    reckless = seen(latency_ms=1.0, drop=0.3, upper_drop=None)
+    assert choice.best([slow, reckless, fast], goal, baseline_ms=BASELINE_MS) == fast
+
+
+def test_what_was_seen_is_said_when_the_dense_network_ships() -> None:
+    goal = Goal(max_drop=0.01)
+    reckless = seen(drop=0.3, upper_drop=None, latency_ms=2.5)
+    text = choice.summary([reckless, seen(faster=False)], goal)
+    assert "1 of 2 networks" in text
+    assert "+0.3000" in text
+    failed = choice.summary([seen(faster=False)], goal, failures=["build: no kernel", "x"])
+    assert "none of 1 networks" in failed
+    assert "2 failed, the first: build: no kernel" in failed
+
+
+def test_a_candidate_of_the_search_ships_when_every_finalist_misses(tmp_path: Path) -> None:
+    world = World(3, max_drop=0.02, hopeless=True)
+    goal = Goal(max_drop=0.02)
+    candidates = [Candidate(actions=(action, KEEP, KEEP)) for action in ACTIONS[1:]]
+    trials = [world.trial(number, candidate) for number, candidate in enumerate(candidates)]
+    folder = RunFolder(tmp_path)
+    folder.create()
+    made: Any = world
+    predict: Any = lambda choices: 10.0 - sum(map(bool, choices))  # noqa: E731
+    finals = Finals(
+        made, folder, goal=goal, recipe=Recipe(steps=FINAL_STEPS), count=2, progress=Progress()
+    )
+    shipped = finals.choose(trials, predict, loop_max_drop=0.08)
+    assert shipped is not None
+    assert shipped.seen.steps == world.loop_recipe.steps
+    assert {item.steps for item in finals.seen(trials)} == {20, FINAL_STEPS}
