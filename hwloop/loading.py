@@ -118,12 +118,18 @@ def _with_weights(
     state: dict[str, Tensor],
     path: Path,
 ) -> nn.Module:
-    network = describe(dense, example, dense_graph(dense, example, name="the model"), name="load")
+    ours = "give the dense network that the run began with"
+    try:
+        graph = dense_graph(dense, example, name="the dense network")
+        network = describe(dense, example, graph, name="the dense network")
+    except UsageError as error:
+        shape = "x".join(map(str, example.shape))
+        raise UsageError(f"{error.message} (for the run's input of {shape})", ours) from error
     if len(candidate.actions) != len(network.groups):
         raise UsageError(
             f"{path} decides {len(candidate.actions)} groups, the network has "
             f"{len(network.groups)}: they do not belong together",
-            "give the dense network that the run began with",
+            ours,
         )
     try:
         module = compress(dense, example, network, candidate=candidate, rules=rules)
@@ -135,7 +141,7 @@ def _with_weights(
         first = str(error).splitlines()[0]
         raise UsageError(
             f"the weights in {path.parent} do not fit the network: {first}",
-            "give the dense network that the run began with",
+            ours,
         ) from error
     return module
 

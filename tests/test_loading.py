@@ -113,7 +113,7 @@ def test_the_same_through_a_link(
 
 
 def test_another_network_does_not_fit(project: Path) -> None:
-    for other in (network(), nn.Sequential(nn.Flatten(), nn.Linear(64, 4))):
+    for other in (network(), nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), nn.Linear(1, 1)):
         with pytest.raises(hwloop.UsageError) as caught:
             hwloop.load(project / "runs" / "mine", model=other)
         assert "the dense network that the run began with" in caught.value.hint
