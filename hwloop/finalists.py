@@ -115,7 +115,7 @@ class Finals:
         steps = self.evaluator.loop_recipe.steps
         for trial in trials:
             if trial.outcome is not None and trial.candidate != self._dense:
-                found.append(_seen_of(trial.candidate, trial.outcome, steps=steps))
+                found.append(_seen_of(trial, steps=steps))
         return found
 
     def summary(self, trials: Sequence[Trial]) -> str:
@@ -313,12 +313,13 @@ def _key(candidate: Candidate, recipe: Recipe) -> str:
     return digest([candidate, recipe])
 
 
-def _seen_of(candidate: Candidate, outcome: Outcome, *, steps: int) -> Seen:
+def _seen_of(trial: Trial, *, steps: int) -> Seen:
+    outcome = _outcome(trial)
     return Seen(
-        candidate=candidate,
+        candidate=trial.candidate,
         steps=steps,
         latency_ms=outcome.latency_ms,
-        faster=outcome.measurement is not None and choice.is_faster(outcome.measurement),
+        faster=_is_faster(trial),
         drop=outcome.metric_drop,
         upper_drop=outcome.upper_drop,
     )

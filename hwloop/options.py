@@ -107,8 +107,7 @@ def goal_of(max_drop: Any, max_latency_ms: Any, min_speedup: Any) -> Goal:
 
 def run_folder(run: Any) -> Path:
     """The folder of a run. Raises UsageError for a name that is none."""
-    text = path_text("run", run)
-    return Path(text)
+    return Path(path_text("run", run))
 
 
 def target_name(target: Any) -> str:
