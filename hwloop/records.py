@@ -309,6 +309,8 @@ class Measurement:
         stopped: what ended the sampling: precise, time or count.
         temperature_c: when the measurement ended, or None where there is no sensor.
         launch_overhead_ms: what a plain launch costs more than a replay of a CUDA graph.
+        reformats: layers of the candidate's engine that only change a layout or a type, where the
+            runtime tells.
         unstable: why the measurement should not be trusted; empty when it is stable.
     """
 
@@ -319,6 +321,7 @@ class Measurement:
     stopped: str = "precise"
     temperature_c: float | None = None
     launch_overhead_ms: float | None = None
+    reformats: int | None = None
     unstable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -387,6 +390,7 @@ _MEASUREMENT: dict[str, Check] = {
     "stopped": a_text(40, ANY_TEXT),
     "temperature_c": optional(a_number(-300, 1e4)),
     "launch_overhead_ms": optional(a_number(-1e9, 1e9)),
+    "reformats": optional(an_int(0, LARGEST_INT)),
     "unstable": a_list(a_text(1000, ANY_TEXT), 0, 100),
 }
 
