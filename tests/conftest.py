@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        # Where two processes share the tests, one takes whole files, which share their fixtures,
+        # and all that needs a board: only one worker at a time may measure on that.
+        on_board = "there" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("board" if on_board else item.path.name))
     if config.getoption("--target"):
         return
     for item in items:
