@@ -2,9 +2,10 @@
 
 Random candidates of the demo network and of ResNet-18 (mixed widths, mixed precisions) go through
 pruning, export, the TensorRT recipe and FP16, then through the parser and the builder of TensorRT
-for RTX, on the CPU. So does every row that their latency tables can need. The bar: none is refused.
+for RTX, on the CPU. So does every row that their latency tables can need, with inputs and outputs
+in layouts of the builder's choice. The bar: none is refused.
 
-    python benchmarks/trt_build.py [N=200]
+    python benchmarks/trt_build.py [N=200]     N=0: the rows alone, and no result is written
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torchvision
 from common import print_table, write_result
 
 from hwloop import space
+from hwloop.device import trt_build
 from hwloop.errors import CandidateError, EnvironmentProblem
 from hwloop.export import export_onnx
 from hwloop.model import describe
@@ -78,18 +80,24 @@ def candidates(
 def rows(
     module: torch.nn.Module, example: torch.Tensor, *, name: str
 ) -> tuple[list[Proof], list[str]]:
-    """The same of every row that the network's table can need."""
+    """The same of every row that the network's table can need, built as a row is."""
     network = describe(module, example, export_onnx(module, example), name=name)
     proofs: list[Proof] = []
     refused: list[str] = []
     for config in (REFERENCE, EMPTY, *space.reachable_configs(network, RULES)):
         try:
-            proof = prove(row_onnx(config, RULES.recipe))
-        except CandidateError as error:
+            record = trt_build.prove(row_onnx(config, RULES.recipe), trt=bindings(), row=True)
+        except trt_build.BuildFailed as error:
             refused.append(f"{config}: {error}")
             continue
-        if proof is not None:
-            proofs.append(proof)
+        proofs.append(
+            Proof(
+                builder=record["version"],
+                dtypes=tuple(sorted(record["dtypes"].items())),
+                build_s=record["build_s"],
+                engine_bytes=record["engine_bytes"],
+            )
+        )
     print(f"{name}: {len(proofs)} rows, {len(refused)} refused", file=sys.stderr)
     return proofs, refused
 
@@ -122,14 +130,17 @@ def main() -> None:
     found: dict[str, Any] = {}
     halves = {"demo": count - count // 2, "resnet18": count // 2}
     for name, (module, example) in networks().items():
-        print(f"{name}: {halves[name]} candidates", file=sys.stderr)
-        found[f"{name} candidates"] = summary(
-            *candidates(module, example, name=name, count=halves[name])
-        )
+        if count:
+            print(f"{name}: {halves[name]} candidates", file=sys.stderr)
+            found[f"{name} candidates"] = summary(
+                *candidates(module, example, name=name, count=halves[name])
+            )
         found[f"{name} rows"] = summary(*rows(module, example, name=name))
     names = ("built", "refused", "median_build_s", "max_build_s", "layer_dtype_shares")
     lines = [[kind, *(str(value[name]) for name in names)] for kind, value in found.items()]
     print_table([["", *names], *lines])
+    if not count:
+        return
     write_result(
         "trt_build",
         {

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DEVICE = ROOT / "hwloop" / "device"
 RESULT = ROOT / "tests" / "data" / "trt_api_names.json"
-SOURCES = ("trt", "trt_audit", "trt_build", "trt_cache", "trt_run", "trt_timing")
+SOURCES = ("trt", "trt_audit", "trt_build", "trt_cache", "trt_run", "trt_sampling", "trt_timing")
 WHEELS = {
     "10.3.0": "tensorrt_cu12_bindings==10.3.0",
     "10.13.3.9": "tensorrt_cu13_bindings==10.13.3.9",
@@ -39,6 +39,9 @@ CLASSES = {
     "config": "IBuilderConfig",
     "layer": "ILayer",
     "output": "ITensor",
+    "io_tensor": "ITensor",
+    "formats": "TensorFormat",
+    "types": "DataType",
     "timing_cache": "ITimingCache",
     "runtime": "Runtime",
     "engine": "ICudaEngine",

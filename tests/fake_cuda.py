@@ -15,16 +15,27 @@ from hwloop.device.cuda import CudaError, DeviceProperties
 class Device:
     """What is shared by the CUDA backend and the fake TensorRT.
 
+    The host goes its own way: a launch costs it ``launch_ms``, and what was launched begins when
+    the host has launched it and the device has ended what it had. Waiting brings both together.
+
     Attributes:
-        now_ms: time on the device; a run advances it.
-        drift: factor on every run's duration, by ``now_ms``.
+        host_ms: time on the host; launching and waiting advance it.
+        now_ms: when the device ends, or ended, what it was given.
+        launch_ms: what a replay, or a plain run, costs the host.
+        copy_ms_per_byte: of copies between host and device.
+        drift: factor on every run's duration, by its begin.
+        broken: an error of CUDA that every later call in this process gets.
         memory: address of each allocation and its bytes.
         live: TensorRT's objects that exist.
         depth: how often the context is current.
     """
 
     def __init__(self) -> None:
+        self.host_ms = 0.0
         self.now_ms = 0.0
+        self.launch_ms = 0.0
+        self.copy_ms_per_byte = 0.0
+        self.broken: str | None = None
         self.drift: Callable[[float], float] = lambda now_ms: 1.0
         self.capacity_bytes = 1 << 30
         self.memory: dict[int, bytearray] = {}
@@ -39,6 +50,18 @@ class Device:
         self.runs = {"plain": 0, "replay": 0}
         self.log: list[str] = []
         self._next = 0x1000
+
+    def clock(self) -> float:
+        """The host's time in seconds."""
+        return self.host_ms / 1000
+
+    def launch(self) -> None:
+        self.host_ms += self.launch_ms
+
+    def work(self, ms: float) -> None:
+        """The device is busy that long, once it is free and the host has come so far."""
+        begin = max(self.now_ms, self.host_ms)
+        self.now_ms = begin + ms * self.drift(begin)
 
     def new_handle(self) -> int:
         self._next += 0x100
@@ -85,7 +108,8 @@ class FakeCuda:
         try:
             yield
         finally:
-            assert DEVICE.left_over() == {}, f"not freed before the pop: {DEVICE.left_over()}"
+            left = {} if DEVICE.broken else DEVICE.left_over()  # then nothing can be freed
+            assert left == {}, f"not freed before the pop: {left}"
             DEVICE.depth -= 1
 
     def properties(self) -> DeviceProperties:
@@ -124,16 +148,32 @@ class FakeCuda:
         return memory
 
     def free_pinned(self, memory: np.ndarray) -> None:
+        self._check()
         del DEVICE.pinned[memory.ctypes.data]
 
     def to_device(self, address: int, source: np.ndarray, stream: int) -> None:
         self._check(stream)
-        DEVICE.write(address, source.tobytes())
+        assert source.nbytes == len(DEVICE.memory[address]), "a copy of another size"
+        self._copy(source.nbytes, lambda: DEVICE.write(address, source.tobytes()))
 
     def to_host(self, target: np.ndarray, address: int, stream: int) -> None:
         self._check(stream)
-        data = bytes(DEVICE.memory[address][: target.nbytes])
-        target[...] = np.frombuffer(data, target.dtype).reshape(target.shape)
+
+        def copy() -> None:
+            data = bytes(DEVICE.memory[address][: target.nbytes])
+            target[...] = np.frombuffer(data, target.dtype).reshape(target.shape)
+
+        self._copy(target.nbytes, copy)
+
+    def _copy(self, size_bytes: int, copy: Callable[[], None]) -> None:
+        def run() -> None:
+            DEVICE.work(size_bytes * DEVICE.copy_ms_per_byte)
+            copy()
+
+        if DEVICE.capturing is not None:
+            DEVICE.capturing.append(run)
+        else:
+            run()
 
     def new_stream(self) -> int:
         self._check()
@@ -146,7 +186,8 @@ class FakeCuda:
     def synchronize(self, stream: int) -> None:
         self._check(stream)
         assert DEVICE.capturing is None, "a capturing stream cannot be waited for"
-        DEVICE.synchronised_ms = DEVICE.now_ms
+        DEVICE.host_ms = max(DEVICE.host_ms, DEVICE.now_ms)
+        DEVICE.synchronised_ms = DEVICE.host_ms
 
     def free_stream(self, stream: int) -> None:
         self._check(stream)
@@ -160,7 +201,7 @@ class FakeCuda:
 
     def record(self, event: int, stream: int) -> None:
         self._check(stream)
-        DEVICE.events[event] = DEVICE.now_ms
+        DEVICE.events[event] = max(DEVICE.now_ms, DEVICE.host_ms)
 
     def elapsed_ms(self, start: int, end: int) -> float:
         self._check()
@@ -191,6 +232,7 @@ class FakeCuda:
     def replay(self, graph: int, stream: int) -> None:
         self._check(stream)
         DEVICE.runs["replay"] += 1
+        DEVICE.launch()
         for step in DEVICE.graphs[graph]:
             step()
 
@@ -200,4 +242,6 @@ class FakeCuda:
 
     def _check(self, stream: int | None = None) -> None:
         assert DEVICE.depth > 0, "no CUDA context is current"
+        if DEVICE.broken:
+            raise CudaError(DEVICE.broken)
         assert stream is None or stream in DEVICE.streams, "unknown stream"

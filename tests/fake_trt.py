@@ -25,10 +25,12 @@ def model(**changes: Any) -> bytes:
     """A model with one input and one output; ``out[i] = 2 * in[i]``.
 
     Args:
-        changes: ms, plain_extra_ms: duration of a replay, and what a plain run costs more;
-            inputs, outputs: [name, shape, dtype]; layers: dtype of each; build_s; capturable;
-            fail: parse, network, build, deserialize, context, address, enqueue; die: a signal;
-            pid_file: where the builder writes its process.
+        changes: ms, plain_extra_ms: duration of a run in a graph, and what a plain one costs the
+            device more; inputs, outputs: [name, shape, dtype]; layers: dtype of each; build_s;
+            capturable; likes: the layout of inputs and outputs that its kernel wants; reformat_ms:
+            what each of them costs in another; fail: parse, network, build, deserialize, context,
+            address, enqueue, illegal; die: a signal; pid_file: where the builder writes its
+            process.
     """
     plain = {
         "ms": 1.0,
@@ -38,6 +40,8 @@ def model(**changes: Any) -> bytes:
         "layers": ["HALF", "HALF", "FLOAT"],
         "build_s": 0.0,
         "capturable": True,
+        "likes": "LINEAR",
+        "reformat_ms": 0.0,
     }
     return json.dumps({**plain, **changes}).encode()
 
@@ -51,6 +55,18 @@ def gpu() -> Any:
 
 class DataType(enum.Enum):
     FLOAT, HALF, INT8, INT32, BF16 = range(5)
+
+
+class TensorFormat(enum.IntEnum):
+    LINEAR, CHW2, HWC8, CHW4, CHW16, CHW32, DHWC8, CDHW32, HWC, DLA_LINEAR, DLA_HWC4, HWC16 = range(
+        12
+    )
+
+    __str__ = enum.Enum.__str__  # as pybind11's
+
+
+ALL_FORMATS = (1 << len(TensorFormat)) - 1
+GROUPED = {"CHW2": 2, "HWC8": 8, "CHW4": 4, "CHW32": 32, "HWC16": 16}
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -137,12 +153,32 @@ class Builder:
             say(self._log, "INFO", "(Sparsity) Chose 2 layer(s) using sparse tactics: a, b")
         if config.cache is not None:
             config.cache.data += b"timing;"
-        return json.dumps({**spec, "config": config.described()}).encode()
+        formats = {name: tensor.chosen(spec["likes"]) for name, tensor in network.tensors.items()}
+        return json.dumps({**spec, "formats": formats, "config": config.described()}).encode()
 
 
 class Network:
     def __init__(self) -> None:
         self.spec: dict[str, Any] | None = None
+        self.tensors: dict[str, Tensor] = {}
+
+    @property
+    def num_inputs(self) -> int:
+        assert self.spec is not None
+        return len(self.spec["inputs"])
+
+    @property
+    def num_outputs(self) -> int:
+        assert self.spec is not None
+        return len(self.spec["outputs"])
+
+    def get_input(self, index: int) -> Tensor:
+        assert self.spec is not None
+        return self.tensors[self.spec["inputs"][index][0]]
+
+    def get_output(self, index: int) -> Tensor:
+        assert self.spec is not None
+        return self.tensors[self.spec["outputs"][index][0]]
 
     @property
     def num_layers(self) -> int:
@@ -151,6 +187,21 @@ class Network:
     def get_layer(self, index: int) -> Layer:
         assert self.spec is not None
         return Layer(self.spec["layers"][index])
+
+
+class Tensor:
+    """An input or output of a network."""
+
+    def __init__(self, item: list[Any]) -> None:
+        self.shape = tuple(item[1])
+        self.dtype = DataType[item[2]]
+        self.allowed_formats = ALL_FORMATS
+
+    def chosen(self, liked: str) -> str:
+        """What is liked where it was asked for; who allows all has asked for nothing."""
+        asked = self.allowed_formats != ALL_FORMATS
+        assert not asked or len(self.shape) >= 3, "grouped channels need three dimensions"
+        return liked if asked and self.allowed_formats >> TensorFormat[liked] & 1 else "LINEAR"
 
 
 class Layer:
@@ -176,6 +227,8 @@ class OnnxParser:
             self.num_errors = 2
             return False
         self._network.spec = spec
+        tensors = [*spec["inputs"], *spec["outputs"]]
+        self._network.tensors = {item[0]: Tensor(item) for item in tensors}
         return True
 
     def get_error(self, index: int) -> Problem:
@@ -306,6 +359,15 @@ class Engine(Tracked):
         inputs = [item[0] for item in self._spec["inputs"]]
         return TensorIOMode.INPUT if name in inputs else TensorIOMode.OUTPUT
 
+    def get_tensor_format(self, name: str) -> TensorFormat:
+        return TensorFormat[self._spec["formats"][name]]
+
+    def get_tensor_vectorized_dim(self, name: str) -> int:
+        return 1 if self._spec["formats"][name] in GROUPED else -1
+
+    def get_tensor_components_per_element(self, name: str) -> int:
+        return GROUPED.get(self._spec["formats"][name], -1)
+
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if name == "shape" else TensorLocation.DEVICE
 
@@ -326,7 +388,28 @@ class Inspector(Tracked):
 
     def get_engine_information(self, kind: LayerInformationFormat) -> str:
         assert kind is LayerInformationFormat.JSON
-        return str(self._spec.get("inspector", json.dumps({"Layers": ["conv1"], "Bindings": []})))
+        layers: list[Any] = ["conv1"]
+        if self._spec.get("reformat_ms"):
+            layers = [{"Name": "conv1", "LayerType": "CaskConvolution"}]
+            layers += [
+                {"Name": f"Reformatting CopyNode for {name}", "LayerType": "Reformat"}
+                for name in reformatted(self._spec)
+            ]
+        return str(self._spec.get("inspector", json.dumps({"Layers": layers, "Bindings": []})))
+
+
+def reformatted(spec: dict[str, Any]) -> list[str]:
+    return [name for name, layout in spec["formats"].items() if layout != spec["likes"]]
+
+
+def held_bytes(spec: dict[str, Any], name: str, shape: list[int], kind: str) -> int:
+    """The memory of a tensor in its layout: the strides below pad each group's row by one."""
+    grouped = GROUPED.get(spec["formats"][name])
+    if grouped is None:
+        return int(np.prod(shape)) * np.dtype(NUMPY[kind]).itemsize
+    batch, channels, height, width = shape
+    elements = batch * -(-channels // grouped) * height * (width + 1) * grouped
+    return elements * np.dtype(NUMPY[kind]).itemsize
 
 
 class Context(Tracked):
@@ -337,6 +420,13 @@ class Context(Tracked):
         self._spec = spec
         self._log = log
         self.addresses: dict[str, int] = {}
+
+    def get_tensor_strides(self, name: str) -> list[int]:
+        shape = next(s for n, s, _ in [*self._spec["inputs"], *self._spec["outputs"]] if n == name)
+        grouped = GROUPED[self._spec["formats"][name]]
+        groups = -(-shape[1] // grouped)
+        row = shape[3] + 1
+        return [groups * shape[2] * row, shape[2] * row, row, 1]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         if self._spec.get("fail") == "address":
@@ -354,18 +444,23 @@ class Context(Tracked):
         assert self.nvtx_verbosity is ProfilingVerbosity.NONE
         for name, shape, kind in [*spec["inputs"], *spec["outputs"]]:
             assert name in self.addresses, f"no address for {name}"
-            needed = int(np.prod(shape)) * np.dtype(NUMPY[kind]).itemsize
+            needed = held_bytes(spec, name, shape, kind)
             size_bytes = len(gpu().memory.get(self.addresses[name], b""))
             assert size_bytes >= needed, f"{name} needs {needed} bytes"
+        if spec.get("fail") == "illegal":
+            gpu().broken = "cudaStreamSynchronize: an illegal memory access was encountered (700)"
+            return True
+        gpu().launch()
+        ms = spec["ms"] + spec["reformat_ms"] * len(reformatted(spec))
         if gpu().capturing is not None:
-            gpu().capturing.append(lambda: self._run(spec["ms"]))
+            gpu().capturing.append(lambda: self._run(ms))
         else:
             gpu().runs["plain"] += 1
-            self._run(spec["ms"] + spec["plain_extra_ms"])
+            self._run(ms + spec["plain_extra_ms"])
         return True
 
     def _run(self, ms: float) -> None:
-        gpu().now_ms += ms * gpu().drift(gpu().now_ms)
+        gpu().work(ms)
         (source, in_shape, in_kind), *_ = self._spec["inputs"]
         raw = bytes(gpu().memory[self.addresses[source]])
         values = np.frombuffer(raw, NUMPY[in_kind]).reshape(in_shape[0], -1)

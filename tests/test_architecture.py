@@ -22,6 +22,7 @@ ORDER = (
         "records",
         "choice",
         "space",
+        "rowkinds",
         "reward",
         "progress",
         "inputs",

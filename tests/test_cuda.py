@@ -1,8 +1,9 @@
-"""The two ways to CUDA: the real cuda-bindings without a driver, and both against strict fakes."""
+"""The ways to CUDA: the real cuda-bindings without a driver, and both against strict fakes."""
 
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_jetson import plant
 
-from hwloop.device import cuda_bindings
-from hwloop.device.cuda import CudaError, open_backend, version_text
+from hwloop.device import cuda_bindings, cuda_library
+from hwloop.device.cuda import CudaError, install_hint, open_backend, version_text
 from hwloop.device.cuda_bindings import CudaBindings
 from hwloop.device.cuda_library import CudaLibrary, Cudart, find
 from hwloop.device.cuda_pycuda import PyCuda
@@ -130,23 +132,131 @@ def test_the_runtime_library_says_why_it_cannot() -> None:
         CudaLibrary()
 
 
-def test_the_newest_runtime_library_is_found_where_jetpack_has_it(tmp_path: Path) -> None:
-    for version in ("12.2", "12.6"):
-        folder = tmp_path / f"usr/local/cuda-{version}/targets/aarch64-linux/lib"
+CUDA_FOLDER = "usr/local/cuda-{}/targets/aarch64-linux/lib"
+
+
+def compiled(path: Path, source: str, *defines: str) -> Path:
+    """A shared library from tests/data."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [compiler, "-shared", "-fPIC", *defines, "-o", path]
+    subprocess.run([*command, Path(__file__).parent / "data" / source], check=True, timeout=60)
+    return path
+
+
+def cudart(root: Path, version: str, *, driver: int = 12060) -> Path:
+    """A runtime library of ``version``, a text such as 12.6, where CUDA's packages put theirs."""
+    major, minor = version.split(".")
+    number = int(major) * 1000 + int(minor) * 10
+    path = root / CUDA_FOLDER.format(version) / f"libcudart.so.{version}"
+    return compiled(path, "fake_cudart.c", f"-DVERSION={number}", f"-DDRIVER={driver}")
+
+
+@pytest.fixture
+def only_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine that has no runtime library but those below the returned folder."""
+    everywhere = cuda_library.candidates
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site-packages")])
+    monkeypatch.setattr(cuda_library, "candidates", lambda root=tmp_path: everywhere(root))
+    return tmp_path
+
+
+def test_runtime_libraries_are_ordered_by_number_newest_first(only_below: Path) -> None:
+    for version in ("12.9", "12.10", "9.2", "13.0"):
+        folder = only_below / CUDA_FOLDER.format(version)
         folder.mkdir(parents=True)
         (folder / f"libcudart.so.{version}").touch()
-    assert find(tmp_path).endswith("cuda-12.6/targets/aarch64-linux/lib/libcudart.so.12.6")
+    found = [path.partition(".so.")[2] for path in cuda_library.candidates()]
+    assert found == ["13.0", "12.10", "12.9", "9.2"]
+    assert find(only_below).endswith("cuda-13.0/targets/aarch64-linux/lib/libcudart.so.13.0")
+
+
+def test_a_library_of_many_names_is_one_candidate(only_below: Path) -> None:
+    folder = only_below / CUDA_FOLDER.format("12.6")
+    folder.mkdir(parents=True)
+    (folder / "libcudart.so.12.6.77").touch()
+    (folder / "libcudart.so.12").symlink_to("libcudart.so.12.6.77")
+    (folder / "libcudart.so").symlink_to("libcudart.so.12")
+    (only_below / "usr/local/cuda").symlink_to("cuda-12.6")
+    (only_below / "usr/local/cuda-12.6/lib64").symlink_to("targets/aarch64-linux/lib")
+    wheel = only_below / "site-packages/nvidia/cuda_runtime/lib/libcudart.so.12"
+    wheel.parent.mkdir(parents=True)
+    wheel.touch()
+    first, second = cuda_library.candidates()
+    assert first.startswith(f"{only_below}/usr/local/cuda/lib64/")
+    assert second == str(wheel)  # a wheel is looked at even where the system has one
+
+
+def test_without_any_runtime_library_that_is_said(only_below: Path) -> None:
+    for call in (lambda: find(only_below), CudaLibrary):
+        with pytest.raises(CudaError, match="there is no libcudart"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("driver", "opened"), [(12060, "12.6"), (13000, "13.0"), (12020, "12.6")], ids=str
+)
+def test_the_newest_library_that_the_driver_can_run_is_taken(
+    only_below: Path, driver: int, opened: str
+) -> None:
+    for version in ("11.8", "12.6", "13.0"):
+        cudart(only_below, version, driver=driver)
+    backend = CudaLibrary()
+    assert version_text(backend._call("cudaRuntimeGetVersion")) == opened
+
+
+def test_when_no_library_opens_the_device_each_has_its_reason(only_below: Path) -> None:
+    cudart(only_below, "11.8")
+    cudart(only_below, "13.0")
+    broken = only_below / CUDA_FOLDER.format("12.6") / "libcudart.so.12.6"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("not a library")
+    with pytest.raises(CudaError) as caught:
+        CudaLibrary()
+    reasons = str(caught.value).split("; ")
+    assert "so.13.0: cudaSetDevice: CUDA driver version is insufficient" in reasons[0]
+    assert f"{broken}: " in reasons[1]
+    assert "so.11.8: CUDA 11.8 is too old: 12.0 is needed" in reasons[2]
+
+
+def test_a_library_that_was_named_is_the_only_one_tried(only_below: Path) -> None:
+    cudart(only_below, "12.6")
+    with pytest.raises(CudaError, match="insufficient") as caught:
+        CudaLibrary(str(cudart(only_below / "elsewhere", "13.0")))
+    assert "12.6" not in str(caught.value)
+
+
+def driver_says(tmp_path: Path, expression: str) -> str:
+    """In a process whose driver is the one of tests/data; a loaded one cannot be replaced."""
+    compiled(tmp_path / "libcuda.so.1", "fake_libcuda.c")
+    code = f"from hwloop.device import cuda_library; print({expression})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_the_driver_names_the_device_that_cuda_takes_first(tmp_path: Path) -> None:
+    uuid = driver_says(tmp_path, "cuda_library.device_uuid()")
+    assert uuid == "GPU-22222222-2222-2222-2222-222222222222"
+    assert driver_says(tmp_path, "cuda_library._device_name()") == "the fast one"
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
+def test_without_a_driver_no_device_is_named() -> None:
+    assert cuda_library.device_uuid() is None
 
 
 def test_the_runtime_library_passes_arguments_as_declared(tmp_path: Path) -> None:
     """A library of our own, compiled here, that checks what arrives and answers known values."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    fake = tmp_path / "libcudart.so"
-    source = Path(__file__).parent / "data" / "fake_cudart.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", fake, source], check=True, timeout=60)
-    backend = CudaLibrary(str(fake))
+    backend = CudaLibrary(str(compiled(tmp_path / "libcudart.so", "fake_cudart.c")))
     assert backend.memory_info() == (1 << 33, 1 << 34)
     assert backend.alloc(1 << 32) == 0x7F0000001000
     stream, start, end = backend.new_stream(), backend.new_event(), backend.new_event()
@@ -168,8 +278,17 @@ def test_the_runtime_library_passes_arguments_as_declared(tmp_path: Path) -> Non
 def test_without_a_driver_the_reasons_and_the_packages_are_told() -> None:
     with pytest.raises(CudaError) as caught:
         open_backend("auto")
-    for part in ("cuda-bindings: ", "pycuda: ", "pip install"):
+    for part in ("cuda-bindings: ", "pycuda: ", install_hint()):
         assert part in str(caught.value)
+
+
+def test_a_board_is_sent_to_jetpack_and_a_card_to_pip(tmp_path: Path) -> None:
+    board = install_hint(plant("orin_nano", tmp_path / "board"))
+    assert "JetPack" in board
+    assert "pip install" not in board
+    card = install_hint(tmp_path / "desktop")
+    assert f"{sys.executable} -m pip install" in card
+    assert "JetPack" not in card
 
 
 def test_an_unknown_choice_is_refused() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from test_jetson import DATA, plant
 
 from hwloop.device import power
+from hwloop.rows import row_onnx
+from hwloop.table import REFERENCE
 
 LINES = json.loads((DATA / "tegrastats.json").read_text())
+AGX_RAILS = ("VDDQ_VDD2_1V8AO", "VDD_CPU_CV", "VDD_GPU_SOC", "VIN_SYS_5V0")
 CURRENT = "sys/class/hwmon/hwmon1/curr1_input"
 
 
@@ -27,6 +31,23 @@ def program(path: Path, body: str) -> Path:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return path
+
+
+def slept(seconds: float) -> Callable[[], int]:
+    """One inference that takes so long."""
+
+    def run() -> int:
+        time.sleep(seconds)
+        return 1
+
+    return run
+
+
+def put(path: Path, text: str) -> None:
+    """Replace a file that is being read, in one step."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    os.replace(fresh, path)
 
 
 def bare_orin(folder: Path) -> Path:
@@ -44,25 +65,25 @@ def test_rails_are_volts_times_amperes_by_name(tmp_path: Path) -> None:
 
 def test_the_total_is_the_input_rail_or_the_sum_of_all(tmp_path: Path) -> None:
     nano = power.total_mw(power.rails_mw(plant("orin_nano", tmp_path / "nano")))
-    assert nano == (pytest.approx(9250.3, abs=0.1), "VDD_IN")
+    assert nano == (pytest.approx(9250.3, abs=0.1), ("VDD_IN",))
     agx = power.total_mw(power.rails_mw(plant("agx_orin", tmp_path / "agx")))
     assert agx is not None
     assert agx[0] == pytest.approx((8432 * 640 + 7800 * 300 + 4968 * 953 + 1800 * 341) / 1000)
-    assert agx[1] == "VDDQ_VDD2_1V8AO+VDD_CPU_CV+VDD_GPU_SOC+VIN_SYS_5V0"  # and no NC
+    assert agx[1] == AGX_RAILS  # and no NC
     thor = power.total_mw(power.rails_mw(plant("thor", tmp_path / "thor")))
-    assert thor == (42500.0, "VIN")  # microwatts, of another kind of sensor
+    assert thor == (42500.0, ("VIN",))  # microwatts, of another kind of sensor
 
 
 def test_no_sensors_are_no_rails_and_no_energy(tmp_path: Path) -> None:
     assert power.rails_mw(tmp_path) == {}
     assert power.total_mw({}) is None
-    assert power.energy_mj(lambda: None, seconds=0.1, root=tmp_path) is None
+    assert power.energy_mj(lambda: 1, seconds=0.1, root=tmp_path) is None
 
 
 def test_energy_is_mean_power_times_time_per_run(tmp_path: Path) -> None:
     root = plant("orin_nano", tmp_path)
     (root / CURRENT).write_text("2000\n")
-    found = power.energy_mj(lambda: time.sleep(0.01), seconds=0.4, root=root)
+    found = power.energy_mj(slept(0.01), seconds=0.4, root=root)
     assert found is not None
     assert found["source"] == "VDD_IN"
     assert found["mean_mw"] == pytest.approx(4984 * 2000 / 1000)
@@ -77,13 +98,12 @@ def test_energy_follows_a_power_that_changes(tmp_path: Path) -> None:
     current = root / CURRENT
     runs = 0
 
-    def run() -> None:
+    def run() -> int:
         nonlocal runs
         runs += 1
-        fresh = current.with_suffix(".new")
-        fresh.write_text("1000\n" if runs % 2 else "3000\n")
-        os.replace(fresh, current)
+        put(current, "1000\n" if runs % 2 else "3000\n")
         time.sleep(0.013)
+        return 1
 
     found = power.energy_mj(run, seconds=0.8, root=root)
     assert found is not None
@@ -95,19 +115,100 @@ def test_energy_follows_a_power_that_changes(tmp_path: Path) -> None:
 def test_the_lead_in_is_not_counted(tmp_path: Path) -> None:
     root = plant("orin_nano", tmp_path)
     (root / CURRENT).write_text("9000\n")
-    started = time.monotonic()
+    started: list[float] = []
 
-    def run() -> None:
-        if time.monotonic() - started > 0.22:
-            fresh = (root / CURRENT).with_suffix(".new")
-            fresh.write_text("1000\n")
-            os.replace(fresh, root / CURRENT)
+    def run() -> int:
+        started.append(time.monotonic())
+        if started[-1] - started[0] > 0.22:
+            put(root / CURRENT, "1000\n")
         time.sleep(0.01)
+        return 1
 
     found = power.energy_mj(run, seconds=1.2, root=root)
     assert found is not None
     assert found["mean_mw"] == pytest.approx(4984.0)
     assert 5 <= found["samples"] <= 120
+
+
+def test_the_power_without_a_load_stands_beside(tmp_path: Path) -> None:
+    root = plant("orin_nano", tmp_path)
+    (root / CURRENT).write_text("500\n")
+
+    def run() -> int:
+        put(root / CURRENT, "2000\n")
+        time.sleep(0.01)
+        return 1
+
+    found = power.energy_mj(run, seconds=0.8, root=root)
+    assert found is not None
+    assert found["idle_mw"] == pytest.approx(4984 * 0.5)
+    assert found["mean_mw"] == pytest.approx(4984 * 2.0)  # nothing is subtracted
+    assert found["energy_mj"] >= found["mean_mw"] * 0.01
+
+
+def test_a_burst_counts_as_many_runs_as_it_says(tmp_path: Path) -> None:
+    root = plant("orin_nano", tmp_path)
+
+    def burst() -> int:
+        time.sleep(0.02)
+        return 40
+
+    found = power.energy_mj(burst, seconds=0.4, root=root)
+    assert found is not None
+    assert found["runs"] % 40 == 0
+    assert 0.0005 <= found["energy_mj"] / found["mean_mw"] < 0.001
+
+
+def test_rails_that_were_summed_stand_in_the_result(tmp_path: Path) -> None:
+    root = plant("agx_orin", tmp_path)
+    found = power.energy_mj(slept(0.01), seconds=0.8, root=root)
+    whole = power.total_mw(power.rails_mw(root))
+    assert found is not None
+    assert whole is not None
+    assert found["rails"] == list(AGX_RAILS)
+    assert found["source"] == "+".join(AGX_RAILS)
+    assert found["idle_mw"] == pytest.approx(whole[0])
+    assert found["mean_mw"] == pytest.approx(whole[0])
+
+
+def test_other_rails_before_the_load_are_no_idle_power(tmp_path: Path) -> None:
+    root = plant("orin_nano", tmp_path)
+    kept = (root / CURRENT).read_text()
+    (root / CURRENT).write_text("")  # VDD_IN shows up with the first run
+
+    def run() -> int:
+        put(root / CURRENT, kept)
+        time.sleep(0.01)
+        return 1
+
+    found = power.energy_mj(run, seconds=0.8, root=root)
+    assert found is not None
+    assert (found["rails"], found["idle_mw"]) == (["VDD_IN"], None)
+
+
+@pytest.mark.parametrize(("inference_s", "least", "most"), [(0.05, 1, 1), (0.001, 5, 21)])
+def test_onnx_runtime_runs_in_bursts(
+    monkeypatch: pytest.MonkeyPatch, inference_s: float, least: int, most: int
+) -> None:
+    from hwloop.device import ort
+
+    monkeypatch.setattr(ort, "bound_run", lambda session: lambda: time.sleep(inference_s))
+    with ort.OrtRuntime({}).running(row_onnx(REFERENCE), {}) as run:
+        started = time.perf_counter()
+        count = run()
+        elapsed_s = time.perf_counter() - started
+    assert least <= count <= most
+    assert elapsed_s >= max(0.02, inference_s)
+
+
+def test_the_energy_of_a_real_network_counts_its_inferences(tmp_path: Path) -> None:
+    from hwloop.device.ort import OrtRuntime
+
+    with OrtRuntime({}).running(row_onnx(REFERENCE), {}) as run:
+        found = power.energy_mj(run, seconds=0.2, root=plant("orin_nano", tmp_path))
+    assert found is not None
+    assert found["runs"] > 10
+    assert found["energy_mj"] == pytest.approx(found["mean_mw"] * 0.2 / found["runs"], rel=0.5)
 
 
 def test_a_rail_that_is_missing_now_and_then_makes_no_low_sample(tmp_path: Path) -> None:
@@ -117,11 +218,12 @@ def test_a_rail_that_is_missing_now_and_then_makes_no_low_sample(tmp_path: Path)
     kept = gone.read_text()
     runs = 0
 
-    def run() -> None:
+    def run() -> int:
         nonlocal runs
         runs += 1
         gone.write_text("" if runs % 3 == 0 else kept)
         time.sleep(0.031)
+        return 1
 
     found = power.energy_mj(run, seconds=0.8, root=root)
     assert whole is not None
@@ -132,13 +234,13 @@ def test_a_rail_that_is_missing_now_and_then_makes_no_low_sample(tmp_path: Path)
 def test_too_few_samples_are_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power, "SAMPLE_EVERY_S", 0.1)
     root = plant("orin_nano", tmp_path)
-    assert power.energy_mj(lambda: time.sleep(0.01), seconds=0.15, root=root) is None
+    assert power.energy_mj(slept(0.01), seconds=0.15, root=root) is None
 
 
 def test_a_run_that_fails_says_so_and_leaves_no_thread(tmp_path: Path) -> None:
     import threading
 
-    def run() -> None:
+    def run() -> int:
         raise RuntimeError("no kernel")
 
     before = threading.active_count()
@@ -178,12 +280,13 @@ def test_a_broken_line_gives_nothing(line: str) -> None:
 def test_tegrastats_stands_in_for_hidden_sensors(tmp_path: Path) -> None:
     root = bare_orin(tmp_path)
     line = LINES["jetpack6"]
-    body = f"while :; do echo '{line}'; sleep 0.05; done"
+    body = f"while :; do echo '{line}'; sleep 0.02; done"
     program(root / power.TEGRASTATS, body)
     assert power.tegrastats(root)["rails_mw"]["VDD_SOC"] == 2310.0
-    found = power.energy_mj(lambda: time.sleep(0.01), seconds=0.8, root=root)
+    found = power.energy_mj(slept(0.01), seconds=0.8, root=root)
     assert found is not None
-    assert (found["source"], found["mean_mw"]) == ("tegrastats", 14251.0)
+    assert (found["source"], found["rails"]) == ("tegrastats", ["VDD_IN"])
+    assert found["mean_mw"] == found["idle_mw"] == 14251.0
 
 
 @pytest.mark.parametrize("body", ["exec sleep 60", "exit 1", "echo nonsense; exec sleep 60"])
@@ -200,21 +303,22 @@ def test_a_tegrastats_that_cannot_be_run_is_absent(tmp_path: Path) -> None:
     root = bare_orin(tmp_path)
     program(root / power.TEGRASTATS, "").chmod(0o644)
     assert power.tegrastats(root) == {}
-    assert power.energy_mj(lambda: None, seconds=0.1, root=root) is None
+    assert power.energy_mj(lambda: 1, seconds=0.1, root=root) is None
 
 
 def test_a_graphics_card_is_sampled_through_nvidia_smi(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = "GPU, GPU-1a, 580, P0, 0, 1, 1, 1, 1, 50, 180.5, 200, 100, 1, 99, 0x0"
+    gpu = "GPU, GPU-1a, 580, P0, Default, 0, 1, 1, 1, 1, 50, 180.5, 200, 100, 1, 99, 0x0"
     body = (
         f'case "$*" in *--loop-ms=100*--id=*|*--id=GPU-1a*--loop-ms=100*) '
-        f"while :; do echo 180.50; echo '[N/A]'; sleep 0.05; done;; *) echo '{gpu}';; esac"
+        f"while :; do echo 180.50; echo '[N/A]'; sleep 0.02; done;; *) echo '{gpu}';; esac"
     )
     program(tmp_path / "bin" / "nvidia-smi", body)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     if power.rails_mw():
         pytest.skip("this machine has rails of its own")
-    found = power.energy_mj(lambda: time.sleep(0.01), seconds=0.8)
+    found = power.energy_mj(slept(0.01), seconds=0.8)
     assert found is not None
-    assert (found["source"], found["mean_mw"]) == ("nvidia-smi", 180_500.0)
+    assert (found["source"], found["rails"]) == ("nvidia-smi", ["power.draw"])
+    assert found["mean_mw"] == found["idle_mw"] == 180_500.0

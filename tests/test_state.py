@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_jetson import BOARDS, plant
@@ -14,10 +15,13 @@ from test_jetson import BOARDS, plant
 from hwloop.device import nvidia_smi, state
 
 GPU = (
-    "NVIDIA GeForce RTX 4070, GPU-11aa, 580.95.05, P2, "
+    "NVIDIA GeForce RTX 4070, GPU-11aa, 580.95.05, P2, Default, "
     "0, 2475, 3105, 10251, 10501, 61, 187.43, 200.00, 12282, 911, 98"
 )
-OLD = "Quadro, [N/A], 470.1, N/A, 1, [N/A], [Not Supported], N/A, , 40, [N/A], [N/A], 4096, 0, 0"
+OLD = (
+    "Quadro, [N/A], 470.1, N/A, [N/A], 1, "
+    "[N/A], [Not Supported], N/A, , 40, [N/A], [N/A], 4096, 0, 0"
+)
 
 
 def answers(*replies: str | Exception) -> tuple[nvidia_smi.Ask, list[list[str]]]:
@@ -146,12 +150,13 @@ def test_a_missing_or_broken_file_costs_its_figure_and_nothing_else(
 
 def test_a_graphics_card_is_read_with_why_it_is_slow() -> None:
     ask, asked = answers(f"{GPU}, 0x0000000000000024\n")
-    found = nvidia_smi.snapshot(ask, visible="")
+    found = nvidia_smi.snapshot(ask, {})
     assert found == {
         "name": "NVIDIA GeForce RTX 4070",
         "uuid": "GPU-11aa",
         "driver": "580.95.05",
         "pstate": "P2",
+        "compute_mode": "Default",
         "index": 0,
         "sm_mhz": 2475,
         "sm_max_mhz": 3105,
@@ -165,6 +170,7 @@ def test_a_graphics_card_is_read_with_why_it_is_slow() -> None:
         "utilization_pct": 98,
         "throttle_reasons": ["power cap", "heat (driver)"],
         "count": 1,
+        "note": None,
     }
     assert asked[0][0] == "nvidia-smi"
     assert "clocks_event_reasons.active" in asked[0][1]
@@ -172,14 +178,14 @@ def test_a_graphics_card_is_read_with_why_it_is_slow() -> None:
 
 def test_an_idle_card_and_set_clocks_are_not_throttled() -> None:
     ask, _ = answers(f"{GPU}, 0x0000000000000003\n")
-    found = nvidia_smi.snapshot(ask, visible="")
+    found = nvidia_smi.snapshot(ask, {})
     assert found is not None
     assert found["throttle_reasons"] == []
 
 
 def test_what_a_driver_does_not_know_is_none_not_zero() -> None:
     ask, _ = answers(f"{OLD}, [N/A]\n")
-    found = nvidia_smi.snapshot(ask, visible="")
+    found = nvidia_smi.snapshot(ask, {})
     assert found is not None
     assert found["temperature_c"] == 40
     for key in ("uuid", "pstate", "sm_mhz", "sm_max_mhz", "memory_mhz", "memory_max_mhz"):
@@ -189,7 +195,7 @@ def test_what_a_driver_does_not_know_is_none_not_zero() -> None:
 
 def test_a_driver_that_refuses_a_field_is_asked_for_less() -> None:
     ask, asked = answers(REFUSED, REFUSED, f"{GPU}\n")
-    found = nvidia_smi.snapshot(ask, visible="")
+    found = nvidia_smi.snapshot(ask, {})
     assert found is not None
     assert found["throttle_reasons"] is None
     assert "clocks_throttle_reasons.active" in asked[1][1]
@@ -212,15 +218,69 @@ def test_output_that_is_no_table_is_no_gpu(text: str) -> None:
     assert nvidia_smi.snapshot(ask) is None
 
 
+SECOND = GPU.replace("Default, 0", "Exclusive_Process, 1").replace("11aa", "22bb")
+
+
+def of_two(**environment: str) -> dict[str, Any] | None:
+    """Of two cards, where CUDA's own first one is the second on the bus."""
+    ask, _ = answers(f"{GPU}, 0x0\n{SECOND}, 0x0\n")
+    return nvidia_smi.snapshot(ask, environment, lambda: "GPU-22bb")
+
+
 @pytest.mark.parametrize(
-    ("visible", "index"), [("", 0), ("1", 1), ("GPU-22bb,GPU-11aa", 1), ("7", 0)]
+    ("visible", "index"), [(None, 0), ("0", 0), ("1", 1), ("1,0", 1), ("GPU-2,GPU-11aa", 1)]
 )
-def test_of_several_cards_the_visible_one_is_read(visible: str, index: int) -> None:
-    second = GPU.replace("P2, 0", "P2, 1").replace("11aa", "22bb")
-    ask, _ = answers(f"{GPU}, 0x0\n{second}, 0x0\n")
-    found = nvidia_smi.snapshot(ask, visible=visible)
+def test_in_the_order_of_the_bus_the_visible_card_is_read(visible: str | None, index: int) -> None:
+    shown = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    found = of_two(CUDA_DEVICE_ORDER="PCI_BUS_ID", **shown)
     assert found is not None
-    assert (found["index"], found["count"]) == (index, 2)
+    assert (found["index"], found["count"], found["note"]) == (index, 2, None)
+    assert found["compute_mode"] == ("Default", "Exclusive_Process")[index]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"},
+        {"CUDA_VISIBLE_DEVICES": "0"},
+        {"CUDA_VISIBLE_DEVICES": "MIG-1a2b"},
+    ],
+    ids=str,
+)
+def test_where_cuda_counts_otherwise_its_own_first_card_is_read(
+    environment: dict[str, str],
+) -> None:
+    found = of_two(**environment)
+    assert found is not None
+    assert (found["index"], found["uuid"]) == (1, "GPU-22bb")
+
+
+@pytest.mark.parametrize("uuid", [None, "GPU-33cc"])
+def test_a_card_that_nobody_can_tell_is_none_of_them_and_that_is_said(uuid: str | None) -> None:
+    ask, _ = answers(f"{GPU}, 0x0\n{SECOND}, 0x0\n")
+    found = nvidia_smi.snapshot(ask, {}, lambda: uuid)
+    assert found is not None
+    known = {key: value for key, value in found.items() if value is not None}
+    assert known.pop("note").startswith("which of these GPUs CUDA takes first is not known")
+    assert known == {"driver": "580.95.05", "count": 2}
+    assert set(found) == set(of_two(CUDA_DEVICE_ORDER="PCI_BUS_ID") or {})
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "7", "GPU-33", "nonsense"])
+def test_where_cuda_is_shown_no_card_none_is_read(visible: str) -> None:
+    for order in ("PCI_BUS_ID", "FASTEST_FIRST"):
+        assert of_two(CUDA_VISIBLE_DEVICES=visible, CUDA_DEVICE_ORDER=order) is None
+
+
+def test_the_only_card_is_the_first_one_in_any_order() -> None:
+    def asked() -> str:
+        raise AssertionError("CUDA was started for nothing")
+
+    ask, _ = answers(f"{GPU}, 0x0\n")
+    found = nvidia_smi.snapshot(ask, {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, asked)
+    assert found is not None
+    assert found["uuid"] == "GPU-11aa"
 
 
 def test_a_hanging_nvidia_smi_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

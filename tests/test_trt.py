@@ -17,9 +17,10 @@ from fake_cuda import DEVICE, FakeCuda
 
 from hwloop.device import trt_child
 from hwloop.device.cuda import CudaError
-from hwloop.device.trt import NoTensorRT, TrtRuntime, check_version, default_workspace_mib
+from hwloop.device.trt import NoTensorRT, TrtRuntime, check_version
 from hwloop.device.trt_audit import engine_audit, sparsity
 from hwloop.device.trt_build import BuildRequest, build
+from hwloop.device.trt_limits import default_workspace_mib
 from hwloop.device.trt_run import OpenEngine, RunFailed
 from hwloop.device.trt_timing import EventSampler
 
@@ -51,7 +52,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def runtime(*, can_graph: bool = True, integrated: bool = False, **settings: Any) -> TrtRuntime:
     cuda = FakeCuda(can_graph=can_graph, integrated=integrated)
-    return TrtRuntime(settings, trt=fake_trt, cuda=cuda)
+    return TrtRuntime(settings, trt=fake_trt, cuda=cuda, clock=DEVICE.clock)
 
 
 def compared(
@@ -72,7 +73,7 @@ def test_samples_are_the_gpus_time_per_run() -> None:
 
 def test_two_plain_runs_come_before_each_capture() -> None:
     compared(fake_trt.model(plain_extra_ms=0.0), fake_trt.model(ms=2.0), rounds=1)
-    overhead_runs = 5 * 5  # pairs, runs that fill 5 ms
+    overhead_runs = 5 * (1 + 5)  # pairs; one leads, the others fill 5 ms
     assert DEVICE.runs["plain"] == 2 * 3 + overhead_runs
     assert DEVICE.runs["replay"] > 0
 
@@ -92,11 +93,13 @@ def test_without_a_graph_plain_runs_are_timed_and_it_is_said(settings: dict[str,
     assert dict(made.fingerprint()["settings"])["cuda_graph"] == "false"
 
 
-def test_an_engine_that_cannot_be_captured_is_run_plainly() -> None:
-    found = compared(fake_trt.model(capturable=False), fake_trt.model())
-    assert found["samples_ms"][0] == pytest.approx(1.25)
-    assert found["reference_ms"][0] == pytest.approx(1.0)
-    assert found["cuda_graph"] is False
+@pytest.mark.parametrize("refused", ["candidate", "reference"])
+def test_where_one_engine_cannot_be_captured_both_are_run_plainly(refused: str) -> None:
+    models = [fake_trt.model(capturable=name != refused) for name in ("candidate", "reference")]
+    found = compared(*models)
+    assert found["samples_ms"] == pytest.approx([1.25] * len(found["samples_ms"]))
+    assert found["reference_ms"] == pytest.approx([1.25] * len(found["reference_ms"]))
+    assert (found["cuda_graph"], found["runs_per_graph"]) == (False, 1)
     assert "when stream is capturing" in found["graph_refused"]
     assert found["launch_overhead_ms"] is None
 
@@ -110,13 +113,195 @@ def test_drift_of_the_device_cancels_in_the_ratios() -> None:
     assert np.median(ratios) == pytest.approx(0.5, rel=0.01)
 
 
-def test_one_inference_at_a_time_can_be_run_for_the_power_meter() -> None:
-    with runtime().running(fake_trt.model(ms=2.0), {}) as run:
-        before = DEVICE.now_ms
-        run()
-        run()
-        assert DEVICE.now_ms - before == pytest.approx(4.0)
+@pytest.mark.parametrize(
+    ("ms", "burst_ms"), [(2.0, 20.0), (0.003, 20.0), (50.0, 50.0)], ids=["some", "tiny", "one"]
+)
+def test_the_power_meter_gets_bursts_of_20_ms_and_their_number(ms: float, burst_ms: float) -> None:
+    DEVICE.launch_ms = 0.02
+    with runtime().running(fake_trt.model(ms=ms), {}) as run:
+        before = DEVICE.host_ms
+        assert run() * ms == pytest.approx(burst_ms, rel=0.05)
+        assert DEVICE.host_ms - before == pytest.approx(burst_ms, rel=0.05)
     assert DEVICE.left_over() == {}
+
+
+def test_the_power_meter_runs_what_cannot_be_captured() -> None:
+    with runtime().running(fake_trt.model(capturable=False), {}) as run:
+        assert run() == 16  # of 1.25 ms
+
+
+# ------------------------------------------------------- small kernels, and the host that launches
+
+
+def floor(**settings: Any) -> dict[str, Any]:
+    """Kernels of 3 and 6 us, whose launches cost the host 20 us."""
+    DEVICE.launch_ms = 0.02
+    small = fake_trt.model(ms=0.003, plain_extra_ms=0.0)
+    large = fake_trt.model(ms=0.006, plain_extra_ms=0.0)
+    return compared(small, large, runtime(**settings), sample_s=0.002)
+
+
+def test_kernels_shorter_than_their_launch_are_timed_and_not_the_launch() -> None:
+    found = floor()
+    # Not even in part: the GPU is busy when the first of the launches arrives.
+    assert found["samples_ms"] == pytest.approx([0.003] * len(found["samples_ms"]), rel=1e-3)
+    assert found["reference_ms"] == pytest.approx([0.006] * len(found["samples_ms"]), rel=1e-3)
+    assert found["runs_per_graph"] * 0.003 >= 0.5
+    assert found["host_share"] < 0.1
+    assert found["stopped"] == "precise"
+
+
+@pytest.mark.parametrize("can_graph", [True, False])
+def test_one_launch_for_each_kernel_is_told_as_the_hosts_time(
+    can_graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwloop.device.trt_timing.MAX_RUNS_PER_GRAPH", 1)
+    found = floor(can_graph=can_graph)
+    assert found["runs_per_graph"] == 1
+    assert found["samples_ms"][0] == pytest.approx(found["reference_ms"][0], rel=0.05)  # nonsense
+    assert found["host_share"] > 0.8
+
+
+def test_long_runs_are_not_run_once_more_to_lead() -> None:
+    plan = runtime().build(fake_trt.model(ms=5.0), {})
+    cuda = FakeCuda()
+    with cuda.current():
+        opened = OpenEngine(plan.data, trt=fake_trt, cuda=cuda)
+        sampler = EventSampler(opened, cuda=cuda, use_graph=True, clock=DEVICE.clock)
+        replays = DEVICE.runs["replay"]
+        assert sampler.sample_ms(2) == pytest.approx(5.0)
+        assert DEVICE.runs["replay"] - replays == 2
+        sampler.close()
+
+
+def test_large_networks_are_captured_one_run_at_a_time() -> None:
+    found = compared(fake_trt.model(ms=0.7), fake_trt.model(ms=0.2))
+    assert found["runs_per_graph"] == 1
+    assert found["samples_ms"][0] == pytest.approx(0.7)
+    assert found["reference_ms"][0] == pytest.approx(0.2)
+
+
+def test_a_graph_is_never_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwloop.device.trt_timing.MAX_RUNS_PER_GRAPH", 8)
+    found = compared(fake_trt.model(ms=0.01), fake_trt.model(ms=0.01))
+    assert found["runs_per_graph"] == 8
+    assert found["samples_ms"][0] == pytest.approx(0.01)
+
+
+def test_every_round_has_graphs_of_the_same_length() -> None:
+    captured: list[int] = []
+    plain_capture = FakeCuda.capture
+
+    class Counting(FakeCuda):
+        def capture(self, stream: int, work: Any) -> int:
+            graph = plain_capture(self, stream, work)
+            captured.append(len(DEVICE.graphs[graph]))
+            return graph
+
+    made = TrtRuntime({}, trt=fake_trt, cuda=Counting(), clock=DEVICE.clock)
+    compared(fake_trt.model(ms=0.11), fake_trt.model(ms=0.11), made, rounds=3)
+    assert captured == [1, 6] * 2 + [6, 6] * 2 + [6]  # the last for the launch overhead
+
+
+def test_loops_and_warm_up_are_counted_in_runs() -> None:
+    plan = runtime().build(fake_trt.model(ms=0.11), {})
+    cuda = FakeCuda()
+    with cuda.current():
+        opened = OpenEngine(plan.data, trt=fake_trt, cuda=cuda)
+        sampler = EventSampler(opened, cuda=cuda, use_graph=True, clock=DEVICE.clock)
+        assert (sampler.runs_per_graph, sampler.warmup_loops) == (6, 12)
+        replays = DEVICE.runs["replay"]
+        assert sampler.sample_ms(13) == pytest.approx(0.11)
+        assert DEVICE.runs["replay"] - replays == 1 + 3  # the first leads and is not timed
+        before, replays = DEVICE.host_ms, DEVICE.runs["replay"]
+        assert sampler.run(13) == 18
+        assert DEVICE.runs["replay"] - replays == 3
+        assert DEVICE.host_ms - before == pytest.approx(18 * 0.11)
+        sampler.close()
+
+
+def test_a_launch_alone_is_compared_with_one_of_many() -> None:
+    DEVICE.launch_ms = 0.02
+    found = runtime().launch_floor(fake_trt.model(ms=0.003), {})
+    assert found["single_ms"] == pytest.approx(0.02, rel=0.02)
+    assert found["in_graph_ms"] == pytest.approx(0.003, rel=0.03)
+    assert found["runs_per_graph"] == 32
+    assert found["host_share"] > 0.9
+
+
+def test_without_graphs_there_is_only_the_launch_alone() -> None:
+    DEVICE.launch_ms = 0.02
+    model = fake_trt.model(ms=0.003, plain_extra_ms=0.0, capturable=False)
+    for made in (runtime(), runtime(can_graph=False)):
+        found = made.launch_floor(model, {})
+        assert found["single_ms"] == pytest.approx(0.02, rel=0.02)
+        assert found["in_graph_ms"] is None
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_copies_are_timed_beside_the_same_without(capturable: bool) -> None:
+    DEVICE.copy_ms_per_byte = 0.001
+    model = fake_trt.model(ms=0.1, plain_extra_ms=0.0, capturable=capturable)
+    found = runtime().copies(model, {})
+    assert found["copied_bytes"] == 4 * (2 * 4 + 2 * 3)
+    assert found["without_copies_ms"] == pytest.approx(0.1)
+    assert found["with_copies_ms"] == pytest.approx(0.1 + 0.056)
+
+
+# ----------------------------------------------------------------- rows, whose tensors lie anyhow
+
+
+CONV = {
+    "inputs": [["input", [1, 20, 4, 4], "INT8"]],
+    "outputs": [["output", [1, 40, 4, 4], "INT8"]],
+    "likes": "CHW32",
+    "reformat_ms": 0.2,
+}
+
+
+def test_a_row_is_timed_in_the_layout_that_its_kernel_likes() -> None:
+    made, model = runtime(), fake_trt.model(**CONV)
+    found = made.compare((model, {"row": True}), (model, {}), PROTOCOL)
+    assert found["samples_ms"][0] == pytest.approx(1.0)
+    assert found["reference_ms"][0] == pytest.approx(1.4)  # a network's ends are row-major
+    assert found["reformats"] == 0
+
+
+def test_copies_that_a_row_still_has_are_counted() -> None:
+    model = fake_trt.model(**{**CONV, "likes": "DHWC8"})  # not a layout of images
+    made = runtime()
+    found = made.compare((model, {"row": True}), (model, {"row": True}), PROTOCOL)
+    assert found["reformats"] == 2
+    assert made.compare((model, {}), (model, {}), PROTOCOL)["reformats"] is None
+
+
+def test_an_engine_without_details_has_an_unknown_number_of_copies() -> None:
+    model = fake_trt.model()
+    found = runtime().compare((model, {"row": True}), (model, {"row": True}), PROTOCOL)
+    assert found["reformats"] is None
+
+
+@pytest.mark.parametrize("likes", ["CHW4", "CHW32"])
+def test_memory_is_as_large_as_the_layout_needs(likes: str) -> None:
+    # The fake's engine objects to memory that its strides would run out of.
+    model = fake_trt.model(**{**CONV, "likes": likes})
+    plan = runtime().build(model, {"row": True})
+    cuda = FakeCuda()
+    with cuda.current():
+        opened = OpenEngine(plan.data, trt=fake_trt, cuda=cuda)
+        assert [tensor.layout for tensor in opened.tensors] == [likes, likes]
+        opened.enqueue()
+        assert all(bytes(DEVICE.memory[tensor.address]) for tensor in opened.tensors)
+        opened.close()
+
+
+def test_an_engine_of_a_row_takes_no_inputs() -> None:
+    made = runtime()
+    plan = made.build(fake_trt.model(**CONV), {"row": True})
+    with pytest.raises(RunFailed, match="'input' is CHW32: an engine built for a row"):
+        made.infer(plan, np.zeros((1, 20, 4, 4), np.int8))
+    linear = made.build(fake_trt.model(**CONV), {})
+    assert made.infer(linear, np.zeros((1, 20, 4, 4), np.int8))[0].shape == (1, 40, 4, 4)
 
 
 def test_inference_runs_a_batch_at_a_time_and_cuts_the_last() -> None:
@@ -182,13 +367,60 @@ def test_inputs_that_do_not_fit_are_refused(inputs: np.ndarray) -> None:
         made.infer(plan, inputs)
 
 
+# --------------------------------------------------------------------- when CUDA itself is broken
+
+
+VERBS = {
+    "compare": lambda made, model: made.compare((model, {}), (model, {}), PROTOCOL),
+    "infer": lambda made, model: made.infer(made.build(model, {}), np.zeros((2, 4), np.float32)),
+    "copies": lambda made, model: made.copies(model, {}),
+    "launch_floor": lambda made, model: made.launch_floor(model, {}),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_illegal_address_is_told_and_the_process_is_lost(verb: str) -> None:
+    made = runtime()
+    assert made.lost() is None
+    with pytest.raises(CudaError, match=r"^cudaStreamSynchronize: an illegal memory access"):
+        VERBS[verb](made, fake_trt.model(fail="illegal"))
+    assert "illegal memory access was encountered (700)" in str(made.lost())
+
+
+@pytest.mark.parametrize("fail", ["deserialize", "context", "enqueue"])
+def test_a_candidates_own_fault_loses_nothing(fail: str) -> None:
+    made = runtime()
+    with pytest.raises(RunFailed):
+        compared(fake_trt.model(fail=fail), fake_trt.model(), made)
+    assert made.lost() is None
+
+
+def test_a_full_device_is_not_a_lost_one() -> None:
+    made = runtime()
+    DEVICE.broken = "cudaStreamCreateWithFlags: out of memory (2)"
+    assert made.lost() is None
+
+
+def test_the_first_failure_is_told_when_freeing_fails_too() -> None:
+    class Freeing(FakeCuda):
+        def free(self, address: int) -> None:
+            super().free(address)
+            raise CudaError("cudaFree: something (1)")
+
+    made = TrtRuntime({}, trt=fake_trt, cuda=Freeing(), clock=DEVICE.clock)
+    with pytest.raises(RunFailed, match="cannot run the engine"):
+        compared(fake_trt.model(fail="enqueue"), fake_trt.model(), made)
+    with pytest.raises(CudaError, match="cudaFree"):  # and is not kept back when it is alone
+        made.audit(fake_trt.model(), {})
+    assert DEVICE.left_over() == {}
+
+
 def test_a_sampler_can_be_closed_twice() -> None:
     plan = runtime().build(fake_trt.model(), {})
     cuda = FakeCuda()
     with cuda.current():
         opened = OpenEngine(plan.data, trt=fake_trt, cuda=cuda)
         sampler = EventSampler(opened, cuda=cuda, use_graph=True)
-        assert sampler.uses_graph
         sampler.close()
         sampler.close()
 
@@ -229,7 +461,36 @@ def test_by_default_there_is_no_tf32_and_a_capped_workspace() -> None:
     assert config["flags"] == []
     assert 16 << 20 <= config["pools"]["WORKSPACE"] <= 1024 << 20
     assert "TACTIC_DRAM" not in config["pools"]
-    assert [default_workspace_mib(mib) for mib in (40, 3100, 5000)] == [16, 512, 1024]
+    assert [default_workspace_mib(mib) for mib in (100, 7600, 15700, 80_000)] == [
+        16,
+        512,
+        1024,
+        1024,
+    ]
+
+
+def test_memory_limits_are_those_of_the_start_and_can_be_handed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free_mib = [6000]
+    monkeypatch.setattr(
+        "hwloop.device.state.memory", lambda: {"available_bytes": free_mib[0] << 20}
+    )
+    first = runtime(integrated=True)
+    assert first.fixed() == {"workspace_mib": 128, "tactic_dram_mib": 4096}
+    plan = first.build(fake_trt.model(), {})
+    free_mib[0] = 900
+    assert first.build(fake_trt.model(ms=2.0), {}).record["tactic_dram_bytes"] == 4096 << 20
+    later = runtime(integrated=True, **first.fixed())
+    again = later.build(fake_trt.model(), {})
+    for name in ("workspace_bytes", "tactic_dram_bytes"):
+        assert again.record[name] == plan.record[name]
+    assert later.fingerprint() == first.fingerprint()
+    assert later.fixed() == first.fixed()
+    # Another session has less to spare, and yet the same key.
+    another = runtime(integrated=True)
+    assert another.fixed() == {"workspace_mib": 128, "tactic_dram_mib": 512}
+    assert another.fingerprint() == first.fingerprint()
 
 
 def test_the_fingerprint_names_all_that_a_figure_depends_on() -> None:
@@ -249,6 +510,29 @@ def test_a_boards_power_mode_is_in_the_fingerprint(monkeypatch: pytest.MonkeyPat
     assert dict(runtime().fingerprint()["settings"])["power_mode"] == "MAXN_SUPER"
 
 
+def test_the_harness_and_the_events_have_versions_of_their_own() -> None:
+    assert dict(runtime().fingerprint()["settings"])["harness"] == "1.2"
+
+
+def test_timings_of_other_clocks_are_in_another_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions: dict[str, Any] = {"mode": "15W", "locked": False}
+    monkeypatch.setattr(
+        "hwloop.device.state.fingerprint_settings", lambda: [["power_mode", conditions["mode"]]]
+    )
+    monkeypatch.setattr(
+        "hwloop.device.jetson.snapshot", lambda: {"gpu": {"locked": conditions["locked"]}}
+    )
+
+    def cached() -> str:
+        return str(runtime().build(fake_trt.model(), {}).record["timing_cache"])
+
+    assert [cached(), cached()] == ["new", "loaded"]
+    conditions["mode"] = "25W"
+    assert [cached(), cached()] == ["new", "loaded"]
+    conditions["locked"] = True
+    assert [cached(), cached()] == ["new", "loaded"]
+
+
 @pytest.mark.parametrize("version", ["8.6.2", "10.2.0"])
 def test_an_old_tensorrt_is_refused_with_what_to_do(version: str) -> None:
     with pytest.raises(NoTensorRT, match=r"JetPack 6\.1"):
@@ -264,6 +548,24 @@ def test_an_engine_file_comes_with_its_digest_and_audit() -> None:
     assert len(found["sha256"]) == 64
     assert found["audit"]["reformats"] == 1
     assert found["audit"]["build"]["dtypes"] == {"FLOAT": 1, "HALF": 2}
+
+
+def test_the_engine_that_is_timed_is_the_one_that_is_profiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(
+        "hwloop.device.trtexec.profile",
+        lambda plan, *, version: given.append((plan, version)) or {"layers": 3},
+    )
+    made = runtime()
+    assert made.layer_profile(fake_trt.model(), {}) == {"layers": 3}
+    assert given == [(made.build(fake_trt.model(), {}).data, "10.3.0")]
+
+
+def test_names_in_an_engine_may_hold_control_characters() -> None:
+    found = engine_audit('{"Layers": [{"Name": "a\tb", "LayerType": "Reformat"}], "Bindings": []}')
+    assert (found["layers"], found["reformats"]) == (1, 1)
 
 
 @pytest.mark.parametrize("dialect", ["10x", "11x"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from onnx import TensorProto, helper, numpy_helper
 from hwloop.device import trt_build, trt_cache, trt_child
 from hwloop.device.trt_build import BuildFailed, BuildRequest, build, prove
 from hwloop.device.trt_child import build_in_child
+from hwloop.records import LayerConfig
+from hwloop.rows import row_onnx
+from hwloop.table import EMPTY, REFERENCE
 
 TESTS = Path(__file__).parent
 RTX = "tensorrt_rtx_bindings"
@@ -122,6 +127,62 @@ def test_a_child_builds_with_nvidias_builder(rtx: Any) -> None:
     assert len(plan) == record["engine_bytes"] > 1000
     with pytest.raises(BuildFailed, match=r"^TensorRT's parser refuses"):
         build_in_child(b"no graph", request, module=RTX)
+
+
+# ------------------------------------------------- rows, in the layouts that their kernels like
+
+
+def rows() -> Iterator[LayerConfig]:
+    """One of every operator and precision, with channels that no layout groups evenly."""
+    window = {"kernel": (3, 3), "padding": (1, 1)}
+    halved = {"kernel": (2, 2), "stride": (2, 2)}
+    operators: list[tuple[str, dict[str, Any]]] = [
+        ("conv", {**window, "tail": ("bias", "add", "relu")}),
+        ("conv", {**window, "groups": 20, "tail": ("bias", "clip:0.0:6.0")}),
+        ("maxpool", halved),
+        ("avgpool", halved),
+        ("globalavgpool", {}),
+        ("elementwise", {"tail": ("add", "relu")}),
+    ]
+    for precision in ("fp32", "fp16", "int8"):
+        ends = {"precision_in": precision, "precision": precision, "precision_out": precision}
+        for op, changes in operators:
+            yield LayerConfig(op=op, in_shape=(1, 20, 8, 8), out_channels=20, **ends, **changes)
+        tail = ("bias", "relu")
+        yield LayerConfig(op="linear", in_shape=(1, 32), out_channels=32, **ends, tail=tail)
+    shape: dict[str, Any] = {"in_shape": (1, 20, 8, 8), "out_channels": 20}
+    yield LayerConfig(op="quantize", precision_in="fp16", precision="int8", **shape)
+    yield LayerConfig(op="dequantize", precision_in="int8", precision="fp16", **shape)
+    yield REFERENCE
+    yield EMPTY
+
+
+def test_every_kind_of_row_builds_in_layouts_of_the_builders_choice(rtx: Any) -> None:
+    for config in rows():
+        assert prove(row_onnx(config, "tensorrt"), trt=rtx, row=True)["engine_bytes"] > 1000
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_layout_that_is_offered_is_one_of_its_type(
+    rtx: Any, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolution = next(config for config in rows() if config.precision == precision)
+    kind = getattr(rtx.DataType, trt_build.LAYER_TYPES[precision])
+    offered = trt_build.image_layouts(rtx)[kind]
+    assert len(offered) >= 3
+    for layout in offered:
+        monkeypatch.setattr(trt_build, "image_layouts", lambda trt, only=layout: {kind: (only,)})
+        assert prove(row_onnx(convolution, "tensorrt"), trt=rtx, row=True)["engine_bytes"] > 1000
+
+
+def test_a_layout_of_another_type_would_be_refused(
+    rtx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {rtx.DataType.FLOAT: (rtx.TensorFormat.CHW2,)}
+    monkeypatch.setattr(trt_build, "image_layouts", lambda trt: wrong)
+    with pytest.raises(BuildFailed, match="unsupported by tensor's allowed TensorFormats"):
+        prove(row_onnx(REFERENCE, "tensorrt"), trt=rtx, row=True)
+    assert prove(row_onnx(REFERENCE, "tensorrt"), trt=rtx)["engine_bytes"] > 1000
 
 
 # ------------------------------------------------------------------------- a process of its own
@@ -345,10 +406,17 @@ def test_a_cache_that_cannot_be_written_costs_no_build(tmp_path: Path) -> None:
     assert "not saved" in cached(tmp_path / "nowhere" / "timing.cache")
 
 
-def test_a_cache_is_named_after_version_and_device(
+def test_a_cache_is_named_after_version_device_and_conditions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = trt_cache.cache_path("10.3.0", "Orin (nvgpu)/../x")
-    assert path == str(tmp_path / "hwloop" / "timing-10.3.0-orin-nvgpu-x.cache")
+    names = {
+        Path(str(trt_cache.cache_path(version, device, conditions))).name
+        for version in ("10.3.0", "10.7.0")
+        for device in ("Orin (nvgpu)/../x", "y" * 300)
+        for conditions in ([], [["sm_count", "8"]], [["sm_count", "4"]])
+    }
+    assert len(names) == 12
+    assert any(re.fullmatch(r"timing-10\.3\.0-orin-nvgpu-x-[0-9a-f]{10}\.cache", n) for n in names)
+    assert max(map(len, names)) < 80
     assert (tmp_path / "hwloop").stat().st_mode & 0o777 == 0o700

@@ -7,23 +7,31 @@ in which TensorRT's objects are invalid.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from hwloop.device import jetson
 
 CHOICES = ("auto", "pycuda", "cuda-bindings", "cudart")
 NON_BLOCKING = 1
 """The flag of a stream that does not wait for the default one."""
 
-INSTALL = (
-    "install CUDA (JetPack has it: sudo apt install nvidia-cuda), or "
-    'python3 -m pip install "cuda-bindings<13" for CUDA 12 (JetPack 6), cuda-bindings for CUDA 13, '
-    "or pycuda, for the Python that runs this"
+ON_A_JETSON = (
+    "CUDA comes with JetPack and needs nothing of pip: sudo apt install nvidia-cuda; a container "
+    "needs --runtime nvidia, and ls -l /dev/nvmap shows the group that may use the GPU"
 )
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+ON_A_CARD = (
+    "nvidia-smi must show the GPU, else its driver is missing; then {python} -m pip install "
+    '"cuda-bindings<13" where nvidia-smi says CUDA Version 12, cuda-bindings where it says 13'
+)
+if TYPE_CHECKING:  # numpy 1.21, which JetPack 6 has, cannot subscript its types
+    Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class CudaError(Exception):
@@ -37,7 +45,8 @@ class DeviceProperties:
     Attributes:
         sm_count: multiprocessors that are visible; a Jetson's power mode hides some.
         integrated: whether it shares its memory with the CPU.
-        driver_version: the CUDA version of the driver, e.g. ``12.6``.
+        driver_version: the newest CUDA that the driver can run, e.g. ``12.6``. Several drivers have
+            the same; the driver's own number is nvidia-smi's, or the L4T release of a Jetson.
     """
 
     name: str
@@ -131,7 +140,14 @@ def open_backend(choice: str = "auto", *, graph: bool = True) -> CudaBackend:
             return known[name]()
         except Exception as error:  # the driver's own exceptions have no common class
             reasons.append(f"{name}: {error}")
-    raise CudaError(f"no way to CUDA ({'; '.join(reasons)}); {INSTALL}")
+    raise CudaError(f"no way to CUDA ({'; '.join(reasons)}); {install_hint()}")
+
+
+def install_hint(root: Path = jetson.ROOT) -> str:
+    """What makes CUDA usable on this machine: a Jetson has other ways than a graphics card."""
+    if jetson.snapshot(root) is not None:
+        return ON_A_JETSON
+    return ON_A_CARD.format(python=sys.executable)
 
 
 def _cuda_bindings() -> CudaBackend:

@@ -1,4 +1,4 @@
-"""CUDA by NVIDIA's cuda-bindings: the backend that can capture and replay graphs."""
+"""CUDA by NVIDIA's cuda-bindings, which captures and replays graphs, as the library itself does."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import ctypes
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwloop.device.cuda import NON_BLOCKING, Bytes, CudaError, DeviceProperties, version_text
+from hwloop.device.cuda import NON_BLOCKING, CudaError, DeviceProperties, version_text
+
+if TYPE_CHECKING:
+    from hwloop.device.cuda import Bytes
 
 
 class CudaBindings:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
+import re
 import sys
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +27,7 @@ PLACES = (
     "usr/lib/*-linux-gnu/libcudart.so*",
 )
 WHEELS = ("nvidia/*/lib/libcudart.so*",)
+NO_LIBRARY = "there is no libcudart; JetPack and CUDA have it below /usr/local/cuda"
 NAME_BYTES = 256
 
 _int, _size, _float = ctypes.c_int, ctypes.c_size_t, ctypes.c_float
@@ -115,7 +119,27 @@ class CudaLibrary(CudaBindings):
     name = "cudart"
 
     def __init__(self, path: str | None = None) -> None:
-        self._rt = Cudart(path or find())
+        """The newest library that opens the device: one may be too new for the driver.
+
+        Args:
+            path: this library and no other.
+
+        Raises:
+            CudaError: none does; the message has the reason of each.
+        """
+        refused: dict[str, list[str]] = {}
+        for place in [path] if path else candidates():
+            try:
+                self._open(place)
+            except (OSError, AttributeError, CudaError) as error:
+                refused.setdefault(str(error), []).append(place)
+            else:
+                return
+        reasons = [f"{', '.join(places)}: {reason}" for reason, places in refused.items()]
+        raise CudaError("; ".join(reasons) or NO_LIBRARY)
+
+    def _open(self, path: str) -> None:
+        self._rt = Cudart(path)
         version = self._call("cudaRuntimeGetVersion")
         if version < OLDEST:
             raise CudaError(f"CUDA {version_text(version)} is too old: 12.0 is needed")
@@ -138,26 +162,60 @@ class CudaLibrary(CudaBindings):
 
 
 def find(root: Path = Path("/")) -> str:
-    """The newest libcudart: the system's, CUDA's or JetPack's own folders, then pip's wheels.
+    """The newest libcudart; whether it opens the device is not known before it is loaded.
 
     Raises:
         CudaError: there is none.
     """
-    known = ctypes.util.find_library("cudart") if root == Path("/") else None
-    if known:
-        return known
-    found = [path for place in PLACES for path in sorted(root.glob(place))]
-    for folder in sys.path if not found else ():
-        found += [path for place in WHEELS for path in sorted(Path(folder or ".").glob(place))]
+    found = candidates(root)
     if not found:
-        raise CudaError("there is no libcudart; JetPack and CUDA have it below /usr/local/cuda")
-    return str(found[-1])
+        raise CudaError(NO_LIBRARY)
+    return found[0]
+
+
+def candidates(root: Path = Path("/")) -> list[str]:
+    """Every libcudart, the newest first: the system's, those in CUDA's and JetPack's own folders,
+    those of pip's wheels for this Python. What is the same file by several names comes once.
+    """
+    known = ctypes.util.find_library("cudart") if root == Path("/") else None
+    paths = [path for place in PLACES for path in sorted(root.glob(place))]
+    for folder in sys.path:
+        paths += [path for place in WHEELS for path in sorted(Path(folder or ".").glob(place))]
+    files = {os.path.realpath(path): str(path) for path in reversed(paths)}
+    found = [*([known] if known else []), *reversed(files.values())]
+    return sorted(found, key=_version, reverse=True)
+
+
+def device_uuid() -> str | None:
+    """CUDA's first device by the name that ``nvidia-smi`` has for it; None where CUDA is silent."""
+    raw = (ctypes.c_ubyte * 16)()
+    try:
+        driver, device = _driver()
+        if driver.cuDeviceGetUuid(raw, device) != 0:
+            return None
+    except (OSError, AttributeError, CudaError):
+        return None
+    return f"GPU-{uuid.UUID(bytes=bytes(raw))}"
+
+
+def _version(path: str) -> tuple[int, ...]:
+    """By number, not as text: (12, 10) is newer than (12, 9)."""
+    name = os.path.basename(os.path.realpath(path) if os.path.exists(path) else path)
+    return tuple(int(part) for part in re.findall(r"\d+", name.partition(".so")[2]))
 
 
 def _device_name() -> str:
     """The driver's name of the device; the runtime has it only in its struct."""
-    driver = ctypes.CDLL("libcuda.so.1")
+    driver, device = _driver()
     text = ctypes.create_string_buffer(NAME_BYTES)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetName(text, NAME_BYTES, 0) != 0:
+    if driver.cuDeviceGetName(text, NAME_BYTES, device) != 0:
         raise CudaError("the driver does not tell the device's name")
     return text.value.decode(errors="replace")
+
+
+def _driver() -> tuple[Any, ctypes.c_int]:
+    """The driver's library and its first device, which is the runtime's first one too."""
+    driver, device = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        raise CudaError("the driver has no device")
+    return driver, device

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwloop.device.cuda import NON_BLOCKING, Bytes, CudaError, DeviceProperties, version_text
+from hwloop.device.cuda import NON_BLOCKING, CudaError, DeviceProperties, version_text
+
+if TYPE_CHECKING:
+    from hwloop.device.cuda import Bytes
 
 
 class PyCuda:
@@ -95,7 +98,7 @@ class PyCuda:
         """pycuda destroys it with its last reference."""
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Any:
-        raise CudaError("pycuda cannot capture a graph; cuda-bindings can")
+        raise CudaError("pycuda cannot capture a graph; cudart and cuda-bindings can")
 
     def replay(self, graph: Any, stream: Any) -> None:
         raise CudaError("pycuda cannot replay a graph")

@@ -9,14 +9,20 @@ import csv
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 COMMAND = "nvidia-smi"
 TIMEOUT_S = 8.0
 """The first call after boot starts the driver, which takes seconds on big servers."""
 
-TEXTS = {"name": "name", "uuid": "uuid", "driver": "driver_version", "pstate": "pstate"}
+TEXTS = {
+    "name": "name",
+    "uuid": "uuid",
+    "driver": "driver_version",
+    "pstate": "pstate",
+    "compute_mode": "compute_mode",
+}
 NUMBERS = {
     "index": "index",
     "sm_mhz": "clocks.sm",
@@ -40,27 +46,72 @@ SLOWDOWNS = {
     0x40: "heat (hardware)",
     0x80: "power brake",
 }
+BUS_ORDER = "PCI_BUS_ID"
+"""Of CUDA_DEVICE_ORDER: nvidia-smi's own order. Without it CUDA counts from the fastest one."""
+
+WHICH_ONE = (
+    "which of these GPUs CUDA takes first is not known: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or "
+    "CUDA_VISIBLE_DEVICES to a UUID of nvidia-smi -L"
+)
+_INDEX = re.compile(r"[0-9]{1,4}")
 Ask = Callable[[Sequence[str]], str]
 
 
-def snapshot(ask: Ask | None = None, visible: str | None = None) -> dict[str, Any] | None:
-    """The GPU that CUDA takes first, and ``count`` of them; None without driver or GPU.
+def snapshot(
+    ask: Ask | None = None,
+    environment: Mapping[str, str] | None = None,
+    first_uuid: Callable[[], str | None] | None = None,
+) -> dict[str, Any] | None:
+    """The GPU that CUDA takes first; None without driver, or where CUDA is shown no GPU.
 
     Args:
         ask: runs an argument list and returns its output, raising OSError or SubprocessError.
-        visible: ``CUDA_VISIBLE_DEVICES``, by default this process's.
+        environment: of the process that uses CUDA, by default this one.
+        first_uuid: the UUID of CUDA's first device or None, by default the driver's word. It is
+            only asked where the environment does not tell which of several GPUs that is.
 
     Returns:
-        The keys of TEXTS and NUMBERS, ``throttle_reasons`` (None where unknown), ``count``. CUDA's
-        order may differ from this one unless ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
+        The keys of TEXTS and NUMBERS, ``throttle_reasons`` (None where unknown), ``count`` of the
+        machine's GPUs, ``note``: why the GPU's own figures are None although there are GPUs.
     """
     found = query(ask)
-    if visible is None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    first = visible.split(",")[0].strip()
-    named = [gpu for gpu in found if first and first in (str(gpu["index"]), gpu["uuid"])]
-    chosen = (named or found)[:1]
-    return {**chosen[0], "count": len(found)} if chosen else None
+    variables = os.environ if environment is None else environment
+    first = variables.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    chosen = _by_name(found, first)
+    if chosen is None:
+        return None
+    in_bus_order = variables.get("CUDA_DEVICE_ORDER") == BUS_ORDER
+    if len(found) > 1 and not (
+        first.startswith("GPU-") or (_INDEX.fullmatch(first) and in_bus_order)
+    ):
+        chosen = _by_uuid(found, first_uuid)
+    return {**chosen, "count": len(found), "note": chosen.get("note")}
+
+
+def _by_name(found: list[dict[str, Any]], first: str) -> dict[str, Any] | None:
+    """The GPU that an entry of ``CUDA_VISIBLE_DEVICES`` means, counted in the bus's order.
+
+    CUDA sees none for an entry that names none, and for an empty one.
+    """
+    if _INDEX.fullmatch(first):
+        return found[int(first)] if int(first) < len(found) else None
+    if first.startswith("GPU-"):  # so much of it as tells it from the others
+        return next((gpu for gpu in found if (gpu["uuid"] or "").startswith(first)), None)
+    return found[0] if found and first.startswith("MIG-") else None
+
+
+def _by_uuid(
+    found: list[dict[str, Any]], first_uuid: Callable[[], str | None] | None
+) -> dict[str, Any]:
+    """The GPU that CUDA itself names; where it names none, nothing is said of any."""
+    from hwloop.device.cuda_library import device_uuid
+
+    uuid = (first_uuid or device_uuid)()
+    for gpu in found:
+        if uuid is not None and gpu["uuid"] == uuid:
+            return gpu
+    unknown = dict.fromkeys([*TEXTS, *NUMBERS, "throttle_reasons"])
+    return {**unknown, "driver": found[0]["driver"], "note": WHICH_ONE}
 
 
 def query(ask: Ask | None = None) -> list[dict[str, Any]]:

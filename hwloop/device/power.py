@@ -2,7 +2,8 @@
 
 The sensors average over 10 to 100 milliseconds, so the energy of one run is the mean power of a
 loop of seconds, times its length, divided by its runs. It is the module's (or the GPU board's)
-energy, everything else that ran there included, and not what a meter at the plug shows.
+energy, everything else that ran there included, and not what a meter at the plug shows. What it
+draws without any load is measured before and given beside; nothing is subtracted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,20 @@ from hwloop.device import nvidia_smi
 from hwloop.device.jetson import OFF_BELOW_C, ROOT, read_int, read_text
 
 TOTAL_RAILS = ("VDD_IN", "VIN", "POM_5V_IN")
-"""Rails that the whole module (Nano, NX) or kit (Thor) runs on; without one, the others add up."""
+"""Rails that the whole module (Nano, NX) or kit (Thor) runs on; without one, the others add up.
+
+An AGX Orin has none. If one of its rails is fed from another of them, that power is counted twice;
+which rails were added is therefore part of every figure.
+"""
 
 SAMPLE_EVERY_S = 0.1
 MIN_SAMPLES = 5
 LEAD_IN_SHARE, LEAD_IN_MAX_S = 0.25, 1.0
+IDLE_SHARE, IDLE_MAX_S = 0.4, 2.0
 CHILD_GRACE_S = 30.0
 WAIT_S = 2.0
 TEGRASTATS = "usr/bin/tegrastats"
+Sample = tuple[float, tuple[str, ...]]  # milliwatts, and what they are the sum of
 _EVERY_100_MS = ("--interval", "100")
 _RAIL = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)mW/")
 _HEAT = re.compile(r"\b([A-Za-z][A-Za-z0-9_]*)@(-?\d+(?:\.\d+)?)C\b")
@@ -38,42 +46,56 @@ _RAM = re.compile(r"\bRAM (\d+)/(\d+)MB")
 
 
 def energy_mj(
-    run: Callable[[], None],
+    run: Callable[[], int],
     *,
     seconds: float,
     on_gpu: bool = True,
     root: Path = ROOT,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any] | None:
-    """Run back to back for at least ``seconds`` and sample the power meanwhile.
+    """Sample the power without a load, then run back to back for at least ``seconds`` and sample.
 
-    A lead-in of a quarter of it, at most a second, comes before: sensors lag behind the load.
+    Idling takes 0.4 of ``seconds``, at most two. A lead-in of a quarter, at most a second, comes
+    before each of the two: sensors lag behind the load.
 
     Args:
-        run: one inference, finished when it returns.
+        run: some inferences back to back, finished when it returns; their number. A burst keeps
+            the gaps between launch and wait out of the figure of a small network.
         on_gpu: whether a graphics card's own power is the power of this; a module's always is.
 
     Returns:
-        mean_mw, samples, runs, energy_mj per run, source; None where nothing can be read, or less
-        than five times.
+        mean_mw, samples, runs, energy_mj per run, source; rails: the names that were summed;
+        idle_mw: mean before the load, with the engine open, or None where it was read less than
+        five times. All is None where nothing can be read under load, or less than five times.
     """
     meter = _meter(root, seconds, on_gpu=on_gpu)
     if meter is None:
         return None
+    lead_in_s = min(seconds * LEAD_IN_SHARE, LEAD_IN_MAX_S)
     with meter:
-        _loop(run, min(seconds * LEAD_IN_SHARE, LEAD_IN_MAX_S), clock)
+        time.sleep(lead_in_s)
+        meter.values.clear()
+        time.sleep(min(seconds * IDLE_SHARE, IDLE_MAX_S))
+        idle = list(meter.values)
+        _loop(run, lead_in_s, clock)
         meter.values.clear()
         runs, elapsed_s = _loop(run, seconds, clock)
-        values = list(meter.values)
-    if len(values) < MIN_SAMPLES:
+        loaded = list(meter.values)
+    if not loaded:
         return None
-    mean_mw = statistics.fmean(values)
+    rails = Counter(names for _, names in loaded).most_common(1)[0][0]
+    idle_mw, _ = _mean_mw(idle, rails)
+    mean_mw, samples = _mean_mw(loaded, rails)
+    if mean_mw is None:
+        return None
     return {
         "mean_mw": mean_mw,
-        "samples": len(values),
+        "idle_mw": idle_mw,
+        "rails": list(rails),
+        "samples": samples,
         "runs": runs,
         "energy_mj": mean_mw * elapsed_s / runs,
-        "source": meter.source,
+        "source": meter.source or "+".join(rails),
     }
 
 
@@ -91,12 +113,12 @@ def rails_mw(root: Path = ROOT) -> dict[str, float]:
     return found
 
 
-def total_mw(rails: dict[str, float]) -> tuple[float, str] | None:
-    """(milliwatts, from which rails) of the whole module, or None without rails."""
+def total_mw(rails: dict[str, float]) -> Sample | None:
+    """(milliwatts, names of the rails that were summed) of the whole module; None without rails."""
     for name in TOTAL_RAILS:
         if name in rails:
-            return rails[name], name
-    return (sum(rails.values()), "+".join(sorted(rails))) if rails else None
+            return rails[name], (name,)
+    return (sum(rails.values()), tuple(sorted(rails))) if rails else None
 
 
 def parse_tegrastats(line: str) -> dict[str, Any]:
@@ -135,9 +157,10 @@ def tegrastats(root: Path = ROOT, *, timeout_s: float = 3.0) -> dict[str, Any]:
 class _Rails:
     """Reads the rails in a thread."""
 
-    def __init__(self, root: Path, source: str) -> None:
-        self.values: list[float] = []
-        self.source = source
+    source = ""  # the rails themselves
+
+    def __init__(self, root: Path) -> None:
+        self.values: list[Sample] = []
         self._root = root
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -153,9 +176,8 @@ class _Rails:
     def _sample(self) -> None:
         while not self._ended.wait(SAMPLE_EVERY_S):
             found = total_mw(rails_mw(self._root))
-            # A rail that could not be read this time would make the sum of the others a lie.
-            if found is not None and found[1] == self.source:
-                self.values.append(found[0])
+            if found is not None:
+                self.values.append(found)
 
 
 class _Stream:
@@ -198,26 +220,34 @@ class _Stream:
 
 def _meter(root: Path, seconds: float, *, on_gpu: bool) -> _Rails | _Stream | None:
     """The best source that this machine has."""
-    found = total_mw(rails_mw(root))
-    if found is not None:
-        return _Rails(root, found[1])
+    if rails_mw(root):
+        return _Rails(root)
     limit_s = seconds * 2 + CHILD_GRACE_S
     try:
-        return _Stream([str(root / TEGRASTATS), *_EVERY_100_MS], _tegrastats_mw, limit_s)
+        return _Stream([str(root / TEGRASTATS), *_EVERY_100_MS], _tegrastats_sample, limit_s)
     except OSError:
         gpu = nvidia_smi.snapshot() if on_gpu and root == ROOT else None
     if gpu is None or gpu["power_w"] is None:
         return None
     query = ["--query-gpu=power.draw", "--format=csv,noheader,nounits", "--loop-ms=100"]
-    return _Stream([nvidia_smi.COMMAND, f"--id={gpu['uuid']}", *query], _watts_to_mw, limit_s)
+    card = gpu["index"] if gpu["uuid"] is None else gpu["uuid"]
+    return _Stream([nvidia_smi.COMMAND, f"--id={card}", *query], _card_sample, limit_s)
 
 
-def _loop(run: Callable[[], None], seconds: float, clock: Callable[[], float]) -> tuple[int, float]:
-    """(runs, seconds they took): at least one run and at least ``seconds``."""
+def _mean_mw(samples: list[Sample], rails: tuple[str, ...]) -> tuple[float | None, int]:
+    """(mean or None where there are too few, number) of the samples that summed just these rails.
+
+    A rail that could not be read for once would make the sum of the others a lie.
+    """
+    values = [value for value, names in samples if names == rails]
+    return (statistics.fmean(values) if len(values) >= MIN_SAMPLES else None), len(values)
+
+
+def _loop(run: Callable[[], int], seconds: float, clock: Callable[[], float]) -> tuple[int, float]:
+    """(runs, seconds they took): at least one burst and at least ``seconds``."""
     runs, started = 0, clock()
     while True:
-        run()
-        runs += 1
+        runs += run()
         elapsed_s = clock() - started
         if elapsed_s >= seconds:
             return runs, elapsed_s
@@ -234,11 +264,12 @@ def _ina3221(folder: Path) -> dict[str, float]:
     return found
 
 
-def _tegrastats_mw(line: str) -> float | None:
-    found = total_mw(parse_tegrastats(line)["rails_mw"])
-    return None if found is None else found[0]
+def _tegrastats_sample(line: str) -> Sample | None:
+    return total_mw(parse_tegrastats(line)["rails_mw"])
 
 
-def _watts_to_mw(line: str) -> float | None:
+def _card_sample(line: str) -> Sample | None:
     text = line.strip()
-    return float(text) * 1000 if re.fullmatch(r"\d+(\.\d+)?", text) else None
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        return None
+    return float(text) * 1000, (nvidia_smi.NUMBERS["power_w"],)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,20 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from hwloop.device import harness, state, trt_audit, trt_cache, trt_child, trtexec
+from hwloop.device import (
+    harness,
+    jetson,
+    state,
+    trt_audit,
+    trt_cache,
+    trt_child,
+    trt_limits,
+    trt_timing,
+    trtexec,
+)
 from hwloop.device.cuda import CudaBackend, open_backend
 from hwloop.device.trt_build import DEADLINE_S, BuildRequest
 from hwloop.device.trt_run import OpenEngine
-from hwloop.device.trt_timing import EventSampler
+from hwloop.device.trt_sampling import Sampling
 
 OLDEST = (10, 3)
 MEANING = "computeMs"
 KEPT_PLAN_BYTES = 128 << 20
-MAX_WORKSPACE_MIB = 1024
-WORKSPACE_SHARE = 0.25
-TACTIC_DRAM_SHARE = 0.75
-DRAM_STEP_MIB = 512
 SPARSE = "2:4"
+BURST_MS = 20.0
 
 
 class NoTensorRT(Exception):
@@ -47,10 +55,11 @@ class TrtRuntime:
     verb opens is freed before that context is left.
 
     Args:
-        settings: optimization_level (3), avg_timing_iterations (8), workspace_mib (a quarter of
-            the available memory, at most 1024), cuda (auto, pycuda, cuda-bindings), cuda_graph
-            (true), tf32 (false), build_timeout_s (600).
-        trt, cuda: the module and the backend, where they are not those of this machine.
+        settings: optimization_level (3), avg_timing_iterations (8), workspace_mib (an eighth of
+            the memory, at most 1024), tactic_dram_mib (three quarters of what is free), cuda
+            (auto, pycuda, cuda-bindings), cuda_graph (true), tf32 (false), build_timeout_s (600).
+        trt, cuda, clock: the module, the backend and the host's clock in seconds, where they are
+            not those of this machine.
 
     Raises:
         NoTensorRT: it is absent or too old.
@@ -60,7 +69,12 @@ class TrtRuntime:
     name = "tensorrt"
 
     def __init__(
-        self, settings: dict[str, Any], *, trt: Any = None, cuda: CudaBackend | None = None
+        self,
+        settings: dict[str, Any],
+        *,
+        trt: Any = None,
+        cuda: CudaBackend | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._settings = settings
         self._trt = import_tensorrt() if trt is None else trt
@@ -72,7 +86,17 @@ class TrtRuntime:
         self._use_graph = wants_graph and self._cuda.can_graph
         with self._cuda.current():
             self._device = self._cuda.properties()
-        self._cache_path = trt_cache.cache_path(self._version, self._device.name)
+        self._sampling = Sampling(
+            trt=self._trt, cuda=self._cuda, use_graph=self._use_graph, clock=clock
+        )
+        self._limits = trt_limits.limits(
+            settings,
+            memory_mib=self._device.memory_bytes >> 20,
+            integrated=self._device.integrated,
+        )
+        self._cache_path = trt_cache.cache_path(
+            self._version, self._device.name, self._timing_conditions()
+        )
         self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -89,13 +113,33 @@ class TrtRuntime:
                 ["cuda_graph", str(self._use_graph).lower()],
                 ["optimization_level", str(settings.get("optimization_level", 3))],
                 ["avg_timing_iterations", str(settings.get("avg_timing_iterations", 8))],
-                ["workspace_mib", str(settings.get("workspace_mib", "auto"))],
+                ["workspace_mib", str(self._limits["workspace_mib"])],
                 ["tf32", str(bool(settings.get("tf32", False))).lower()],
                 ["figure", MEANING],
-                ["harness", str(harness.VERSION)],
+                ["harness", f"{harness.VERSION}.{trt_timing.VERSION}"],
                 *state.fingerprint_settings(),
             ],
         }
+
+    def fixed(self) -> dict[str, Any]:
+        """Settings that came from the machine's state, for every later worker of a session."""
+        return dict(self._limits)
+
+    def lost(self) -> str | None:
+        """Why this process cannot use the GPU any more, or None; asked after a failure.
+
+        An illegal address or a failed launch makes every later call of CUDA fail in this process.
+        """
+        try:
+            with self._cuda.current():
+                stream = self._cuda.new_stream()
+                self._cuda.synchronize(stream)
+                self._cuda.free_stream(stream)
+        except Exception as error:  # pycuda's own exceptions have no common class
+            if "out of memory" in str(error).lower():  # a full GPU is no broken one
+                return None
+            return f"this process can no longer use the GPU: {error}"
+        return None
 
     def build(self, model: bytes, hints: dict[str, Any]) -> Plan:
         """Build, or find the plan that was built before for the same graph and hints.
@@ -104,7 +148,7 @@ class TrtRuntime:
             BuildFailed: with the builder's reason.
         """
         request = self._request(hints)
-        key = (hashlib.sha256(model).digest(), request.sparse, request.precision)
+        key = (hashlib.sha256(model).digest(), request.sparse, request.precision, request.row)
         plan = self._plans.get(key)
         if plan is None:
             data, record = trt_child.build_in_child(model, request, module=self._trt.__name__)
@@ -124,44 +168,44 @@ class TrtRuntime:
 
         Returns:
             What :func:`hwloop.device.harness.compare` returns; meaning: computeMs, without copies
-            to and from the GPU; cuda_graph: whether both were replayed from a graph, else
-            graph_refused says why; launch_overhead_ms: what a plain run of the candidate costs
-            more than a replay, None without graph.
+            to and from the GPU; cuda_graph: whether both were replayed from graphs, else
+            graph_refused says why; runs_per_graph of the candidate; host_share: the host's time of
+            launching by the GPU's of running, of whichever engine has more, near 1 and above it
+            the figures are the host's; launch_overhead_ms: what a plain run of the candidate costs
+            more than one in a graph, None without graphs; reformats: of a candidate that is a row,
+            layers that only change a layout or a type, None where that is not known.
         """
         plans = self.build(*candidate), self.build(*reference)
-        refused: list[str | None] = []
-
-        def opener(plan: Plan) -> EventSampler:
-            sampler = self._sampler(plan)
-            refused.append(sampler.graph_refused)
-            return sampler
-
+        row = bool(candidate[1].get("row", False))
         with self._cuda.current():
-            result = harness.compare(lambda: opener(plans[0]), lambda: opener(plans[1]), protocol)
-            overhead_ms = self._launch_overhead_ms(plans[0])
-        reasons = sorted({reason for reason in refused if reason})
-        return {
-            **result,
-            "meaning": MEANING,
-            "cuda_graph": self._use_graph and not reasons,
-            "graph_refused": "; ".join(reasons) or None,
-            "launch_overhead_ms": overhead_ms,
-        }
+            found = self._sampling.compare(plans[0].data, plans[1].data, protocol, row=row)
+        return {**found, "meaning": MEANING}
 
     @contextmanager
-    def running(self, model: bytes, hints: dict[str, Any]) -> Iterator[Callable[[], None]]:
-        """A call that runs one inference, as timed, and waits for its end."""
+    def running(self, model: bytes, hints: dict[str, Any]) -> Iterator[Callable[[], int]]:
+        """A call that runs inferences for about 20 ms, as timed, waits for their end, and says how
+        many they were.
+        """
         plan = self.build(model, hints)
         with self._cuda.current():
-            sampler = self._sampler(plan)
-
-            def run() -> None:
-                sampler.sample_ms(1)
-
+            sampler = self._sampling.sampler(plan.data)
             try:
-                yield run
+                loops = sampler.filling(BURST_MS)
+                yield lambda: sampler.run(loops)
             finally:
                 sampler.close()
+
+    def copies(self, model: bytes, hints: dict[str, Any]) -> dict[str, Any]:
+        """With copies in and out, and without: see :func:`hwloop.device.trt_probes.copies`."""
+        plan = self.build(model, hints)
+        with self._cuda.current():
+            return self._sampling.copies(plan.data)
+
+    def launch_floor(self, model: bytes, hints: dict[str, Any]) -> dict[str, Any]:
+        """What a launch costs at least: see :func:`hwloop.device.trt_probes.launch_floor`."""
+        plan = self.build(model, hints)
+        with self._cuda.current():
+            return self._sampling.launch_floor(plan.data)
 
     def infer(self, engine: Plan, inputs: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         """Run the inputs, a batch of the engine at a time; outputs are stacked."""
@@ -188,24 +232,35 @@ class TrtRuntime:
         plan = self.build(model, hints)
         return trtexec.cross_check(plan.data, version=self._version, cuda_graph=self._use_graph)
 
+    def layer_profile(self, model: bytes, hints: dict[str, Any]) -> dict[str, Any]:
+        """Where the time of an inference goes: see :func:`hwloop.device.trtexec.profile`."""
+        return trtexec.profile(self.build(model, hints).data, version=self._version)
+
     def _request(self, hints: dict[str, Any]) -> BuildRequest:
         settings = self._settings
-        available_mib = available_memory_mib()
-        workspace_mib = settings.get("workspace_mib", default_workspace_mib(available_mib))
-        # Where the GPU shares the CPU's memory, tactics may only use what is really left; in
-        # steps, so that small changes of what is free do not change which tactics fit.
-        tactic_mib = int(available_mib * TACTIC_DRAM_SHARE) // DRAM_STEP_MIB * DRAM_STEP_MIB
+        tactic_mib = self._limits.get("tactic_dram_mib")
         return BuildRequest(
             optimization_level=int(settings.get("optimization_level", 3)),
             avg_timing_iterations=int(settings.get("avg_timing_iterations", 8)),
-            workspace_bytes=int(workspace_mib) << 20,
-            tactic_dram_bytes=tactic_mib << 20 if tactic_mib and self._device.integrated else None,
+            workspace_bytes=self._limits["workspace_mib"] << 20,
+            tactic_dram_bytes=None if tactic_mib is None else tactic_mib << 20,
             tf32=bool(settings.get("tf32", False)),
             sparse=any(row.get("sparsity") == SPARSE for row in hints.get("configs", ())),
             precision=hints.get("precision"),
+            row=bool(hints.get("row", False)),
             deadline_s=float(settings.get("build_timeout_s", DEADLINE_S)),
             timing_cache=self._cache_path,
         )
+
+    def _timing_conditions(self) -> list[list[str]]:
+        """What the builder's own timings depend on, beside the version and the GPU's model."""
+        board = jetson.snapshot()
+        locked = "unknown" if board is None else str(board["gpu"]["locked"])
+        return [
+            ["sm_count", str(self._device.sm_count)],
+            ["locked", locked],
+            *state.fingerprint_settings(),
+        ]
 
     @contextmanager
     def _opened(self, plan: Plan) -> Iterator[OpenEngine]:
@@ -215,19 +270,6 @@ class TrtRuntime:
                 yield opened
             finally:
                 opened.close()
-
-    def _sampler(self, plan: Plan) -> EventSampler:
-        opened = OpenEngine(plan.data, trt=self._trt, cuda=self._cuda)
-        return EventSampler(opened, cuda=self._cuda, use_graph=self._use_graph)
-
-    def _launch_overhead_ms(self, plan: Plan) -> float | None:
-        if not self._use_graph:
-            return None
-        sampler = self._sampler(plan)
-        try:
-            return sampler.launch_overhead_ms()
-        finally:
-            sampler.close()
 
     def _kept_bytes(self) -> int:
         return sum(len(plan.data) for plan in self._plans.values())
@@ -252,15 +294,3 @@ def check_version(version: str) -> None:
         raise NoTensorRT(
             f"TensorRT {version} is too old, 10.3 is the oldest; install JetPack 6.1 or newer"
         )
-
-
-def available_memory_mib() -> int:
-    """What the kernel could give without swapping; CUDA's own figure ignores the page cache."""
-    found = state.memory().get("available_bytes")
-    return 4 * MAX_WORKSPACE_MIB if found is None else found >> 20
-
-
-def default_workspace_mib(available_mib: int) -> int:
-    """A power of two, so that small changes of what is free do not change which kernels fit."""
-    share = max(int(available_mib * WORKSPACE_SHARE), 16)
-    return min(MAX_WORKSPACE_MIB, 1 << (share.bit_length() - 1))

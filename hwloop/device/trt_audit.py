@@ -76,7 +76,8 @@ def engine_audit(text: str) -> dict[str, Any]:
     A layer's precision is that of its weights, else of its first output: an int8 convolution may
     write fp16.
     """
-    found = json.loads(text)
+    # Names are written as they are: some releases put control characters into them.
+    found = json.loads(text, strict=False)
     layers = found if isinstance(found, list) else found.get("Layers", [])
     details = [entry for entry in layers if isinstance(entry, dict)]
     executed = [entry for entry in details if entry.get("LayerType") != "NoOp"]

@@ -16,6 +16,7 @@ from hwloop.device import trt_audit, trt_cache
 KEPT_MESSAGES = 50
 SHOWN_MESSAGES = 4
 DEADLINE_S = 600.0
+IMAGE_RANK = 4  # batch, channels, height, width
 LAYER_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8"}
 
 
@@ -31,6 +32,7 @@ class BuildRequest:
         workspace_bytes, tactic_dram_bytes: limits of the builder's memory, None for its own.
         sparse: whether some layer's weights are 2:4 sparse.
         precision: a precision that some layer must have (fp32, fp16, bf16, int8).
+        row: a block alone: inputs and outputs in whichever layout its kernel likes best.
         timing_cache: path of the cache that all builds of this device share.
         compute_capability: builds for another GPU, e.g. ``SM86``; TensorRT for RTX only.
     """
@@ -42,6 +44,7 @@ class BuildRequest:
     tf32: bool = False
     sparse: bool = False
     precision: str | None = None
+    row: bool = False
     deadline_s: float = DEADLINE_S
     timing_cache: str | None = None
     compute_capability: str | None = None
@@ -52,7 +55,8 @@ def build(onnx: bytes, request: BuildRequest, *, trt: Any) -> tuple[bytes, dict[
 
     Returns:
         The engine's bytes, and a record: version, layers and dtypes of the parsed network,
-        parse_s, build_s, engine_bytes, sparsity (eligible, picked), timing_cache, warnings.
+        parse_s, build_s, engine_bytes, sparsity (eligible, picked), timing_cache, workspace_bytes,
+        tactic_dram_bytes, warnings.
 
     Raises:
         BuildFailed: every complaint of the parser, a missing precision, the deadline, or no engine.
@@ -67,6 +71,8 @@ def build(onnx: bytes, request: BuildRequest, *, trt: Any) -> tuple[bytes, dict[
         raise BuildFailed(f"TensorRT's parser refuses the graph: {complaints(parser, log)}")
     dtypes = trt_audit.census(network)
     _check_precision(request.precision, dtypes)
+    if request.row:
+        _free_layouts(network, trt)
     parsed = time.monotonic()
     config = _made("builder configuration", log, builder.create_builder_config)
     _configure(config, request, trt)
@@ -91,6 +97,8 @@ def build(onnx: bytes, request: BuildRequest, *, trt: Any) -> tuple[bytes, dict[
         "engine_bytes": len(data),
         "sparsity": trt_audit.sparsity(log.sparsity),
         "timing_cache": cache_note,
+        "workspace_bytes": request.workspace_bytes,
+        "tactic_dram_bytes": request.tactic_dram_bytes,
         "warnings": log.messages("WARNING"),
     }
     return data, record
@@ -101,6 +109,7 @@ def prove(
     *,
     trt: Any,
     precision: str | None = None,
+    row: bool = False,
     compute_capability: str = "SM86",
     deadline_s: float = DEADLINE_S,
 ) -> dict[str, Any]:
@@ -112,6 +121,7 @@ def prove(
     named = hasattr(trt, "ComputeCapability")
     request = BuildRequest(
         precision=precision,
+        row=row,
         deadline_s=deadline_s,
         compute_capability=compute_capability if named else None,
     )
@@ -152,6 +162,36 @@ def _check_precision(precision: str | None, dtypes: dict[str, int]) -> None:
         raise BuildFailed(f"precision {precision!r} is none of {', '.join(LAYER_TYPES)}")
     if not dtypes.get(LAYER_TYPES[precision]):
         raise BuildFailed(f"{precision} was asked for and no layer has it: {dtypes}")
+
+
+def image_layouts(trt: Any) -> dict[Any, tuple[Any, ...]]:
+    """The layouts that a GPU has for inputs and outputs of four dimensions, by type.
+
+    NVIDIA, "I/O Formats". TensorRT for RTX refuses others, or finds nothing for them, but for HWC16
+    of int8: 10.3 does not have it, and one mask for all releases keeps their rows alike.
+    """
+    formats, types = trt.TensorFormat, trt.DataType
+    linear, grouped_32 = formats.LINEAR, formats.CHW32
+    return {
+        types.FLOAT: (linear, grouped_32, formats.HWC),
+        types.HALF: (linear, formats.CHW2, formats.HWC8, formats.HWC16, grouped_32),
+        types.INT8: (linear, formats.CHW4, grouped_32),
+    }
+
+
+def _free_layouts(network: Any, trt: Any) -> None:
+    """Let the builder choose the layout of every image-like input and output.
+
+    Within a network it chooses them for all tensors; at the ends it keeps them row-major unless
+    asked, so that a block alone pays for copies that it does not need there. All bits at once are
+    the default, and ask for nothing.
+    """
+    layouts = image_layouts(trt)
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    tensors += [network.get_output(index) for index in range(network.num_outputs)]
+    for io_tensor in tensors:
+        if len(io_tensor.shape) == IMAGE_RANK and io_tensor.dtype in layouts:
+            io_tensor.allowed_formats = sum(1 << int(kind) for kind in layouts[io_tensor.dtype])
 
 
 def _configure(config: Any, request: BuildRequest, trt: Any) -> None:

@@ -1,26 +1,37 @@
 """The timing cache that all builds on one device share, so that equal layers get equal kernels.
 
-It is valid for one GPU model and one version of TensorRT, which its name says. A digest in front
-keeps torn or foreign bytes away from TensorRT's native reader.
+It is valid for one GPU model and one version of TensorRT, and what it says is true at the clocks
+that it was timed at: all of it is in its name. A digest in front keeps torn or foreign bytes away
+from TensorRT's native reader.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hwloop.device.cache import cache_folder, write
 
 DIGEST_BYTES = 32
+SLUG_CHARACTERS, NAME_DIGITS = 40, 10
 
 
-def cache_path(version: str, device: str) -> str | None:
-    """Where the cache of a device is kept, or None where there is no private folder for it."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+def cache_path(version: str, device: str, conditions: Iterable[Sequence[str]]) -> str | None:
+    """Where the cache of a device is kept, or None where there is no private folder for it.
+
+    Args:
+        conditions: (name, value) of what timings on this device depend on: the power mode, caps
+            and locks of its clocks. They are in the name as a digest.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")[:SLUG_CHARACTERS]
+    text = json.dumps([list(pair) for pair in conditions])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:NAME_DIGITS]
     try:
-        return str(cache_folder() / f"timing-{version}-{slug}.cache")
+        return str(cache_folder() / f"timing-{version}-{slug}-{digest}.cache")
     except OSError:
         return None
 

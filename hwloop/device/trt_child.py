@@ -6,6 +6,7 @@ own may have been sent over a connection and lie in no file.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -36,6 +37,8 @@ OUT_OF_MEMORY = (
     "stop the desktop (sudo systemctl isolate multi-user.target)"
 )
 _PR_SET_PDEATHSIG = 1
+_OOM_SCORE = "/proc/self/oom_score_adj"
+_FIRST_TO_GO = "1000"
 
 
 def build_in_child(
@@ -70,6 +73,7 @@ def main(name: str) -> None:
     folder = Path(name)
     order = json.loads((folder / "request.json").read_text())
     _die_with(int(order["parent"]))
+    _go_first()
     try:
         trt = importlib.import_module(order["module"])
         onnx = (folder / "model.onnx").read_bytes()
@@ -148,3 +152,9 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it ended before this line
         os._exit(1)
+
+
+def _go_first() -> None:
+    """Have the kernel take this process when memory runs out, not the worker or sshd."""
+    with contextlib.suppress(OSError):  # raising needs no rights; where there is no /proc, no harm
+        Path(_OOM_SCORE).write_text(_FIRST_TO_GO)

@@ -2,15 +2,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, INVALID = 1 };
+#ifndef VERSION
+#define VERSION 12060
+#endif
+#ifndef DRIVER
+#define DRIVER 12060
+#endif
+
+enum { SUCCESS = 0, INVALID = 1, INSUFFICIENT_DRIVER = 35 };
 static char stream, events[2], graph, executable;
 static int next_event, capturing;
 
-const char *cudaGetErrorString(int error) { return error == INVALID ? "invalid argument" : "no error"; }
+const char *cudaGetErrorString(int error) {
+    if (error == INSUFFICIENT_DRIVER) return "CUDA driver version is insufficient for CUDA runtime version";
+    return error == INVALID ? "invalid argument" : "no error";
+}
 int cudaGetLastError(void) { return SUCCESS; }
-int cudaSetDevice(int device) { return device == 0 ? SUCCESS : INVALID; }
-int cudaDriverGetVersion(int *version) { *version = 12060; return SUCCESS; }
-int cudaRuntimeGetVersion(int *version) { *version = 12060; return SUCCESS; }
+int cudaSetDevice(int device) {
+    /* Within one major version a driver runs newer runtimes too. */
+    if (VERSION / 1000 > DRIVER / 1000) return INSUFFICIENT_DRIVER;
+    return device == 0 ? SUCCESS : INVALID;
+}
+int cudaDriverGetVersion(int *version) { *version = DRIVER; return SUCCESS; }
+int cudaRuntimeGetVersion(int *version) { *version = VERSION; return SUCCESS; }
 int cudaDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute; return device; }
 int cudaMemGetInfo(size_t *available, size_t *total) {
     *available = (size_t)1 << 33; *total = (size_t)1 << 34; return SUCCESS;
