@@ -6,6 +6,7 @@ The engine descriptions in tests/data were written by hand after published ones;
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import fake_trt
 import numpy as np
 import pytest
 from fake_cuda import DEVICE, FakeCuda
+from test_jetson import plant
 
 from hwloop.device import trt_child
 from hwloop.device.cuda import CudaError
-from hwloop.device.trt import NoTensorRT, TrtRuntime, check_version
+from hwloop.device.trt import NoTensorRT, TrtRuntime, check_version, import_tensorrt
 from hwloop.device.trt_audit import engine_audit, sparsity
 from hwloop.device.trt_build import BuildRequest, build
 from hwloop.device.trt_limits import default_workspace_mib
@@ -534,11 +536,23 @@ def test_timings_of_other_clocks_are_in_another_cache(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("version", ["8.6.2", "10.2.0"])
-def test_an_old_tensorrt_is_refused_with_what_to_do(version: str) -> None:
+def test_an_old_tensorrt_is_refused_with_what_to_do(version: str, tmp_path: Path) -> None:
     with pytest.raises(NoTensorRT, match=r"JetPack 6\.1"):
-        check_version(version)
+        check_version(version, plant("orin_nano", tmp_path))
+    with pytest.raises(NoTensorRT, match=r"^(?!.*JetPack).*tensorrt-cu12"):
+        check_version(version, tmp_path / "a desktop")
     check_version("10.3.0")
     check_version("11.4.1")
+
+
+def test_a_missing_tensorrt_is_got_as_the_machine_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(NoTensorRT, match=r"^(?!.*pip install).*python3-libnvinfer"):
+        import_tensorrt(plant("orin_nano", tmp_path))
+    with pytest.raises(NoTensorRT, match=r"^(?!.*JetPack).*tensorrt-cu13"):
+        import_tensorrt(tmp_path / "a desktop")
 
 
 def test_an_engine_file_comes_with_its_digest_and_audit() -> None:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,14 @@ MEANING = "computeMs"
 KEPT_PLAN_BYTES = 128 << 20
 SPARSE = "2:4"
 BURST_MS = 20.0
+ON_A_JETSON = (
+    "JetPack's TensorRT belongs to the system's Python (/usr/bin/python3, or a venv made with "
+    "--system-site-packages): sudo apt install python3-libnvinfer"
+)
+ON_A_CARD = (
+    'python3 -m pip install "tensorrt-cu12>=10.13,<12" where nvidia-smi says CUDA Version 12, '
+    '"tensorrt-cu13>=10.13,<12" where it says 13'
+)
 
 
 class NoTensorRT(Exception):
@@ -275,22 +284,21 @@ class TrtRuntime:
         return sum(len(plan.data) for plan in self._plans.values())
 
 
-def import_tensorrt() -> Any:
-    """The module. Raises NoTensorRT."""
+def import_tensorrt(root: Path = jetson.ROOT) -> Any:
+    """The module. Raises NoTensorRT with what helps on this machine."""
     try:
         return importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:
-        raise NoTensorRT(
-            f"TensorRT cannot be imported: {error}; JetPack's belongs to the system's Python "
-            "(/usr/bin/python3, or a venv made with --system-site-packages), elsewhere: "
-            'python3 -m pip install "tensorrt-cu13>=10.13,<12"'
-        ) from error
+        raise NoTensorRT(f"TensorRT cannot be imported: {error}; {_remedy(root)}") from error
 
 
-def check_version(version: str) -> None:
+def check_version(version: str, root: Path = jetson.ROOT) -> None:
     """Raises NoTensorRT for a release without what is used here."""
     parts = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if parts < OLDEST:
-        raise NoTensorRT(
-            f"TensorRT {version} is too old, 10.3 is the oldest; install JetPack 6.1 or newer"
-        )
+        newer = ON_A_CARD if jetson.snapshot(root) is None else "update to JetPack 6.1 or newer"
+        raise NoTensorRT(f"TensorRT {version} is too old, 10.3 is the oldest; {newer}")
+
+
+def _remedy(root: Path) -> str:
+    return ON_A_CARD if jetson.snapshot(root) is None else ON_A_JETSON
