@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from hwloop.cli_common import HOST, JSON, TARGET_VARIABLE, Command, Group, columns, show
-from hwloop.errors import ExitCode
+from hwloop.cli_common import HOST, JSON, TARGET_VARIABLE, Command, Group, columns, console, show
+from hwloop.errors import ExitCode, UsageError
 
 
 @click.group(cls=Group)
@@ -90,19 +91,64 @@ def target_check(name: str, host: str | None, as_json: bool) -> None:
     help="Also look at this target.",
 )
 @HOST
+@click.option("--quick", is_flag=True, help="Only read, in seconds; no engine is built.")
+@click.option(
+    "--bundle",
+    metavar="FILE.zip",
+    type=click.Path(path_type=Path),
+    help="Pack what was seen, to send it back.",
+)
+@click.option(
+    "--run",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A run whose report is packed too.",
+)
 @JSON
-def doctor(target: str | None, host: str | None, as_json: bool) -> None:
+def doctor(
+    target: str | None,
+    host: str | None,
+    quick: bool,
+    bundle: Path | None,
+    run: Path | None,
+    as_json: bool,
+) -> None:
     """What is missing or wrong on this machine and on a target, with the command that fixes it.
+
+    On a TensorRT target it also builds engines: what a launch costs, which INT8 rows are taken,
+    what a network's layers and the power rails say. That takes minutes; --quick leaves it out.
 
     \b
     hwloop doctor
     hwloop doctor --target jetson-orin
+    hwloop doctor --target jetson-orin --bundle orin.zip
     """
-    from hwloop import checking
+    from hwloop.doctor.visit import visit
+    from hwloop.profile import resolve
+    from hwloop.records import to_json
 
-    checks = checking.doctor(target, host=host)
+    if target is None and (bundle or host):
+        raise UsageError(f"--{'bundle' if bundle else 'host'} is about a target", "--target NAME")
+    if run is not None and bundle is None:
+        raise UsageError("--run is about a bundle", "--bundle FILE.zip")
+    profile = None if target is None else resolve(target, host=host)
+    report = None
+    if bundle is not None:
+        from hwloop.doctor.bundle import check_place, read_report
+
+        check_place(bundle)
+        report = None if run is None else read_report(run)
+    with console() as progress:
+        found = visit(profile, quick=quick, record=bundle is not None, progress=progress)
+    checks = to_json(found.checks)
+    if bundle is not None and profile is not None:
+        from hwloop.doctor.bundle import write_bundle
+
+        packed = write_bundle(bundle, found, profile=profile, report=report)
+        what = f"packed {packed}; look inside before you send it: unzip -p {bundle} | less"
+        checks.append({"state": "ok", "what": what, "fix": None})
     show(checks, as_json=as_json, text=_lines(checks))
-    if any(item["state"] == "fail" for item in checks):
+    if found.failed:
         sys.exit(ExitCode.ENVIRONMENT)
 
 

@@ -13,8 +13,8 @@ from test_jetson import plant
 
 from hwloop import doctor
 from hwloop.device import state
-from hwloop.doctor import Check, HostFacts
-from hwloop.doctor.host import NEEDED
+from hwloop.doctor import Check, HostFacts, wheels
+from hwloop.doctor.facts import NEEDED
 from hwloop.profile import TargetProfile, load_profile
 from hwloop.records import to_json
 
@@ -32,6 +32,9 @@ GOOD = HostFacts(
     },
     tensorrt_place="/venv/lib/python3.12/site-packages/tensorrt",
     cuda_backends=("cuda-bindings",),
+    cuda_driver=(13, 0),
+    jetson=False,
+    machine="x86_64",
     hidden_tensorrt=None,
     environment="/venv",
     ssh=True,
@@ -175,7 +178,7 @@ def test_a_venv_that_hides_jetpacks_tensorrt_is_told_how_to_see_it() -> None:
 def test_without_a_cuda_package_tensorrt_cannot_run() -> None:
     check = only(host(CUDA, cuda_backends=()), "no way to CUDA")
     assert (check.state, "cuda-bindings" in str(check.fix)) == ("fail", True)
-    assert only(host(CUDA, cuda_backends=("cuda-bindings", "pycuda")), "CUDA").state == "ok"
+    assert only(host(CUDA, cuda_backends=("cuda-bindings", "pycuda")), "CUDA through").state == "ok"
 
 
 def test_ssh_is_needed_for_boards_alone() -> None:
@@ -203,6 +206,94 @@ def test_a_target_that_nobody_has_run_says_so() -> None:
     check = only(host(ORIN), "has not run target 'jetson-orin'")
     assert (check.state, "docs/on-hardware.md" in str(check.fix)) == ("warn", True)
     assert only(host(load_profile("fake")), "nothing of it is measured").state == "ok"
+
+
+# ------------------------------------------------------------------------ wheels and drivers
+
+
+def extras() -> dict[str, list[str]]:
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    found: dict[str, list[str]] = tomllib.loads(text)["project"]["optional-dependencies"]
+    return found
+
+
+def test_the_extras_that_are_named_exist_and_bring_the_wheels_that_are_named() -> None:
+    for cuda, extra in wheels.EXTRAS.items():
+        wanted = extras()[extra]
+        if wanted[0].startswith("hwloop["):
+            wanted = extras()[wanted[0].removeprefix("hwloop[").rstrip("]")]
+        assert wanted[0].startswith(f"{wheels.WHEELS[cuda]}{wheels.BOUNDS};")
+        assert "x86_64" in wanted[0]
+        bindings = wanted[1]
+        assert bindings.startswith("cuda-bindings>=")
+        assert ("<13" in bindings) == (cuda == 12)
+
+
+class Driver:
+    """libcuda with one call."""
+
+    def __init__(self, version: int, status: int = 0) -> None:
+        self.version, self.status = version, status
+
+    def cuDriverGetVersion(self, out: Any) -> int:  # noqa: N802
+        out._obj.value = self.version
+        return self.status
+
+
+def absent(name: str) -> Any:
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+def test_the_driver_says_which_cuda_it_runs() -> None:
+    assert doctor.cuda_driver(lambda name: Driver(12040)) == (12, 4)
+    assert doctor.cuda_driver(lambda name: Driver(13020)) == (13, 2)
+    assert doctor.cuda_driver(lambda name: Driver(13020, status=100)) is None
+    assert doctor.cuda_driver(lambda name: object()) is None
+    assert doctor.cuda_driver(absent) is None
+
+
+def test_a_wheel_for_a_newer_cuda_than_the_drivers_fails_with_the_extra_that_fits() -> None:
+    versions = without(**{"tensorrt-cu13": "11.4.0.106"})
+    check = only(host(CUDA, versions=versions, cuda_driver=(12, 4)), "error 35")
+    assert check.state == "fail"
+    assert "the driver runs 12" in check.what
+    assert '"hwloop[tensorrt-cu12]"' in str(check.fix)
+    assert "pip uninstall -y tensorrt tensorrt-cu13" in str(check.fix)
+    old = without("tensorrt", **{"tensorrt-cu12": "10.16.1.11"})
+    for fits in ({"versions": versions}, {"versions": old}):
+        assert only(host(CUDA, cuda_driver=(13, 0), **fits), "from pip").state == "ok"
+
+
+def test_the_wheels_of_both_cudas_overwrite_each_other() -> None:
+    both = without(**{"tensorrt-cu12": "10.16.1.11", "tensorrt-cu13": "10.16.1.11"})
+    check = only(host(CUDA, versions=both), "overwrite each other's files")
+    assert check.state == "fail"
+    assert "uninstall -y tensorrt tensorrt-cu12 tensorrt-cu13" in str(check.fix)
+
+
+def test_packages_of_a_newer_cuda_than_the_drivers_are_named() -> None:
+    versions = without(**{"cuda-bindings": "13.0.1"})
+    check = only(host(CUDA, versions=versions, cuda_driver=(12, 9)), "CUDA through")
+    assert (check.state, "cuda-bindings<13" in str(check.fix)) == ("fail", True)
+    assert only(host(CUDA, versions=versions), "CUDA through").state == "ok"
+
+
+def test_a_machine_without_a_driver_or_with_an_old_one_is_told_so() -> None:
+    check = only(host(CUDA, cuda_driver=None), "no NVIDIA driver")
+    assert (check.state, "580" in str(check.fix)) == ("fail", True)
+    assert "l4t" in str(only(host(CUDA, cuda_driver=None, jetson=True), "no NVIDIA driver").fix)
+    old = only(host(CUDA, cuda_driver=(11, 4)), "runs CUDA 11.4")
+    assert (old.state, "525" in str(old.fix)) == ("fail", True)
+    assert not [c for c in host(ORIN, cuda_driver=None) if "driver" in c.what]
+
+
+def test_a_jetson_is_never_told_to_install_a_wheel_nor_a_desktop_to_update_jetpack() -> None:
+    lacking = {"tensorrt_place": None, "versions": without("tensorrt"), "cuda_backends": ()}
+    old = {"versions": without(tensorrt="8.6.2")}
+    for facts in (lacking, old):
+        fixes = [str(check.fix) for check in host(CUDA, jetson=True, machine="aarch64", **facts)]
+        assert not [fix for fix in fixes if "pip install" in fix]
+        assert not [c for c in host(CUDA, **facts) if "JetPack" in f"{c.what} {c.fix}"]
 
 
 # ------------------------------------------------------------------- gathered on file trees
@@ -285,7 +376,6 @@ def test_a_board_in_order_has_no_complaint(tmp_path: Path) -> None:
 def test_there_are_many_lines(tmp_path: Path) -> None:
     facts = board("agx_orin", tmp_path)
     assert len(host(ORIN)) + len(there(facts)) >= 20
-    assert len(doctor.examine(ORIN, board=facts)) > len(doctor.examine(ORIN, board=None))
 
 
 def test_free_clocks_are_a_warning_with_the_command_that_locks_them(nano: dict[str, Any]) -> None:
@@ -393,6 +483,7 @@ def test_a_graphics_card_in_order_has_no_complaint() -> None:
         ({"throttle_reasons": ["power cap"]}, "slowed down now: power cap"),
         ({"temperature_c": 90}, "90 degrees"),
         ({"count": 2}, "2 GPUs"),
+        ({"note": "which GPU it is is not known: set CUDA_DEVICE_ORDER"}, "is not known"),
         ({"utilization_pct": 55}, "something else uses the GPU (55 %)"),
     ],
 )
@@ -400,6 +491,13 @@ def test_what_is_wrong_with_a_graphics_card_is_a_warning(changes: Any, said: str
     check = only(there(card(**changes), CUDA), said)
     assert check.state == "warn"
     assert check.fix
+
+
+def test_a_gpu_that_one_process_may_have_is_a_failure_with_the_command_that_shares_it() -> None:
+    check = only(there(card(compute_mode="Exclusive_Process"), CUDA), "Exclusive_Process")
+    assert (check.state, "nvidia-smi -c DEFAULT" in str(check.fix)) == ("fail", True)
+    for fine in ("Default", None):
+        assert not [c for c in there(card(compute_mode=fine), CUDA) if c.state != "ok"]
 
 
 @pytest.mark.parametrize(
@@ -460,22 +558,72 @@ def test_an_old_board_may_still_run_onnx_runtime(tmp_path: Path) -> None:
     assert not [check for check in there(facts, CPU) if check.state == "fail"]
 
 
+START = "TensorRT cannot be imported: No module named 'tensorrt'"
+DESKTOP = {"jetson": None, "gpu": {"driver": "550.54.15"}, "machine": "x86_64"}
+
+
 @pytest.mark.parametrize(
     ("message", "board_fix", "local_fix"),
     [
-        ("TensorRT cannot be imported: No module named 'tensorrt'; x", "apt install", "[tensorrt]"),
-        ("ModuleNotFoundError: No module named 'numpy'", "/usr/bin/python3 -m pip", "pip install"),
-        ("no way to CUDA (cuda-bindings: No module named 'cuda')", "cuda-bindings<13", "cuda-bind"),
-        ("something else", "the hint", "the hint"),
+        (f"{START}; JetPack's belongs to x", "apt install", '"hwloop[tensorrt-cu12]"'),
+        ("TensorRT 10.0 is too old, 10.3 is the oldest; x", "JetPack 6.1", "[tensorrt-cu12]"),
+        ("ModuleNotFoundError: No module named 'numpy'", "install python3-numpy", "pip install"),
+        ("no way to CUDA (cuda-bindings: No module named 'cuda')", "nvidia-cuda", "bindings<13"),
+        ("no way to CUDA (driver version is insufficient for CUDA runtime version)", "JetPack", ""),
+        ("something else; and more", "the hint", "the hint"),
     ],
 )
 def test_a_worker_that_does_not_start_gets_the_fix_for_what_it_lacks(
-    message: str, board_fix: str, local_fix: str
+    message: str, board_fix: str, local_fix: str, nano: dict[str, Any]
 ) -> None:
-    for profile, fix in ((ORIN, board_fix), (CUDA, local_fix)):
-        check = doctor.start_check(profile, message, "the hint")
-        assert (check.state, check.what) == ("fail", message)
+    for profile, fix, state_ in ((ORIN, board_fix, nano), (CUDA, local_fix, DESKTOP)):
+        check = doctor.start_check(profile, message, "the hint", state_)
+        assert check.state == "fail"
+        assert message.startswith(check.what)
         assert fix in str(check.fix)
+        # Nobody is told to do on one kind of machine what helps on the other alone.
+        on_board = "tensorrt-cu" in str(check.fix) or "hwloop[" in str(check.fix)
+        assert not (on_board if profile is ORIN else "JetPack" in f"{check.what} {check.fix}")
+
+
+def test_every_reason_is_kept_and_the_advice_for_other_machines_is_not() -> None:
+    reasons = "no way to CUDA (cuda-bindings: not there; cudart: CUDA 11.4 is too old)"
+    check = doctor.start_check(CUDA, f"{reasons}; install JetPack's CUDA (or x)", "", DESKTOP)
+    assert check.what == reasons
+    plain = doctor.start_check(
+        CUDA, f"{START}; JetPack's belongs to (x), elsewhere: y", "", DESKTOP
+    )
+    assert plain.what == START
+
+
+def test_without_a_word_of_the_machine_a_board_is_taken_for_a_jetson() -> None:
+    check = doctor.start_check(ORIN, f"{START}; x", "the hint")
+    assert "python3-libnvinfer" in str(check.fix)
+    assert "pip" not in str(check.fix)
+
+
+@pytest.mark.parametrize(
+    ("driver", "advice"),
+    [
+        ("580.65.06", '"hwloop[tensorrt]"'),
+        ("595.1", '"hwloop[tensorrt]"'),
+        ("550.54.15", '"hwloop[tensorrt-cu12]"'),
+        ("525.60.13", '"hwloop[tensorrt-cu12]"'),
+        ("470.1", "update NVIDIA's driver"),
+        (None, "hwloop[tensorrt-cu12]"),
+    ],
+)
+def test_the_driver_decides_which_wheel_is_named(driver: str | None, advice: str) -> None:
+    state_ = {"jetson": None, "gpu": {"driver": driver}, "machine": "x86_64"}
+    assert advice in str(doctor.start_check(CUDA, START, "", state_).fix)
+
+
+def test_a_desktop_behind_ssh_gets_the_wheel_for_its_driver_and_not_jetpacks() -> None:
+    far = replace(CUDA, transport="ssh", python="/opt/venv/bin/python")
+    check = doctor.start_check(far, START, "", DESKTOP)
+    assert check.fix == 'there: /opt/venv/bin/python -m pip install "tensorrt-cu12>=10.13,<12"'
+    arm = {**DESKTOP, "machine": "aarch64"}
+    assert "apt" in str(doctor.start_check(far, START, "", arm).fix)
 
 
 # -------------------------------------------------------------------------- hostile boards

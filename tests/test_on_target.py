@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 
 from hwloop import api, measure, space
 from hwloop.checking import check_target
+from hwloop.doctor.engines import Line, Task, examine
 from hwloop.evaluate import Subject, subject
 from hwloop.profile import TargetProfile, resolve
+from hwloop.progress import Progress
 from hwloop.store import Store
 from hwloop.table import LatencyTable
 from hwloop.tables import unrecovered
@@ -118,6 +121,20 @@ def test_trtexec_agrees(profile: TargetProfile, session: DeviceSession, demo: Su
     ours = measure.baseline(session, dense, profile.protocols.loop).latency_ms
     theirs = session.cross_check(dense)["trtexec_ms"]
     assert theirs == pytest.approx(ours, rel=MAX_CROSS_CHECK)
+
+
+def test_the_doctors_five_checks_find_something(
+    profile: TargetProfile, session: DeviceSession
+) -> None:
+    """The doctor's five checks: each has figures, and no line of theirs fails."""
+    engines_only(profile)
+    task = Task(profile=profile, state=session.state(), progress=Progress())
+    found = examine(Line(lambda: nullcontext(session)), task)
+    checks = [check for finding in found for check in finding.checks]
+    assert not [check for check in checks if check.state == "fail"]
+    results = {finding.name: finding.result for finding in found}
+    assert all(results[name] for name in ("import", "launch_floor", "int8_kinds")), results
+    assert any(record["built"] for record in results["int8_kinds"]), checks
 
 
 def test_rows_are_measured_on_it(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import onnx
 import pytest
+import torch
+import torchvision
 from graphs import needs_builder
+from torch import nn
 
+from hwloop import space
+from hwloop.demo.network import ResNet20
+from hwloop.export import export_onnx
+from hwloop.model import describe
 from hwloop.proof import prove
 from hwloop.records import LayerConfig
 from hwloop.rowkinds import INT8_KINDS, kind_of
 from hwloop.rows import row_onnx
+from hwloop.space import SpaceRules
 
 KINDS = [kind for kind, _ in INT8_KINDS]
 
@@ -69,6 +78,26 @@ def test_widths_and_sizes_make_no_other_kind() -> None:
         if config.groups == 1 and config.op == "conv" and config.in_shape[1] >= 16:
             wide = replace(config, in_shape=(1, 128, 28, 28), out_channels=256)
             assert kind_of(wide) == kind
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape"),
+    [
+        (ResNet20, (1, 1, 28, 28)),
+        (torchvision.models.resnet18, (1, 3, 64, 64)),
+        (torchvision.models.resnext50_32x4d, (1, 3, 64, 64)),
+    ],
+)
+def test_no_int8_row_of_a_common_network_is_of_a_kind_that_is_left_out(
+    factory: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    module, example = factory().eval(), torch.zeros(shape)
+    network = describe(module, example, export_onnx(module, example), name="network")
+    rules = SpaceRules(base_precision="fp16", recipe="tensorrt")
+    rows = space.reachable_configs(network, rules)
+    found = {kind_of(config) for config in rows if config.precision == "int8"}
+    assert found
+    assert found <= set(KINDS)
 
 
 @needs_builder

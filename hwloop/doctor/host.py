@@ -1,19 +1,7 @@
-"""What is missing or wrong on this machine. No framework is imported to find out."""
+"""What is missing or wrong on this machine."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import re
-import shutil
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
-
-from hwloop.device import cuda_library
-from hwloop.device.cuda import CudaError
 from hwloop.doctor.check import (
     FAIL,
     OK,
@@ -27,94 +15,11 @@ from hwloop.doctor.check import (
     room,
     tensorrt_problem,
 )
+from hwloop.doctor.facts import DRIVER, NEEDED, ORT_KINDS, TENSORRT_KINDS, HostFacts, host_facts
+from hwloop.doctor.wheels import OLD_DRIVER, WHEELS, Machine, get_cuda, get_tensorrt, newer_tensorrt
 from hwloop.profile import TargetProfile, document
 
-NEEDED = {
-    "torch": "2.10",
-    "torchvision": "0.25",
-    "torch-pruning": "1.6",
-    "onnx": "1.21",
-    "safetensors": "0.4",
-    "gymnasium": "1.0",
-    "execnet": "2.1",
-    "numpy": "1.26",
-    "click": "8.2",
-}
-"""Distributions and the oldest version of each, as pyproject.toml has them."""
-
-ORT_KINDS = ("onnxruntime", "onnxruntime-gpu")
-TENSORRT_KINDS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt_lean")
-CUDA_KINDS = {"cuda-bindings": "cuda.bindings", "pycuda": "pycuda"}
 NETWORK_DISKS = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostFacts:
-    """What there is on this machine.
-
-    Attributes:
-        versions: installed distributions by name.
-        tensorrt_place: the folder that TensorRT is imported from, or None.
-        cuda_backends: ways to CUDA that can be found: packages, or the runtime library (cudart).
-        hidden_tensorrt: a TensorRT of the system that this interpreter does not see, or None.
-        environment: the folder of this interpreter's environment.
-        file_system: kind of file system below the working folder, or None.
-        free_bytes: room in the working folder, or None.
-    """
-
-    python: tuple[int, ...]
-    versions: Mapping[str, str]
-    tensorrt_place: str | None
-    cuda_backends: tuple[str, ...]
-    hidden_tensorrt: str | None
-    environment: str
-    ssh: bool
-    file_system: str | None
-    free_bytes: int | None
-    load_average: float
-    cores: int
-
-
-def host_facts(root: Path = Path("/"), environment: Path | None = None) -> HostFacts:
-    """Look around on this machine; ``root`` and ``environment`` are others in tests."""
-    home = Path(sys.prefix) if environment is None else environment
-    versions = {name: _version(name) for name in (*NEEDED, *ORT_KINDS, *TENSORRT_KINDS)}
-    found = {name: version for name, version in versions.items() if version}
-    place = _place("tensorrt")
-    try:
-        free_bytes: int | None = shutil.disk_usage(".").free
-    except OSError:
-        free_bytes = None
-    return HostFacts(
-        python=tuple(sys.version_info[:3]),
-        versions=found,
-        tensorrt_place=place,
-        cuda_backends=_cuda_backends(root),
-        hidden_tensorrt=None if place else hidden_tensorrt(root, home),
-        environment=str(home),
-        ssh=shutil.which("ssh") is not None,
-        file_system=_file_system(root, Path.cwd()),
-        free_bytes=free_bytes,
-        load_average=os.getloadavg()[0],
-        cores=len(os.sched_getaffinity(0)),
-    )
-
-
-def hidden_tensorrt(root: Path, environment: Path) -> str | None:
-    """apt's TensorRT, where this interpreter's environment keeps the system's packages out.
-
-    On a Jetson, TensorRT comes with JetPack for the system's Python alone.
-    """
-    places = sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt"))
-    if not places or environment == root / "usr":
-        return None
-    try:
-        settings = (environment / "pyvenv.cfg").read_text(encoding="utf-8")
-    except OSError:
-        return str(places[-1])  # conda or pyenv: not the system's Python at all
-    shared = re.search(r"^include-system-site-packages\s*=\s*true\s*$", settings, re.M | re.I)
-    system = re.search(rf"^home\s*=\s*{re.escape(str(root / 'usr/bin'))}\s*$", settings, re.M)
-    return None if shared and system else str(places[-1])
 
 
 def host_checks(profile: TargetProfile | None, facts: HostFacts | None = None) -> list[Check]:
@@ -123,6 +28,8 @@ def host_checks(profile: TargetProfile | None, facts: HostFacts | None = None) -
     here = profile is not None and profile.transport == "local"
     trt_here = profile is not None and profile.runtime == "tensorrt" and here
     checks = [_python(facts), *_packages(facts), _onnxruntime(facts)]
+    if trt_here:
+        checks.append(_driver(facts))
     if trt_here or facts.tensorrt_place:
         checks.append(_tensorrt(facts, needed=trt_here))
     if trt_here or facts.cuda_backends:
@@ -173,35 +80,67 @@ def _onnxruntime(facts: HostFacts) -> Check:
     return Check(state=OK, what=text)
 
 
+def _driver(facts: HostFacts) -> Check:
+    if facts.cuda_driver is None:
+        what = f"no NVIDIA driver ({DRIVER}): nothing of CUDA runs"
+        fix = "NVIDIA's driver, 580 or newer; in a container: --runtime nvidia, or --gpus all"
+        if facts.jetson:
+            fix = "in a container: --runtime nvidia; else: sudo apt install nvidia-l4t-cuda"
+        return Check(state=FAIL, what=what, fix=fix)
+    text = f"the driver runs CUDA {dotted(facts.cuda_driver)} and older"
+    if facts.cuda_driver[0] < min(WHEELS):
+        return Check(state=FAIL, what=f"{text}: 12 is needed", fix=OLD_DRIVER)
+    return Check(state=OK, what=text)
+
+
 def _tensorrt(facts: HostFacts, *, needed: bool) -> Check:
+    machine = _machine(facts)
+    bad = FAIL if needed else WARN
     if facts.tensorrt_place is None and facts.hidden_tensorrt:
         what = f"{facts.environment} does not see the system's TensorRT ({facts.hidden_tensorrt})"
         fix = "/usr/bin/python3 -m venv --system-site-packages NEW   and install hwloop there"
         return Check(state=FAIL, what=what, fix=fix)
     if facts.tensorrt_place is None:
-        fix = 'python -m pip install "hwloop[tensorrt]"   (on a Jetson: sudo apt install tensorrt)'
-        return Check(state=FAIL, what="TensorRT is not installed", fix=fix)
+        return Check(state=FAIL, what="TensorRT is not installed", fix=get_tensorrt(machine))
     version = next((facts.versions[n] for n in TENSORRT_KINDS if n in facts.versions), None)
     origin = "apt" if "/dist-packages" in facts.tensorrt_place else "pip"
     text = f"TensorRT {version or 'of unknown version'}, from {origin} ({facts.tensorrt_place})"
+    wheels = [cuda for cuda, name in WHEELS.items() if name in facts.versions]
+    if len(wheels) > 1:  # they own the same folder, as the two of ONNX Runtime do
+        names = " ".join(sorted(set(TENSORRT_KINDS) & set(facts.versions)))
+        fix = f"python -m pip uninstall -y {names}   then: {get_tensorrt(machine)}"
+        what = "the wheels of TensorRT for CUDA 12 and 13 overwrite each other's files"
+        return Check(state=FAIL, what=what, fix=fix)
+    newest = facts.cuda_driver[0] if facts.cuda_driver else None
+    if wheels and newest is not None and wheels[0] > newest:
+        what = f"{text}: for CUDA {wheels[0]}, the driver runs {newest}: it would end in error 35"
+        uninstall = f"python -m pip uninstall -y tensorrt {WHEELS[wheels[0]]}"
+        return Check(state=bad, what=what, fix=f"{uninstall}   then: {get_tensorrt(machine)}")
     problem = None if version is None else tensorrt_problem(version)
     if problem is None:
         return Check(state=OK, what=text)
     too_old = numbers(version or "") < OLDEST_TENSORRT
-    remedy = 'python -m pip install "tensorrt-cu13>=10.13,<12"'
-    return Check(
-        state=FAIL if too_old and needed else WARN,
-        what=f"{text}: {problem}",
-        fix=remedy if origin == "pip" else "update JetPack, or NVIDIA's apt packages",
-    )
+    apt = "NVIDIA's apt packages of TensorRT, newer ones"
+    fix = newer_tensorrt(machine) if origin == "pip" or facts.jetson else apt
+    return Check(state=bad if too_old else WARN, what=f"{text}: {problem}", fix=fix)
 
 
 def _cuda(facts: HostFacts, *, needed: bool) -> Check:
-    if facts.cuda_backends:
-        return Check(state=OK, what=f"CUDA through {' or '.join(facts.cuda_backends)}")
-    fix = 'python -m pip install cuda-bindings   (with CUDA 12: "cuda-bindings<13")'
-    what = "no way to CUDA's memory and streams (libcudart, cuda-bindings or pycuda)"
-    return Check(state=FAIL if needed else WARN, what=what, fix=fix)
+    bad = FAIL if needed else WARN
+    if not facts.cuda_backends:
+        what = "no way to CUDA's memory and streams (libcudart, cuda-bindings or pycuda)"
+        return Check(state=bad, what=what, fix=get_cuda(_machine(facts)))
+    text = f"CUDA through {' or '.join(facts.cuda_backends)}"
+    bindings = numbers(facts.versions.get("cuda-bindings", ""))[:1]
+    if bindings and facts.cuda_driver and bindings > facts.cuda_driver[:1]:
+        what = f"{text}; cuda-bindings {bindings[0]} needs a driver for CUDA {bindings[0]}"
+        return Check(state=bad, what=what, fix=get_cuda(_machine(facts)))
+    return Check(state=OK, what=text)
+
+
+def _machine(facts: HostFacts) -> Machine:
+    cuda = facts.cuda_driver[0] if facts.cuda_driver else None
+    return Machine(jetson=facts.jetson, cuda=cuda, x86=facts.machine == "x86_64")
 
 
 def _ssh(facts: HostFacts, *, needed: bool) -> Check:
@@ -219,39 +158,3 @@ def _unverified(profile: TargetProfile) -> Check:
     what = f"the project has not run target {profile.name!r} on real hardware yet"
     fix = f"{document('docs/on-hardware.md')} says what to look at and to send"
     return Check(state=WARN, what=what, fix=fix)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _place(module: str) -> str | None:
-    """Where a module would be imported from, without importing it."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return None if spec is None or not spec.origin else str(Path(spec.origin).parent)
-
-
-def _cuda_backends(root: Path) -> tuple[str, ...]:
-    packages = [name for name, module in CUDA_KINDS.items() if _place(module)]
-    try:
-        cuda_library.find(root)
-    except CudaError:
-        return tuple(packages)
-    return (*packages, cuda_library.CudaLibrary.name)
-
-
-def _file_system(root: Path, folder: Path) -> str | None:
-    """The kind of the longest mount point above ``folder``."""
-    try:
-        lines = (root / "proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    mounts = [fields for fields in map(str.split, lines) if len(fields) > 2]
-    above = [(fields[1], fields[2]) for fields in mounts if folder.is_relative_to(fields[1])]
-    return max(above, key=lambda mount: len(mount[0]))[1] if above else None
