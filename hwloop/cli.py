@@ -159,6 +159,7 @@ def _rows(records: list[dict[str, Any]]) -> list[list[str]]:
             speed = f"{record['speedup']:.3f}x ({least:.3f}-{most:.3f})"
             speed += "" if record["significant"] else " not significant"
         latency = f"{record['latency_ms']:.4f} ms ({low:.4f}-{high:.4f})"
+        latency += " without copies" if record.get("without_copies") else ""
         rows.append([record["file"], latency, speed, str(record.get("samples", ""))])
     return rows
 
@@ -168,7 +169,8 @@ def _second_opinion(record: dict[str, Any]) -> str:
     if "failed" in found:
         return f"trtexec, {record['file']}: {found['failed']}"
     difference = found["trtexec_ms"] / record["latency_ms"] - 1
-    return f"trtexec, {record['file']}: {found['trtexec_ms']:.4f} ms, {difference:+.1%}"
+    note = f" ({found['note']})" if "note" in found else ""
+    return f"trtexec, {record['file']}: {found['trtexec_ms']:.4f} ms, {difference:+.1%}{note}"
 
 
 @main.command()

@@ -39,7 +39,8 @@ def table_build(model: str | None, table_file: Path, as_json: bool, **options: A
 
     with console() as progress:
         found = tables.build(model, table=table_file, progress=progress, **options)
-    show(found, as_json=as_json, text=f"{found['measured']} rows measured, {found['rows']} in all")
+    text = f"{found['measured']} rows measured, {found['rows']} in all"
+    show(found, as_json=as_json, text="\n".join([text, *found["row_doubts"]]))
 
 
 @table.command("check")
@@ -69,7 +70,7 @@ def table_check(model: str | None, table_file: Path, as_json: bool, **options: A
         f"{error['within_5pct']:.0%} within 5 %, {error['within_10pct']:.0%} within 10 %, "
         f"Spearman {found['spearman']:.3f}"
     )
-    show(found, as_json=as_json, text=text)
+    show(found, as_json=as_json, text="\n".join([text, *found["row_doubts"]]))
 
 
 @table.command("show")
@@ -90,9 +91,19 @@ def table_show(table_file: Path, rows: int, as_json: bool) -> None:
     parts = []
     for population in found:
         parts.append(f"{population['device']}: {population['rows']} rows, {population['settings']}")
-        body = [[row["layer"], f"{row['latency_us']:.1f} us"] for row in population["slowest"]]
-        parts.append(columns([["layer", "latency"], *body[:rows]]))
+        body = [_row(row) for row in population["slowest"][:rows]]
+        parts.append(columns([["layer", "latency", ""], *body]))
+        parts.extend(population["row_doubts"])
+        refused = population["int8_refused"]
+        parts.extend(f"INT8 refused: {kind}: {reason}" for kind, reason in refused.items())
     show(found, as_json=as_json, text="\n".join(parts) or "the table is empty")
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    notes = ["host-bound"] if row["host_bound"] else []
+    if row["reformats"]:
+        notes.append(f"layout changes: {row['reformats']}")
+    return [row["layer"], f"{row['latency_us']:.1f} us", ", ".join(notes)]
 
 
 @table.command("export")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from hwloop.compress.apply import compress, deployable, in_base_precision
 from hwloop.distill import Recipe, Recovery
 from hwloop.errors import CandidateError, UsageError
 from hwloop.export import check_deployed, check_outputs, export_onnx, host_run
+from hwloop.fp16_range import Kept, kept_float
 from hwloop.model import describe
 from hwloop.parsing import A_COUNT, ANY_NUMBER, an_object, optional
 from hwloop.profile import TargetProfile, rules_for
@@ -40,6 +42,9 @@ from hwloop.targets import DeviceSession, Model
 from hwloop.task import Task
 
 CALIBRATION_INPUTS = 128
+RANGE_INPUTS = 8
+"""Of the search split, which is the same in every run; FP16 has a quarter of its range to spare."""
+
 KEPT_SCORE = an_object(
     {
         "metric": ANY_NUMBER,
@@ -61,6 +66,7 @@ class Subject:
         float_graph: the dense network as exported, in FP32.
         graph: the dense network as it ships, in the target's base precision: the baseline.
         isa: the target's instruction sets.
+        fp16: what stays FP32 where the base precision is FP16; None where it is FP32.
     """
 
     task: Task
@@ -71,6 +77,7 @@ class Subject:
     float_graph: bytes
     graph: bytes
     isa: str
+    fp16: Kept | None = None
 
     @property
     def dense_candidate(self) -> Candidate:
@@ -102,12 +109,14 @@ def subject(
     isa: str,
     name: str,
     graph: bytes | None = None,
+    fp16: Kept | None = None,
 ) -> Subject:
     """Export and describe the dense network for one target.
 
     Args:
         isa: the target's instruction sets, ``+``-separated.
         graph: the network as :func:`dense_graph` gives it, where that was done already.
+        fp16: what was decided for the network before, where it ships in FP16.
 
     Raises:
         UsageError: the network cannot be exported or traced, or there is nothing to decide.
@@ -116,6 +125,12 @@ def subject(
     rules = rules_for(profile, isa)
     float_graph = dense_graph(module, example, name=name) if graph is None else graph
     try:
+        if rules.base_precision != "fp16":
+            fp16 = None
+        elif fp16 is None:
+            fp16 = _decided_fp16(task, example, float_graph)
+        if fp16 is not None:
+            rules = replace(rules, kept_float=fp16.operators)
         graph = in_base_precision(float_graph, rules)
     except CandidateError as error:
         raise UsageError(f"{name} cannot be converted: {error}", "--target cpu") from error
@@ -128,7 +143,14 @@ def subject(
         float_graph=float_graph,
         graph=graph,
         isa=isa,
+        fp16=fp16,
     )
+
+
+def _decided_fp16(task: Task, example: Tensor, graph: bytes) -> Kept:
+    split = task.search()
+    inputs, _ = split.batch(range(min(RANGE_INPUTS, len(split))))
+    return kept_float(graph, example, inputs.numpy().astype(np.float32))
 
 
 class Stopwatch:
@@ -155,10 +177,12 @@ def check_has_choices(found: Subject) -> None:
     """
     if any(sum(mask) > 1 for mask in space.masks(found.network, found.rules)):
         return
+    rules = found.rules
+    refused = f"; it builds no INT8 {', '.join(rules.refused_kinds)}" if rules.refused_kinds else ""
     raise UsageError(
         f"nothing in {found.network.name} can be compressed on this target: all "
         f"{len(found.network.groups)} groups are too thin or fixed (widths are multiples of "
-        f"{found.rules.align}, actions {', '.join(found.rules.kinds)})",
+        f"{rules.align}, actions {', '.join(rules.kinds)}{refused})",
         "take a wider network, or allow more in the profile's [space]",
     )
 

@@ -93,7 +93,7 @@ def check_outputs(
     Raises:
         CandidateError: stage ``check``: not finite, or more than 1e-4 apart.
     """
-    inputs = _check_inputs(example)
+    inputs = check_inputs(example)
     with torch.no_grad():
         expected = np.concatenate(
             [module(part).numpy() for part in torch.split(inputs, len(example))]
@@ -165,7 +165,7 @@ def check_deployed(
     Raises:
         CandidateError: stage ``check``: not finite, or FP16 more than 20 % apart.
     """
-    inputs = _check_inputs(example).numpy()
+    inputs = check_inputs(example).numpy()
     worst = _difference(run_float(inputs), run(inputs), "the deployed graph")
     if worst > MAX_FP16_DIFFERENCE and not int8:
         raise CandidateError("check", f"FP16 and FP32 differ by {worst:.1e} of the output")
@@ -188,7 +188,8 @@ def host_run(graph: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
     return run
 
 
-def _check_inputs(example: Tensor) -> Tensor:
+def check_inputs(example: Tensor) -> Tensor:
+    """The seeded random inputs that graphs are compared on."""
     generator = torch.Generator().manual_seed(0)
     shape = (CHECK_INPUTS * len(example), *example.shape[1:])
     return torch.randn(shape, generator=generator)

@@ -6,6 +6,7 @@ conversion is ONNX Runtime's; this module keeps it honest about what FP16 cannot
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -17,15 +18,18 @@ from hwloop.host_runtime import part_of_onnxruntime
 
 LARGEST = float(np.finfo(np.float16).max)
 
-KEPT_FLOAT = (
-    *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
-    *("Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "Erf", "Softplus"),
-    *("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp", "ReduceProd"),
+NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
+SUMS = (
+    *("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"),
+    *("ReduceLogSumExp", "ReduceProd"),
 )
-"""Operators whose intermediate sums and powers leave FP16's range, kept in FP32 between casts."""
+POWERS = (*("Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "Erf", "Softplus"),)
+FALLBACKS: tuple[tuple[str, ...], ...] = ((), (*NORMS, *SUMS), (*NORMS, *SUMS, *POWERS))
+"""Operators that stay FP32 between casts, in the order in which it is tried: none is best, because
+a cast in the middle of an attention or a GELU keeps TensorRT from fusing it."""
 
 
-def to_fp16(graph: bytes) -> bytes:
+def to_fp16(graph: bytes, kept: Collection[str] = ()) -> bytes:
     """The same network with FP16 tensors and weights; its inputs and outputs stay FP32.
 
     Quantize first: Q and DQ nodes are converted with the rest (opset 19 allows FP16 scales), so
@@ -33,20 +37,19 @@ def to_fp16(graph: bytes) -> bytes:
 
     Args:
         graph: an exported FP32 graph, with or without Q/DQ nodes.
+        kept: operators that stay FP32, see :data:`FALLBACKS`.
 
     Raises:
         CandidateError: stage ``export``: a constant that FP16 cannot hold, named; or a graph that
             cannot be converted.
         EnvironmentProblem: ONNX Runtime is not installed.
     """
-    float16 = part_of_onnxruntime("onnxruntime.transformers.float16", needed_for="FP16 needs")
+    float16 = _converter()
     model = onnx.load_from_string(graph)
     _check_constants(model.graph)
     try:
         result = float16.convert_float_to_float16(
-            model,
-            keep_io_types=True,
-            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *KEPT_FLOAT],
+            model, keep_io_types=True, op_block_list=sorted(stays_float(kept))
         )
         sort_nodes(result.graph)
         # The full check infers every type anew, so a missing cast is found here.
@@ -57,6 +60,15 @@ def to_fp16(graph: bytes) -> bytes:
     ) as error:
         raise CandidateError("export", f"FP16: {type(error).__name__}: {error}") from error
     return bytes(result.SerializeToString())
+
+
+def stays_float(kept: Collection[str]) -> frozenset[str]:
+    """``kept`` and the operators that the converter knows no FP16 for."""
+    return frozenset((*_converter().DEFAULT_OP_BLOCK_LIST, *kept))
+
+
+def _converter() -> Any:
+    return part_of_onnxruntime("onnxruntime.transformers.float16", needed_for="FP16 needs")
 
 
 def sort_nodes(graph: Any) -> None:

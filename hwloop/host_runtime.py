@@ -6,6 +6,9 @@ import importlib
 import os
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hwloop.errors import EnvironmentProblem
 
 TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "1")
@@ -34,3 +37,11 @@ def open_on_cpu(graph: bytes, *, needed_for: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def batches(session: Any, inputs: NDArray[Any]) -> list[NDArray[Any]]:
+    """The inputs in batches of the size that the graph takes; the last repeats some of them."""
+    size = int(session.get_inputs()[0].shape[0])
+    count = -(-len(inputs) // size)
+    whole = np.resize(inputs, (count * size, *inputs.shape[1:]))
+    return np.split(whole, count)

@@ -164,5 +164,5 @@ def _shape(value: Any) -> list[int]:
 def _target(profile: TargetProfile) -> str:
     """What of a profile changes a figure; where it is and how long to wait for it do not."""
     settings = {key: value for key, value in profile.settings.items() if key != "faults"}
-    parts = [profile.runtime, settings, profile.align, profile.space, profile.recipe]
+    parts = [profile.runtime, settings, profile.align, profile.space.asked(), profile.recipe]
     return digest([*parts, profile.protocols, profile.simulated])

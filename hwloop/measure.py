@@ -9,6 +9,7 @@ from hwloop import stats
 from hwloop.answers import LostTwice
 from hwloop.errors import CandidateError, TargetError
 from hwloop.records import LayerConfig, Measurement, Protocol
+from hwloop.rowkinds import kind_of
 from hwloop.rows import row_onnx
 from hwloop.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.targets import DeviceSession, Model
@@ -68,11 +69,15 @@ def build_rows(
         TargetError: it refuses the reference, or one row after the other, or loses its workers.
     """
     missing = table.missing([REFERENCE, EMPTY, *configs])
-    reference = Model(row_onnx(REFERENCE, recipe), (REFERENCE,))
+    reference = Model(row_onnx(REFERENCE, recipe), (REFERENCE,), row=True)
     refused: dict[LayerConfig, CandidateError] = {}
     for done, config in enumerate(missing):
         progress(done, len(missing))
-        model = Model(row_onnx(config, recipe), (config,))
+        reason = _refused_kind(table, config)
+        if reason is not None:
+            table.refuse(config, reason)
+            continue
+        model = Model(row_onnx(config, recipe), (config,), row=True)
         accepted_ms = 0.0 if config == REFERENCE else table.row_ms(REFERENCE)
         try:
             measurement = session.measure(
@@ -92,6 +97,66 @@ def build_rows(
     return len(missing)
 
 
+def int8_kinds(
+    session: DeviceSession,
+    table: LatencyTable,
+    configs: Iterable[LayerConfig],
+    *,
+    recipe: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, str]:
+    """Build one row of each kind of int8 row that was not tried yet; nothing is timed.
+
+    Args:
+        configs: every row that may be needed; the first int8 row of each kind stands for it.
+
+    Returns:
+        The refused kinds among them, each with the target's reason, also from earlier runs.
+
+    Raises:
+        TargetError: it builds no row at all, or loses its workers over one.
+    """
+    wanted: dict[str, LayerConfig] = {}
+    for config in configs:
+        if config.precision == "int8":
+            wanted.setdefault(kind_of(config), config)
+    untried = [config for kind, config in wanted.items() if not table.tried(kind)]
+    if untried:
+        _built(session, REFERENCE, recipe)
+    refused: dict[LayerConfig, str] = {}
+    for done, config in enumerate(untried):
+        progress(done, len(untried))
+        try:
+            _build(session, config, recipe)
+        except LostTwice as error:
+            raise unusable(session, f"the row {config}", error) from error
+        except CandidateError as error:
+            refused[config] = str(error)
+        else:
+            table.add_kind(config, None)
+    if refused:
+        _built(session, EMPTY, recipe)  # it still builds, so the refusals are about the kinds
+    for config, reason in refused.items():
+        table.add_kind(config, reason)
+    found = {kind: table.kind_refusal(kind) for kind in wanted}
+    return {kind: reason for kind, reason in found.items() if reason is not None}
+
+
+def _built(session: DeviceSession, config: LayerConfig, recipe: str) -> None:
+    try:
+        _build(session, config, recipe)
+    except CandidateError as error:
+        raise unusable(session, f"the row {config}", error) from error
+
+
+def _build(session: DeviceSession, config: LayerConfig, recipe: str) -> None:
+    model = Model(row_onnx(config, recipe), (config,), row=True)
+    try:
+        session.build(model)
+    finally:
+        session.forget(model)
+
+
 def _is_the_targets(
     config: LayerConfig, error: CandidateError, refused: dict[LayerConfig, CandidateError]
 ) -> bool:
@@ -105,6 +170,11 @@ def _settle(table: LatencyTable, refused: dict[LayerConfig, CandidateError]) -> 
     for config, error in refused.items():
         table.refuse(config, str(error))
     refused.clear()
+
+
+def _refused_kind(table: LatencyTable, config: LayerConfig) -> str | None:
+    """Why no row of its kind is built, where that is known: it need not be tried."""
+    return table.kind_refusal(kind_of(config)) if config.precision == "int8" else None
 
 
 def unusable(session: DeviceSession, what: str, error: CandidateError) -> TargetError:

@@ -164,13 +164,21 @@ def optional(check_value: Check) -> Check:
     return lambda value: None if value is None else check_value(value)
 
 
-def an_object(checks: dict[str, Check]) -> Check:
-    """An object with exactly these names, each value checked."""
+def an_object(checks: dict[str, Check], *, later: dict[str, Check] | None = None) -> Check:
+    """An object with exactly these names, each value checked.
+
+    Args:
+        later: names that came later: None where an older record lacks them.
+    """
+    added = later or {}
 
     def check(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict) or value.keys() != checks.keys():
+        if not isinstance(value, dict) or value.keys() - added.keys() != checks.keys():
             raise ValueError(f"{shown(value)} has not the fields {', '.join(checks)}")
-        return {name: check_value(value[name]) for name, check_value in checks.items()}
+        found = {name: check_value(value[name]) for name, check_value in checks.items()}
+        for name, check_value in added.items():
+            found[name] = optional(check_value)(value.get(name))
+        return found
 
     return check
 

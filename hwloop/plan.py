@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from hwloop.records import Fingerprint
 from hwloop.runs import USUAL_RECIPES, Settings
 from hwloop.scope import Scope
 from hwloop.store import Store
-from hwloop.table import EMPTY, REFERENCE, population, stored_populations
+from hwloop.table import EMPTY, REFERENCE, population, stored_populations, stored_refused_kinds
 from hwloop.task import load_model
 from hwloop.tasks import as_task, load_task
 from hwloop.tasks.download import no_downloads
@@ -56,6 +56,8 @@ def describe(model: Any, *, run: Any, task: Any = None, **options: Any) -> dict[
         known = _known(folder, settings, profile, inputs)
         name = settings.model or plugin.name
         found = subject(plugin, module, profile, isa=known.isa, name=name, graph=graph)
+        rules = replace(found.rules, refused_kinds=known.refused_kinds)
+        found = replace(found, rules=rules)
         check_has_choices(found)
         times = times_of(plugin, found, checks_s=checks_s)
     done = "new" if not resumes else "finished" if known.finished else "resumes"
@@ -81,6 +83,7 @@ class _Known:
         isa: its instruction sets, empty where nothing tells them.
         says: where that is from.
         rows: keys of the rows that a table has for it.
+        refused_kinds: kinds of int8 rows that it is known not to build.
         done: how many of each stage's results are stored already.
         finished: nothing is left of what was asked for.
     """
@@ -88,6 +91,7 @@ class _Known:
     isa: str
     says: str
     rows: frozenset[str]
+    refused_kinds: tuple[str, ...] = ()
     done: dict[str, int] = field(default_factory=dict)
     finished: bool = False
 
@@ -108,10 +112,21 @@ def _known(
         isa, says = dict(fingerprint.settings).get("isa", ""), f"{fingerprint.device}, as it was"
     table = folder.store_path if settings.table is None else Path(settings.table)
     rows: frozenset[str] = frozenset()
+    refused: tuple[str, ...] = ()
     with _opened(table) as store:
         if store is not None:
             rows = _rows(store, profile, fingerprint)
-    return _Known(isa=isa, says=says, rows=rows, done=done, finished=_finished(folder, settings))
+            if fingerprint is not None:
+                name = population(fingerprint, profile.protocols.row)
+                refused = tuple(stored_refused_kinds(store, name))
+    return _Known(
+        isa=isa,
+        says=says,
+        rows=rows,
+        refused_kinds=refused,
+        done=done,
+        finished=_finished(folder, settings),
+    )
 
 
 def _done(store: Store, settings: Settings, inputs: dict[str, Any]) -> dict[str, int]:

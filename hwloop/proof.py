@@ -8,6 +8,7 @@ proves that a graph is legal and has the precisions that it should, not that it 
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,28 @@ def prove(
         build_s=record["build_s"],
         engine_bytes=record["engine_bytes"],
     )
+
+
+def layer_types(graph: bytes) -> dict[str, int] | None:
+    """What TensorRT's parser makes of a graph: number of layers by type, e.g. CAST; not built.
+
+    Returns:
+        None where NVIDIA's wheels are not installed.
+
+    Raises:
+        CandidateError: stage ``export``: the parser refuses the graph.
+    """
+    trt = bindings()
+    if trt is None:
+        return None
+    log = trt_build.logger(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(0)  # RTX is strongly typed without being told
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(graph):
+        raise CandidateError("export", f"the parser refuses: {trt_build.complaints(parser, log)}")
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return dict(sorted(Counter(layer.type.name for layer in layers).items()))
 
 
 def bindings() -> Any:

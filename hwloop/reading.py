@@ -6,6 +6,7 @@ Nothing is written, so that a run on a read-only disk, or one that is going on, 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from hwloop import config, identity
@@ -15,6 +16,7 @@ from hwloop.parsing import (
     A_COUNT,
     ANY_NUMBER,
     ANY_TEXT,
+    Check,
     a_flag,
     a_list,
     a_mapping,
@@ -40,7 +42,27 @@ _FIGURES = {
     "macs": A_COUNT,
 }
 _SPEEDUP = {"speedup": ANY_NUMBER, "speedup_ci95": _INTERVAL, "metric_drop": ANY_NUMBER}
-_ENERGY = at_least({"energy_mj": ANY_NUMBER, "source": _TEXT})
+_ENERGY = {"energy_mj": ANY_NUMBER, "source": _TEXT}
+_LATER_ENERGY = {
+    "mean_mw": optional(ANY_NUMBER),
+    "idle_mw": optional(ANY_NUMBER),
+    "rails": optional(a_list(_TEXT, 0, 100)),
+}
+_COPIES = at_least(
+    {"with_copies_ms": ANY_NUMBER, "without_copies_ms": ANY_NUMBER, "copied_bytes": A_COUNT}
+)
+_LATER = {
+    "precisions": at_least(
+        {
+            "base": _TEXT,
+            "kept_float": _LINES,
+            "kept_float_why": _TEXT,
+            "int8_refused": a_mapping(_TEXT),
+            "int8_masked_groups": _LINES,
+        }
+    ),
+    "not_measured": a_list(at_least({"what": _TEXT, "why": _TEXT}), 0, 100),
+}
 
 
 def _error(value: Any) -> Any:
@@ -55,9 +77,18 @@ def _comparison(value: Any) -> Any:
     return at_least({"failed": optional(_TEXT)} if failed else {**_FIGURES, **_SPEEDUP})(value)
 
 
+def _where_present(value: Any, checks: Mapping[str, Check]) -> Any:
+    """Fields that not every target or not every version has: right where they are there."""
+    return at_least({name: check for name, check in checks.items() if name in value})(value)
+
+
+def _energy(value: Any) -> Any:
+    return _where_present(at_least(_ENERGY)(value), _LATER_ENERGY)
+
+
 def _extras(value: Any) -> Any:
-    present = {"launch_overhead_ms": ANY_NUMBER, "energy_mj": _ENERGY}
-    return at_least({name: check for name, check in present.items() if name in value})(value)
+    checks = {"launch_overhead_ms": ANY_NUMBER, "energy_mj": _energy, "copies": _COPIES}
+    return _where_present(value, checks)
 
 
 _REPORT = at_least(
@@ -78,7 +109,9 @@ _REPORT = at_least(
             )(value)
         ),
         "comparisons": a_mapping(_comparison),
-        "table": at_least({"rows": A_COUNT, "error": _error}),
+        "table": lambda value: _where_present(
+            at_least({"rows": A_COUNT, "error": _error})(value), {"row_doubts": _LINES}
+        ),
         "search": at_least(
             {
                 "agent": _TEXT,
@@ -165,7 +198,7 @@ def unfinished_text(found: dict[str, Any]) -> str:
 def _report(folder: RunFolder, hint: str) -> dict[str, Any]:
     value = read_json(folder.report_path, what="report", hint=hint)
     try:
-        found: dict[str, Any] = _REPORT(value)
+        found: dict[str, Any] = _where_present(_REPORT(value), _LATER)
     except ValueError as error:
         raise UsageError(f"{folder.report_path} is no report: {error}", hint) from error
     return found

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from hwloop import config, identity, space
+from hwloop.beside import copies_lines, energy_line, precision_lines
 from hwloop.files import RunFolder, write_atomically
 from hwloop.finalists import pareto_front
 from hwloop.parsing import printable
@@ -46,9 +47,7 @@ def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
     overhead_ms = result.measurement.launch_overhead_ms
     if overhead_ms is not None:
         best["launch_overhead_ms"] = overhead_ms
-    if result.energy_mj is not None:
-        baseline["energy_mj"] = result.energy_mj["baseline"]
-        best["energy_mj"] = result.energy_mj["best"]
+    not_measured = _beside(result, baseline, best)
     failed = sum(trial.outcome is None for trial in result.trials)
     return {
         "target": {
@@ -64,6 +63,8 @@ def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
         "comparisons": {name: _trial(result, trial) for name, trial in result.recipes.items()},
         "pareto": [_trial(result, trial) for trial in pareto_front(result.trials)],
         "table": result.table,
+        "precisions": _precisions(result),
+        "not_measured": not_measured,
         "search": {
             "agent": result.settings.agent,
             "evaluations": len(result.trials),
@@ -79,6 +80,33 @@ def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
         "samples": len(result.measurement.samples_ms),
         "command": _command(folder, result),
         "versions": {**identity.versions(), "python": platform.python_version()},
+    }
+
+
+def _beside(result: Result, baseline: dict[str, Any], best: dict[str, Any]) -> list[dict[str, str]]:
+    """Put energy and copies with their networks; what failed, and why."""
+    failed = []
+    for name, found in (("energy_mj", result.energy_mj), ("copies", result.copies)):
+        if found is None:
+            continue
+        if "failed" in found:
+            failed.append({"what": name, "why": found["failed"]})
+        else:
+            baseline[name], best[name] = found["baseline"], found["best"]
+    return failed
+
+
+def _precisions(result: Result) -> dict[str, Any]:
+    """Which precisions the target could be given, and what was taken from them and why."""
+    network, rules, fp16 = result.subject.network, result.subject.rules, result.subject.fp16
+    return {
+        "base": rules.base_precision,
+        "kept_float": [] if fp16 is None else list(fp16.in_graph(result.subject.graph)),
+        "kept_float_why": "" if fp16 is None else fp16.reason,
+        "int8_refused": result.int8_refused,
+        "int8_masked_groups": [
+            network.groups[index].name for index in space.int8_masked(network, rules)
+        ],
     }
 
 
@@ -107,10 +135,16 @@ def _best(result: Result) -> dict[str, Any]:
 def _common(result: Result, *, metric: float) -> dict[str, Any]:
     return {
         "latency_source": "simulated" if result.profile.simulated else "device",
+        **_meaning(result),
         "metric": metric,
         "metric_split": "test",
         "metric_runtime": _metric_runtime(result),
     }
+
+
+def _meaning(result: Result) -> dict[str, Any]:
+    """On a GPU, inputs and outputs stay there while the clock runs."""
+    return {"without_copies": True} if result.profile.runtime == "tensorrt" else {}
 
 
 def _metric_runtime(result: Result) -> str:
@@ -162,6 +196,7 @@ def _trial(result: Result, trial: Trial) -> dict[str, Any]:
         "latency_ms": outcome.latency_ms,
         "latency_ms_ci95": list(outcome.measurement.latency_ms_ci95),
         "latency_source": outcome.latency_source.value,
+        **_meaning(result),
         "metric": outcome.metric,
         "metric_split": "search",
         "metric_runtime": _metric_runtime(result),
@@ -211,13 +246,14 @@ def summary_rows(report: dict[str, Any]) -> list[list[str]]:
 def _row(name: str, values: dict[str, Any], *, simulated: bool) -> list[str]:
     low, high = values["latency_ms_ci95"]
     mark = " simulated" if simulated else ""
+    meaning = " without copies" if values.get("without_copies") is True else ""
     speed = "1.00x"
     if "speedup" in values:
         least, most = values["speedup_ci95"]
         speed = f"{values['speedup']:.2f}x ({least:.2f}-{most:.2f}){mark}"
     return [
         name,
-        f"{values['latency_ms']:.3f} ms ({low:.3f}-{high:.3f}){mark}",
+        f"{values['latency_ms']:.3f} ms ({low:.3f}-{high:.3f}){mark}{meaning}",
         speed,
         f"{values['metric']:.4f}",
         f"{values['metric_drop']:+.4f}" if "metric_drop" in values else "",
@@ -246,10 +282,18 @@ def notes(report: dict[str, Any]) -> list[str]:
     if "launch_overhead_ms" in report["best"]:
         plain_ms = report["best"]["launch_overhead_ms"]
         lines.append(f"a plain launch takes {plain_ms:.3f} ms more than the graph that was timed")
-    for name in ("baseline", "best"):
-        if "energy_mj" in report[name]:
-            found = report[name]["energy_mj"]
-            lines.append(f"{name}: {found['energy_mj']:.2f} mJ per inference ({found['source']})")
+    lines.extend(copies_lines(report))
+    lines.extend(
+        energy_line(name, report[name]["energy_mj"])
+        for name in ("baseline", "best")
+        if "energy_mj" in report[name]
+    )
+    lines.extend(
+        f"not measured: {item['what']}: {item['why']}" for item in report.get("not_measured", ())
+    )
+    if "precisions" in report:  # an older report has none
+        groups = len(report["best"]["actions"])
+        lines.extend(precision_lines(report["precisions"], groups=groups))
     if error["n"]:
         mark = "simulated " if report["target"]["simulated"] else ""
         lines.append(
@@ -257,6 +301,7 @@ def notes(report: dict[str, Any]) -> list[str]:
             f"outside the fit the median error is {error['median_abs_pct']} %, "
             f"{error['within_10pct']:.0%} within 10 %"
         )
+    lines.extend(report["table"].get("row_doubts", ()))
     lines.append(
         f"{search['evaluations']} candidates by {search['agent']} ({search['failed']} failed) in "
         f"{search['wall_s']:.0f} s, seed {search['seed']}"

@@ -62,7 +62,11 @@ class Result:
         summary: what was seen, in a sentence, for a run that ships the dense network.
         warnings: what is doubtful about the task, its data or the goal.
         engine: SHA-256 and audit of the engine that ships, where the runtime has one.
-        energy_mj: per inference of the baseline and the best, where the target has power rails.
+        energy_mj: per inference of the baseline and the best, where the target has power rails; or
+            why it failed.
+        copies: an inference with its copies to and from the GPU, and without, of the baseline and
+            the best; None where nothing is copied; or why it failed.
+        int8_refused: kinds of int8 rows that the target does not build, with its reasons.
     """
 
     settings: Settings
@@ -76,6 +80,8 @@ class Result:
     size_bytes: int
     engine: dict[str, Any] | None
     energy_mj: dict[str, Any] | None
+    copies: dict[str, Any] | None
+    int8_refused: dict[str, str]
     trials: list[Trial]
     recipes: dict[str, Trial]
     table: dict[str, Any]

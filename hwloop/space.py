@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from hwloop.records import Action, Candidate, Group, Layer, LayerConfig, Network
+from hwloop.rowkinds import kind_of
 
 WIDTH_STEPS = 4
 MIN_INT8_CHANNELS = 8
@@ -24,6 +26,9 @@ class SpaceRules:
         kinds: action kinds that can pay on this target.
         recipe: quantization recipe; it decides which layers int8 can pay for, and which changes
             of precision cost time.
+        kept_float: ONNX operators that stay FP32 where the base precision is FP16.
+        refused_kinds: kinds of int8 rows (:func:`hwloop.rowkinds.kind_of`) that the target does
+            not build: no group that needs one may be int8.
     """
 
     align: int = 8
@@ -31,6 +36,15 @@ class SpaceRules:
     base_precision: str = "fp32"
     kinds: tuple[str, ...] = ("keep", "prune")
     recipe: str = "ort-x86"
+    kept_float: tuple[str, ...] = ()
+    refused_kinds: tuple[str, ...] = ()
+
+    def asked(self) -> dict[str, Any]:
+        """What a profile asks for by field, without the two that are found out afterwards."""
+        found = {**vars(self)}
+        for name in ("kept_float", "refused_kinds"):
+            del found[name]
+        return found
 
 
 def _menu() -> tuple[Action, ...]:
@@ -81,7 +95,44 @@ def legal_actions(
 
 
 def masks(network: Network, rules: SpaceRules) -> tuple[tuple[bool, ...], ...]:
-    """The mask of every group."""
+    """The mask of every group; int8 is False where it needs a kind of row that is refused."""
+    found = _masks(network, rules)
+    if not rules.refused_kinds:
+        return found
+    masked = set(int8_masked(network, rules))
+    return tuple(
+        tuple(
+            ok and not (index in masked and action.precision == "int8")
+            for action, ok in zip(ACTIONS, mask, strict=True)
+        )
+        for index, mask in enumerate(found)
+    )
+
+
+def refused_kinds(network: Network, group: int, rules: SpaceRules) -> tuple[str, ...]:
+    """Those of the rules' refused kinds that a group in int8 would need, at its full width."""
+    actions = [ACTIONS[0]] * len(network.groups)
+    actions[group] = Action(precision="int8")
+    found: dict[str, None] = {}
+    for layer in network.layers:
+        if group == layer.out_group or group in dict(layer.in_groups):
+            for config in layer_configs(network, layer, tuple(actions), rules):
+                if config.precision == "int8" and kind_of(config) in rules.refused_kinds:
+                    found[kind_of(config)] = None
+    return tuple(found)
+
+
+def int8_masked(network: Network, rules: SpaceRules) -> tuple[int, ...]:
+    """Indices of the groups that could be int8 if no kind were refused."""
+    int8 = [index for index, action in enumerate(ACTIONS) if action.precision == "int8"]
+    return tuple(
+        index
+        for index, mask in enumerate(_masks(network, rules))
+        if any(mask[action] for action in int8) and refused_kinds(network, index, rules)
+    )
+
+
+def _masks(network: Network, rules: SpaceRules) -> tuple[tuple[bool, ...], ...]:
     members: dict[int, list[Layer]] = {}
     for layer in network.layers:
         if layer.out_group is not None and layer.config.op in WEIGHTED:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from hwloop import artefacts, config, identity, measure, prepare, space
 from hwloop.accuracy import ScoredSplit
 from hwloop.admission import check_same_device, check_store, checked, expected_isa
 from hwloop.answers import Engine
+from hwloop.beside import COPIES, ENERGY, of_both
 from hwloop.distill import Recipe, Recovery
 from hwloop.errors import CandidateError
 from hwloop.evaluate import (
@@ -26,12 +29,12 @@ from hwloop.evaluate import (
 )
 from hwloop.files import RunFolder, write_atomically
 from hwloop.finalists import Finalist, Finals
+from hwloop.fp16 import FALLBACKS
+from hwloop.fp16_range import Kept
 from hwloop.parsing import (
     A_COUNT,
     ANY_NUMBER,
-    ANY_TEXT,
     a_mapping,
-    a_text,
     an_object,
     as_it_is,
     optional,
@@ -45,26 +48,21 @@ from hwloop.scope import Scope
 from hwloop.search.methods import METHODS
 from hwloop.search.problem import BudgetSpent, Problem
 from hwloop.store import Store
-from hwloop.table import LatencyTable, Predictor, prediction_error
-from hwloop.targets import DeviceSession
+from hwloop.table import LatencyTable, Predictor, prediction_error, row_doubts
+from hwloop.targets import DeviceSession, Model
 from hwloop.task import Task
 from hwloop.trials import RECIPE, SHIPPED, Trials
 
 ENGINE_RUNTIMES = ("tensorrt",)
 ENERGY_S = 5.0
-_ENERGY = an_object(
-    {
-        **dict.fromkeys(("energy_mj", "mean_mw", "samples", "runs"), ANY_NUMBER),
-        "source": a_text(80, ANY_TEXT),
-    }
-)
 KEPT_FINAL = an_object(
     {
         "measurement": Measurement.from_json,
         "dense_metric": ANY_NUMBER,
         "metric": ANY_NUMBER,
-        "energy_mj": optional(an_object({"baseline": _ENERGY, "best": _ENERGY})),
-    }
+        "energy_mj": optional(of_both(ENERGY)),
+    },
+    later={"copies": of_both(COPIES)},
 )
 KEPT_SECONDS = a_mapping(ANY_NUMBER)
 
@@ -100,15 +98,32 @@ def run(
         with Store(folder.store_path) as store:
             check_store(store, folder, inputs)
             with DeviceSession(profile) as session:
-                if session.isa != found.isa:  # the target alone knows
-                    found = subject(task, module, profile, isa=session.isa, name=name, graph=graph)
+                fp16 = _decided_fp16(store, found, identity.key_of(inputs))
+                if session.isa != found.isa or fp16 != found.fp16:  # the target alone knows
+                    found = subject(
+                        task, module, profile, isa=session.isa, name=name, graph=graph, fp16=fp16
+                    )
                     check_has_choices(found)
                 check_same_device(store, session, folder)
+                if store.get("run", "fp16", Kept.from_json) is None:
+                    found = prepare.held_on_target(found, session)
                 config.write(folder, stored, inputs)
                 store.add("run", "inputs", inputs)
+                if found.fp16 is not None:
+                    store.add("run", "fp16", found.fp16)
                 folder.event("resumed" if resumed else "started", settings=stored)
                 about = _About(settings, profile, found, identity.key_of(inputs), warnings)
                 return _Run(about, folder, store, session, progress).go()
+
+
+def _decided_fp16(store: Store, found: Subject, key: str) -> Kept | None:
+    """What stays FP32 in this run: once decided it holds, or stored figures would not compare."""
+    known: Kept | None = store.get("run", "fp16", Kept.from_json)
+    if found.fp16 is None or known is not None:
+        return known
+    if Scope(store, key).get("baseline", "latency", as_it_is) is None:
+        return found.fp16
+    return Kept(operators=FALLBACKS[-1], reason="the run began when they were kept in any network")
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,6 @@ class _Run:
         progress: Progress,
     ) -> None:
         self.settings = settings = about.settings
-        self.subject = found = about.subject
         self.profile = profile = about.profile
         self.folder = folder
         self.store = store
@@ -145,7 +159,10 @@ class _Run:
         self.clock = Stopwatch(store.get("run", "seconds", KEPT_SECONDS))
         self._wall_before = float(store.get("run", "wall_s", ANY_NUMBER) or 0.0)
         self._started = time.monotonic()
-        write_atomically(folder.path / "dense.onnx", found.graph)
+        write_atomically(folder.path / "dense.onnx", about.subject.graph)
+        with self._table() as table:
+            found, self.int8_refused = prepare.buildable(about.subject, session, table, progress)
+        self.subject = found
         self._stage("baseline")
         task = found.task
         self.evaluator = Evaluator(
@@ -161,7 +178,7 @@ class _Run:
         )
         base = self.evaluator.baseline
         progress.say(
-            f"baseline: {base.latency_ms:.3f} ms{self.evaluator.source.mark}, "
+            f"baseline: {base.latency_ms:.3f} ms{self.evaluator.source.mark}{self._meaning}, "
             f"{task.metric_name} {self.evaluator.baseline_metric:.4f} (search split)"
         )
         goal = settings.goal
@@ -183,8 +200,7 @@ class _Run:
         )
 
     def go(self) -> Result:
-        with self._table_store() as table_store:
-            table = LatencyTable(table_store, self.session.fingerprint, self.profile.protocols.row)
+        with self._table() as table:
             self.store.add("run", "rows_before", len(table))
             predictor = prepare.fitted_predictor(
                 self.evaluator, table, self.progress, seed=self.settings.seed
@@ -193,7 +209,7 @@ class _Run:
             self._keep_time()
             self._search(problem, predictor)
             finalist = self._final(predictor)
-            return self._result(finalist, rows=len(table))
+            return self._result(finalist, rows=len(table), row_doubts=row_doubts(table.rows()))
 
     # ----------------------------------------------------------------------------- search
 
@@ -285,7 +301,7 @@ class _Run:
             model=self.evaluator.dense_model,
         )
 
-    def _result(self, finalist: Finalist | None, *, rows: int) -> Result:
+    def _result(self, finalist: Finalist | None, *, rows: int, row_doubts: list[str]) -> Result:
         """The test split, once, on the device, and the long measurement against the dense one."""
         built = self._dense() if finalist is None else finalist.built
         key = digest([built.candidate, None if finalist is None else finalist.seen.steps])
@@ -307,12 +323,15 @@ class _Run:
             size_bytes=len(built.model.data),
             engine=self.store.get("final", "engine", a_mapping(as_it_is)),
             energy_mj=final["energy_mj"],
+            copies=final["copies"],
+            int8_refused=self.int8_refused,
             trials=trials,
             recipes=self._recipes(),
             table={
                 "rows": rows,
                 "hits": hits,
                 "misses": rows - hits,
+                "row_doubts": row_doubts,
                 "error": prediction_error(
                     [t.predicted_ms for t in errors if t.predicted_ms is not None],
                     [t.outcome.latency_ms for t in errors if t.outcome is not None],
@@ -338,23 +357,32 @@ class _Run:
         split = ScoredSplit(task, task.test())
         dense_metric = evaluator.score(evaluator.dense_model, split)
         metric = evaluator.score(built.model, split)
-        energy = self._energy(built)
+        energy = self._of_both(built, partial(self.session.energy, seconds=ENERGY_S))
+        copies = self._of_both(built, self.session.copies)
         self._keep_time()
         return {
             "measurement": measurement,
             "dense_metric": dense_metric,
             "metric": metric,
             "energy_mj": energy,
+            "copies": copies,
         }
 
-    def _energy(self, built: Built) -> dict[str, Any] | None:
-        """Energy per inference of both networks, where the target has power rails."""
-        with self.clock("measure"):
-            dense = self.session.energy(self.evaluator.dense_model, seconds=ENERGY_S)
-            if dense is None:
-                return None
-            best = self.session.energy(built.model, seconds=ENERGY_S)
-        return {"baseline": dense, "best": best}
+    def _of_both(
+        self, built: Built, ask: Callable[[Model], dict[str, Any] | None]
+    ) -> dict[str, Any] | None:
+        """What a target says of both networks beside the latency; None where it says nothing.
+
+        A run does not end because of it: what went wrong stands in its place.
+        """
+        try:
+            with self.clock("measure"):
+                dense = ask(self.evaluator.dense_model)
+                if dense is None:
+                    return None
+                return {"baseline": dense, "best": ask(built.model)}
+        except CandidateError as error:
+            return {"failed": str(error)}
 
     # ----------------------------------------------------------------------------- inside
 
@@ -364,18 +392,25 @@ class _Run:
         for name, index in USUAL_RECIPES.items():
             choices = space.uniform(masks, index)
             trial = self.trials.find(space.candidate(choices))
-            if trial is not None:
+            # Where a recipe has no legal action anywhere, it is the dense network under its name.
+            if trial is not None and trial.candidate != self.subject.dense_candidate:
                 found[name] = trial
         return found
 
-    def _table_store(self) -> Store:
-        """A store of its own, so that its closing leaves the run's open."""
+    @contextmanager
+    def _table(self) -> Iterator[LatencyTable]:
+        """In a store of its own, so that its closing leaves the run's open."""
         path = self.settings.table
-        return Store(Path(path) if path else self.folder.store_path)
+        with Store(Path(path) if path else self.folder.store_path) as store:
+            yield LatencyTable(store, self.session.fingerprint, self.profile.protocols.row)
 
     def _out_of_time(self) -> bool:
         limit = self.settings.time_limit_s
         return limit is not None and self._wall_s() >= limit
+
+    @property
+    def _meaning(self) -> str:
+        return " without copies" if self.profile.runtime in ENGINE_RUNTIMES else ""
 
     def _wall_s(self) -> float:
         return self._wall_before + time.monotonic() - self._started

@@ -22,7 +22,7 @@ import numpy as np
 
 from hwloop import space
 from hwloop.errors import TargetError, UsageError
-from hwloop.parsing import ANY_TEXT, a_text, shown
+from hwloop.parsing import ANY_TEXT, a_text, optional, shown
 from hwloop.records import (
     Fingerprint,
     LayerConfig,
@@ -33,6 +33,7 @@ from hwloop.records import (
     digest,
     parse_json,
 )
+from hwloop.rowkinds import kind_of
 from hwloop.space import ACTIONS, SpaceRules
 from hwloop.store import SCHEMA_VERSION, Store
 
@@ -75,6 +76,7 @@ class LatencyTable:
             for config, measurement in stored_rows(store, self.population)
         }
         self._refused = _checked(store, self._refusals, _refusal)
+        self._kinds = _checked(store, self._kinds_tried, _tried_kind)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -99,6 +101,20 @@ class LatencyTable:
         self.store.add(self._refusals, key, {"config": config, "reason": reason})
         self._refused.setdefault(key, reason)
 
+    def tried(self, kind: str) -> bool:
+        """Whether a row of this kind of int8 row was built, or refused."""
+        return kind in self._kinds
+
+    def kind_refusal(self, kind: str) -> str | None:
+        """Why the target builds no row of a kind of int8 row; None where it does, or is untried."""
+        return self._kinds.get(kind)
+
+    def add_kind(self, config: LayerConfig, reason: str | None) -> None:
+        """Store that the target builds rows of this kind (``reason`` None), or why it does not."""
+        kind = kind_of(config)
+        self.store.add(self._kinds_tried, kind, {"config": config, "reason": reason})
+        self._kinds.setdefault(kind, reason)
+
     def add(self, config: LayerConfig, measurement: Measurement) -> None:
         """Store a measured row; a row that exists already stands."""
         key = config.key()
@@ -116,6 +132,10 @@ class LatencyTable:
     @property
     def _refusals(self) -> str:
         return f"refused/{self.population}"
+
+    @property
+    def _kinds_tried(self) -> str:
+        return f"int8/{self.population}"
 
 
 def population(fingerprint: Fingerprint, protocol: Protocol) -> str:
@@ -298,6 +318,26 @@ def prediction_error(predicted_ms: Sequence[float], measured_ms: Sequence[float]
 # ------------------------------------------------------------- what a file holds, checked
 
 Row = tuple[LayerConfig, Measurement]
+HOST_BOUND = "host-bound"
+"""How the doubt begins about a measurement of launches rather than of what they launch."""
+
+
+def host_bound(measurement: Measurement) -> bool:
+    """Whether the host's launches took longer than the device's work."""
+    return any(reason.startswith(HOST_BOUND) for reason in measurement.unstable)
+
+
+def row_doubts(rows: Iterable[Row]) -> list[str]:
+    """What is known to be in rows besides their block, as sentences with counts."""
+    measured = [measurement for _, measurement in rows]
+    told = [m.reformats for m in measured if m.reformats is not None]
+    paying, bound = sum(count > 0 for count in told), sum(map(host_bound, measured))
+    found = []
+    if paying:
+        found.append(f"{paying} of {len(told)} rows pay layout changes of their own")
+    if bound:
+        found.append(f"{bound} of {len(measured)} rows are {HOST_BOUND}: launching took longest")
+    return found
 
 
 def stored_populations(store: Store) -> dict[str, Fingerprint]:
@@ -308,6 +348,12 @@ def stored_populations(store: Store) -> dict[str, Fingerprint]:
 def stored_rows(store: Store, name: str) -> list[Row]:
     """The rows of a population, in key order. Raises UsageError where one is damaged."""
     return list(_checked(store, f"row/{name}", _row).values())
+
+
+def stored_refused_kinds(store: Store, name: str) -> dict[str, str]:
+    """Kinds of int8 rows that a population's target refused, each with its reason."""
+    tried = _checked(store, f"int8/{name}", _tried_kind)
+    return {kind: reason for kind, reason in tried.items() if reason is not None}
 
 
 def _checked(store: Store, kind: str, read: Callable[[str, Any], Any]) -> dict[str, Any]:
@@ -343,6 +389,14 @@ def _refusal(key: str, value: Any) -> str:
     if LayerConfig.from_json(fields["config"]).key() != key:
         raise ValueError("the key does not belong to the configuration")
     return str(a_text(10_000, ANY_TEXT)(fields["reason"]))
+
+
+def _tried_kind(kind: str, value: Any) -> str | None:
+    fields = _fields(value, "config", "reason")
+    if kind_of(LayerConfig.from_json(fields["config"])) != kind:
+        raise ValueError("the kind does not belong to the configuration")
+    reason: str | None = optional(a_text(10_000, ANY_TEXT))(fields["reason"])
+    return reason
 
 
 def _fields(value: Any, *names: str) -> dict[str, Any]:

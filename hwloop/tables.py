@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwloop import measure, space, stats
+from hwloop import measure, prepare, space, stats
 from hwloop.compress.apply import compress, deployable
 from hwloop.errors import UsageError
 from hwloop.evaluate import Subject, subject
@@ -29,10 +29,13 @@ from hwloop.table import (
     LatencyTable,
     Predictor,
     export_rows,
+    host_bound,
     import_rows,
     prediction_error,
     read_rows,
+    row_doubts,
     stored_populations,
+    stored_refused_kinds,
     stored_rows,
 )
 from hwloop.targets import DeviceSession, Model
@@ -59,10 +62,15 @@ def build(
     data: Path | None = None,
 ) -> dict[str, Any]:
     """Measure every row that the network can need on the target. Returns counts."""
-    with _opened(model, task, data, resolve(target, host=host), table) as opened:
+    with _opened(model, task, data, resolve(target, host=host), table, progress) as opened:
         progress.stage("latency table")
         measured = _build_rows(opened, progress)
-        return {"measured": measured, "rows": len(opened.table), "table": str(table)}
+        return {
+            "measured": measured,
+            "rows": len(opened.table),
+            "table": str(table),
+            "row_doubts": row_doubts(opened.table.rows()),
+        }
 
 
 def check(
@@ -80,16 +88,17 @@ def check(
     """Measure random candidates; a third fits the prediction, the rest tells its error.
 
     Returns:
-        error (n, median_abs_pct, within_5pct, within_10pct), spearman, and one record per
-        network with predicted_ms, measured_ms and fitted.
+        error (n, median_abs_pct, within_5pct, within_10pct), spearman, row_doubts, and one record
+        per network with predicted_ms, measured_ms and fitted.
     """
     in_range("networks", networks, FEWEST_NETWORKS, MOST_NETWORKS)
     in_range("seed", seed, 0, LARGEST_SEED)
     profile = resolve(target, host=host)
     _must_exist(table)
-    with _opened(model, task, data, profile, table) as opened:
+    with _opened(model, task, data, profile, table, progress) as opened:
         progress.stage("latency table")
         _build_rows(opened, progress)
+        doubts = row_doubts(opened.table.rows())
         progress.stage("random networks")
         found = _measured_networks(opened, networks, seed, progress)
     fitted = max(networks // 3, 2)
@@ -104,6 +113,7 @@ def check(
         "fitted_on": fitted + 1,
         "error": prediction_error(predicted, measured),
         "spearman": stats.spearman(predicted, measured),
+        "row_doubts": doubts,
         "networks": [
             {"choices": list(choices), "predicted_ms": predictor(choices), "measured_ms": value}
             for choices, value in rest
@@ -112,13 +122,13 @@ def check(
 
 
 def show(table: Path) -> list[dict[str, Any]]:
-    """One record per population of a table: device, settings, rows, slowest rows."""
+    """One record per population: device, settings, rows, slowest rows, row_doubts, int8_refused."""
     _must_exist(table)
     found = []
     with Store(table, read_only=True) as store:
         for name, fingerprint in stored_populations(store).items():
-            measured = [(config, row.latency_ms) for config, row in stored_rows(store, name)]
-            measured.sort(key=lambda row: -row[1])
+            measured = stored_rows(store, name)
+            measured.sort(key=lambda row: -row[1].latency_ms)
             found.append(
                 {
                     "population": name,
@@ -127,8 +137,16 @@ def show(table: Path) -> list[dict[str, Any]]:
                     "settings": ", ".join(f"{key} {value}" for key, value in fingerprint.settings),
                     "rows": len(measured),
                     "slowest": [
-                        {"layer": _name(config), "latency_us": ms * 1000} for config, ms in measured
+                        {
+                            "layer": _name(config),
+                            "latency_us": row.latency_ms * 1000,
+                            "reformats": row.reformats,
+                            "host_bound": host_bound(row),
+                        }
+                        for config, row in measured
                     ],
+                    "row_doubts": row_doubts(measured),
+                    "int8_refused": stored_refused_kinds(store, name),
                 }
             )
     return found
@@ -183,7 +201,12 @@ class _Opened:
 
 @contextmanager
 def _opened(
-    model: str | None, task: str | None, data: Path | None, profile: TargetProfile, table: Path
+    model: str | None,
+    task: str | None,
+    data: Path | None,
+    profile: TargetProfile,
+    table: Path,
+    progress: Progress,
 ) -> Iterator[_Opened]:
     check_can_be_store(table)
     plugin = load_task(task_for(model, task), data=data)
@@ -192,6 +215,7 @@ def _opened(
         found = subject(plugin, module, profile, isa=session.isa, name=model or plugin.name)
         with Store(table) as store:
             rows = LatencyTable(store, session.fingerprint, profile.protocols.row)
+            found, _ = prepare.buildable(found, session, rows, progress)
             yield _Opened(subject=found, session=session, table=rows, profile=profile)
 
 

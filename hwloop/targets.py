@@ -42,10 +42,14 @@ class Model:
     Attributes:
         data: the file's bytes.
         configs: the rows it consists of; only the simulated device reads them.
+        row: it is a row of the table: its ends may have any layout.
     """
 
-    def __init__(self, data: bytes, configs: tuple[LayerConfig, ...] = ()) -> None:
+    def __init__(
+        self, data: bytes, configs: tuple[LayerConfig, ...] = (), *, row: bool = False
+    ) -> None:
         self.data = data
+        self.row = row
         self.configs = configs
         self.digest = hashlib.sha256(data).hexdigest()
 
@@ -160,6 +164,10 @@ class DeviceSession:
             extra_s=2 * seconds,
             parse=answers.energy,
         )
+
+    def copies(self, model: Model) -> dict[str, Any] | None:
+        """One inference with its copies to and from the device, or None where nothing is copied."""
+        return None
 
     def cross_check(self, model: Model) -> dict[str, Any]:
         """The engine as timed by the vendor's own tool; raises CandidateError with why not."""

@@ -21,6 +21,7 @@ ORDER = (
         "parsing",
         "records",
         "choice",
+        "rowkinds",
         "space",
         "rowkinds",
         "reward",
@@ -47,6 +48,7 @@ ORDER = (
         "accuracy",
         "sanity",
         "export",
+        "fp16_range",
         "rowgraph",
         "rows",
         "proof",
@@ -56,7 +58,17 @@ ORDER = (
         "measure",
         "search",
     ]
-    + ["identity", "evaluate", "prepare", "runs", "config", "trials", "finalists", "artefacts"]
+    + [
+        "identity",
+        "evaluate",
+        "prepare",
+        "runs",
+        "beside",
+        "config",
+        "trials",
+        "finalists",
+        "artefacts",
+    ]
     + ["admission", "stages", "reading", "report", "tables", "modelfile", "benching", "options"]
     + ["estimate", "plan", "doctor", "checking", "loading", "api"]
     + ["cli_common", "cli_table", "cli_target", "cli", "__main__"]

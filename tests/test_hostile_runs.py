@@ -480,7 +480,7 @@ def keys(name: str) -> list[str]:
         ),
         "report.json": (
             "target goal metric_name baseline best comparisons pareto table search unstable "
-            "warnings samples command versions"
+            "warnings samples command versions precisions not_measured"
         ),
         BEST: (
             "align candidate data groups input_shape metric_drop model onnx_sha256 "
@@ -762,6 +762,10 @@ def unstable(final: Any) -> Any:
     return {**final, "measurement": {**final["measurement"], "unstable": ["\x1b[2J"]}}
 
 
+def older(final: Any) -> Any:
+    return {name: value for name, value in final.items() if name != "copies"}
+
+
 NO_ENERGY = {"energy_mj": "x", "source": "\x1b"}
 MENU = [{"kind": "prune", "amount": 0.3, "precision": "base"}] * 4
 ENDLESS = (
@@ -817,6 +821,16 @@ STORES: dict[str, Alter] = {
         "final/",
         energy_mj={"baseline": NO_ENERGY, "best": NO_ENERGY},
     ),
+    "a final of older times": each_record("final/", older),
+    "a final with odd copies": changed("final/", copies={"baseline": {}, "best": 7}),
+    "a final with failed copies": changed("final/", copies={"failed": "\x1b[2J"}),
+    "a choice of FP16": sql(
+        """INSERT INTO records VALUES ('run', 'fp16', '{"operators": ["Conv"], "reason": ""}')"""
+    ),
+    "a kind of INT8 row": sql(
+        "INSERT INTO records SELECT DISTINCT replace(kind, 'row/', 'int8/'), 'conv', '{}' "
+        "FROM records WHERE kind LIKE 'row/%'"
+    ),
     "an engine": sql("INSERT INTO records VALUES ('final', 'engine', '{\"file\": [1]}')"),
     "weights of another digest": record("weights", json.dumps("0" * 64)),
     "weights of no digest": record("weights", "7"),
@@ -854,6 +868,7 @@ DAMAGED = {
     *("a finalist of nothing", "a finalist of another network"),
     *("a finalist with too few actions", "a finalist of endless steps", "a final of nothing"),
     *("a final with energy", "a final with odd energy", "a final with text as energy"),
+    *("a final with odd copies", "a choice of FP16", "a kind of INT8 row"),
     *("weights of no digest", "another device", "inputs of nothing", "rows from before"),
     *("rows of nothing", "a text of null bytes", "a number as a value"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,6 +146,18 @@ def test_rows_are_scaled_by_the_reference_row_of_their_table(tmp_path: Path) -> 
         session = Readings(STEADY, STEADY)
         measure.build_rows(session, table, ROWS[:1])
     assert session.references_ms == [table.row_ms(REFERENCE)] * 2
+
+
+def test_rows_say_that_they_are_rows(tmp_path: Path) -> None:
+    class Rows(Readings):
+        def measure(self, *models: Model, **more: Any) -> Measurement:
+            assert [model.row for model in models] == [True, True]
+            return super().measure(*models, **more)
+
+    here = Fingerprint(device="d", runtime="r", runtime_version="1")
+    with Store(tmp_path / "t.sqlite") as store:
+        table = LatencyTable(store, here, FAKE.protocols.row)
+        assert measure.build_rows(Rows(*[STEADY] * 3), table, ROWS[:1]) == 3
 
 
 def test_progress_counts_the_rows_that_are_missing(tmp_path: Path) -> None:

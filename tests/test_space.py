@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hwloop import space
-from hwloop.records import Action, Group, Layer, LayerConfig, Network
+from hwloop.records import Action, Group, Layer, LayerConfig, Network, digest
 from hwloop.space import ACTIONS, SpaceRules
 
 
@@ -100,6 +100,8 @@ def test_each_change_of_precision_costs_one_row() -> None:
 
 
 TENSORRT = SpaceRules(base_precision="fp16", recipe="tensorrt")
+ASKED = "91e0c16d76b084190e432bae183bc727cb0d528490d3e89ab12381efbcc3d532"
+"""Of the defaults, in the identity of every run so far."""
 
 
 def test_tensorrt_pays_for_quantizing_alone() -> None:
@@ -180,3 +182,8 @@ def test_a_uniform_recipe_falls_back_where_it_is_illegal() -> None:
 def test_choices_and_candidates_are_inverse() -> None:
     choices = (0, 3, 5, 7)
     assert space.choices_of(space.candidate(choices)) == choices
+
+
+def test_what_a_profile_asks_for_is_known_by_the_same_digest_as_ever() -> None:
+    found = SpaceRules(kept_float=("Softmax",), refused_kinds=("quantize",))
+    assert digest(found.asked()) == digest(SpaceRules().asked()) == ASKED

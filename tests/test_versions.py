@@ -28,12 +28,13 @@ AREAS: dict[str, tuple[str, ...]] = {
         "compress/qdq_ort.py",
         "compress/qdq_tensorrt.py",
         "fp16.py",
+        "fp16_range.py",
     ),
     "recover": ("distill.py",),
     "score": ("accuracy.py",),
     "search": (
         "search/*.py",
-        *("reward.py", "space.py", "prepare.py", "finalists.py", "choice.py"),
+        *("reward.py", "rowkinds.py", "space.py", "prepare.py", "finalists.py", "choice.py"),
     ),
 }
 

@@ -78,7 +78,7 @@ def deployable(
 
 def in_base_precision(graph: bytes, rules: SpaceRules) -> bytes:
     """An FP32 graph in what the target runs without quantization. Raises CandidateError."""
-    return to_fp16(graph) if rules.base_precision == "fp16" else graph
+    return to_fp16(graph, rules.kept_float) if rules.base_precision == "fp16" else graph
 
 
 def quantized(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from hwloop.errors import CandidateError, EnvironmentProblem
-from hwloop.host_runtime import open_on_cpu
+from hwloop.host_runtime import batches, open_on_cpu
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
@@ -252,18 +252,10 @@ def _magnitudes(
         probe.graph.output.append(output)
     try:
         session = open_on_cpu(probe.SerializeToString(), needed_for="INT8 needs")
-        found = [session.run(None, {source: part}) for part in _batches(session, calibration)]
+        found = [session.run(None, {source: part}) for part in batches(session, calibration)]
     except EnvironmentProblem:
         raise
     except Exception as error:  # ONNX Runtime's own errors share no base class
         raise CandidateError("compress", f"INT8: {type(error).__name__}: {error}") from error
     largest_seen = np.asarray(found, np.float32).max(axis=0)
     return {name: float(value) for name, value in zip(names, largest_seen, strict=True)}
-
-
-def _batches(session: Any, inputs: NDArray[Any]) -> list[NDArray[Any]]:
-    """The inputs in batches of the size that the graph takes; the last repeats some of them."""
-    size = int(session.get_inputs()[0].shape[0])
-    count = -(-len(inputs) // size)
-    whole = np.resize(inputs, (count * size, *inputs.shape[1:]))
-    return np.split(whole, count)
