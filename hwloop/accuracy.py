@@ -1,28 +1,128 @@
-"""Scoring: one metric for PyTorch and for the engine that ships."""
+"""Scoring: one metric for PyTorch and for the engine that ships.
+
+Inputs are read, and outputs computed, in chunks of bounded size. What is large as a whole is kept
+in a file, which the metric sees as an array: memory does not grow with the number of inputs.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from statistics import NormalDist
+from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hwloop.errors import CandidateError, UsageError
+from hwloop.errors import CandidateError, EnvironmentProblem, UsageError
 from hwloop.spec import call_user
 from hwloop.splits import Split
 from hwloop.task import Task
 
 CHUNK = 500
-KEPT_BYTES = 256 << 20
+CHUNK_BYTES = 32 << 20
+"""Of inputs, and of outputs, at a time."""
+
+KEPT_BYTES = 128 << 20
+"""Of one thing in memory: a split's inputs, its targets, a network's outputs."""
+
+FALLBACK_FOLDER = "/var/tmp"  # noqa: S108 - a file without a name; /tmp may be memory
 BOOTSTRAPS = 200
+BLOCKS = 20
 ONE_SIDED_80 = 80.0
 METRIC = "the task's metric"
 
 Run = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+class Stack:
+    """Rows that arrive in parts: in memory, or in a file without a name where they are many.
+
+    The file is in the folder that TMPDIR names, or in /var/tmp, and is gone with this object.
+
+    Args:
+        count: rows that will arrive.
+        what: they are, for messages.
+    """
+
+    def __init__(self, count: int, what: str) -> None:
+        self._count = count
+        self._what = what
+        self._parts: list[NDArray[Any]] = []
+        self._file: IO[bytes] | None = None
+        self._rows = 0
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Add (n, ...) rows.
+
+        Raises:
+            EnvironmentProblem: there is no room for all of them.
+            ValueError: rows of another shape or type than the first.
+        """
+        if not self._parts:
+            size_bytes = rows[:1].nbytes * self._count
+            if size_bytes > KEPT_BYTES:
+                self._file = _file_for(size_bytes, self._what)
+        self._rows += len(rows)
+        if self._file is None:
+            self._parts.append(rows)
+            return
+        first = self._parts[0] if self._parts else rows[:1].copy()
+        self._parts = [first]
+        if rows.dtype != first.dtype or rows.shape[1:] != first.shape[1:]:
+            raise ValueError(f"{self._what}: {rows.dtype} {rows.shape} after {first.dtype}")
+        try:
+            self._file.write(np.ascontiguousarray(rows).data)
+        except OSError as error:
+            raise _no_room(self._what, error) from error
+
+    def array(self) -> NDArray[Any]:
+        """All rows. Changing them changes nothing but the array that was returned.
+
+        Raises:
+            EnvironmentProblem: there is no room for all of them.
+        """
+        if self._file is None:
+            return np.concatenate(self._parts)
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _no_room(self._what, error) from error
+        first = self._parts[0]
+        shape = (self._rows, *first.shape[1:])
+        # Read through the page cache, which the kernel takes back when it needs the memory.
+        mapped = np.memmap(self._file, dtype=first.dtype, mode="c", shape=shape)
+        return mapped.view(np.ndarray)
+
+
+def _file_for(size_bytes: int, what: str) -> IO[bytes]:
+    folder = _folder()
+    try:
+        free = shutil.disk_usage(folder).free
+        if free < size_bytes:
+            raise OSError(f"{free >> 20} MiB are free, {size_bytes >> 20} are needed")
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as error:
+        raise _no_room(what, error) from error
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("TMPDIR") or FALLBACK_FOLDER)
+
+
+def _no_room(what: str, error: OSError) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{what} cannot be kept in a file in {_folder()}: {error}",
+        "export TMPDIR=/a/folder/with/room",
+    )
 
 
 class ScoredSplit:
@@ -40,28 +140,60 @@ class ScoredSplit:
             order = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
         self.order = order
         self._kept: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        self._target_stack: Stack | None = None
 
     def chunks(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        """(inputs float32, targets) of up to 500 samples at a time."""
+        """(inputs float32, targets) of at most 500 samples and 32 MiB at a time.
+
+        The first chunk is a single sample: it tells how large the others are.
+        """
         if self._kept:
             yield from self._kept
             return
         keep: list[tuple[NDArray[Any], NDArray[Any]]] = []
-        size = 0
-        for start in range(0, len(self.order), CHUNK):
-            chosen = self.order[start : start + CHUNK]
+        stack = Stack(len(self.order), "the targets of a split")
+        size, start, count = 0, 0, 1
+        while start < len(self.order):
+            chosen = self.order[start : start + count]
             inputs, targets = call_user(self.split.batch, chosen, what="reading a split's batch")
             chunk = inputs.numpy().astype(np.float32, copy=False), targets.numpy()
-            size += chunk[0].nbytes
+            stack.append(chunk[1])
+            size += chunk[0].nbytes + chunk[1].nbytes
             if size <= KEPT_BYTES:
                 keep.append(chunk)
+            else:
+                keep.clear()
+            start += count
+            count = _fitting(max(value.nbytes for value in chunk), len(chosen))
+            del inputs, targets
             yield chunk
-        if size <= KEPT_BYTES:
-            self._kept = keep
+            del chunk  # or the next one is read while this one is held
+            if not keep:
+                _trim()
+        self._target_stack = stack
+        self._kept = keep
 
     def outputs(self, run: Run) -> NDArray[Any]:
         """Everything that ``run`` gives for the split, stacked."""
-        return np.concatenate([run(inputs) for inputs, _ in self.chunks()])
+        return self._outputs(run, only_finite=False)
+
+    def finite_outputs(self, run: Run) -> NDArray[Any]:
+        """Everything that ``run`` gives. Raises CandidateError where it is not finite."""
+        return self._outputs(run, only_finite=True)
+
+    def _outputs(self, run: Run, *, only_finite: bool) -> NDArray[Any]:
+        stack = Stack(len(self.order), "a network's outputs")
+        count = 1  # until the size of an output is known
+        for inputs, _ in self.chunks():
+            start = 0
+            while start < len(inputs):
+                part = run(inputs[start : start + count])
+                if only_finite and not np.isfinite(part).all():
+                    raise CandidateError("score", "the network's outputs are not finite")
+                stack.append(part)
+                start += count
+                count = _fitting(part.nbytes, len(part))
+        return stack.array()
 
     def score(self, run: Run) -> float:
         """The metric of what ``run`` computes.
@@ -72,32 +204,67 @@ class ScoredSplit:
         """
         return self.metric(self.finite_outputs(run))
 
-    def finite_outputs(self, run: Run) -> NDArray[Any]:
-        """Everything that ``run`` gives. Raises CandidateError where it is not finite."""
-        outputs = self.outputs(run)
-        if not np.isfinite(outputs).all():
-            raise CandidateError("score", "the network's outputs are not finite")
-        return outputs
-
-    def upper_drop(self, dense: NDArray[Any], outputs: NDArray[Any]) -> float:
+    def upper_drop(self, dense: NDArray[Any], outputs: NDArray[Any], *, drop: float) -> float:
         """One-sided 80 % bound of the drop: both networks scored on the same resampled inputs.
 
-        A percentile bootstrap (Efron and Tibshirani, 1993, chapter 13) over the samples.
+        A percentile bootstrap (Efron and Tibshirani, 1993, chapter 13) over the samples. Outputs
+        that are kept in a file would have to be copied 200 times: for them see
+        :meth:`_bound_from_blocks`.
 
         Args:
             dense, outputs: (N, ...) of the two networks, in the split's order.
+            drop: of the metric, on all samples.
         """
+        if max(dense.nbytes, outputs.nbytes) > KEPT_BYTES:
+            return self._bound_from_blocks(dense, outputs, drop)
         targets = self._targets()
         rng = np.random.default_rng(0)
         drops = []
         for _ in range(BOOTSTRAPS):
             chosen = rng.integers(0, len(targets), len(targets))
-            before, after = (
-                call_user(self.task.metric, values[chosen], targets[chosen], what=METRIC)
-                for values in (dense, outputs)
-            )
-            drops.append(self.task.drop(before, after))
+            drops.append(self._drop_of(chosen, dense, outputs, targets))
         return float(np.percentile(drops, ONE_SIDED_80))
+
+    def _bound_from_blocks(self, dense: NDArray[Any], outputs: NDArray[Any], drop: float) -> float:
+        """The same from the drops of 20 disjoint blocks of random samples, of bounded size.
+
+        Their spread around the drop of the whole, which is smaller by the root of a block's share
+        of the samples (Politis, Romano and Wolf, Subsampling, 1999, chapter 2), times Student's t.
+        """
+        targets = self._targets()
+        count = len(targets)
+        blocks = min(BLOCKS, count)
+        largest = max(dense.nbytes, outputs.nbytes) // count
+        size = max(1, min(count // blocks, KEPT_BYTES // largest))
+        order = np.random.default_rng(0).permutation(count)
+        drops = [
+            self._drop_of(
+                np.sort(order[number * size : (number + 1) * size]), dense, outputs, targets
+            )
+            for number in range(blocks)
+        ]
+        found = [value for value in drops if math.isfinite(value)]
+        if len(found) < max(blocks // 2, 2):
+            raise UsageError(
+                f"the task's metric is no finite number on parts of {size} samples, so nothing "
+                "can be said about how sure its drop is",
+                f"let {type(self.task).__name__}.metric score any part of a split",
+            )
+        spread = math.sqrt(sum((value - drop) ** 2 for value in found) / (len(found) - 1))
+        return drop + _student_80(len(found) - 1) * spread * math.sqrt(size / count)
+
+    def _drop_of(
+        self,
+        chosen: NDArray[Any],
+        dense: NDArray[Any],
+        outputs: NDArray[Any],
+        targets: NDArray[Any],
+    ) -> float:
+        before, after = (
+            call_user(self.task.metric, values[chosen], targets[chosen], what=METRIC)
+            for values in (dense, outputs)
+        )
+        return self.task.drop(before, after)
 
     def metric(self, outputs: NDArray[Any]) -> float:
         """The user's metric of all outputs against the split's targets."""
@@ -110,7 +277,34 @@ class ScoredSplit:
         return value
 
     def _targets(self) -> NDArray[Any]:
-        return np.concatenate([targets for _, targets in self.chunks()])
+        if self._target_stack is None:
+            for _ in self.chunks():
+                pass
+        assert self._target_stack is not None, "chunks() leaves it when it ends"
+        return self._target_stack.array()
+
+
+def _trim() -> None:
+    """Give free memory back: glibc's allocator fragments where large aligned blocks come and go.
+
+    PyTorch's tensors are such blocks; without this, reading 2,000 images costs a gigabyte.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _fitting(size_bytes: int, count: int) -> int:
+    """How many samples make a chunk, when ``count`` of them take ``size_bytes``."""
+    return max(1, min(CHUNK, CHUNK_BYTES * count // max(size_bytes, 1)))
+
+
+def _student_80(freedom: int) -> float:
+    """The 80 % quantile of Student's t (Abramowitz and Stegun, 26.7.5): 0.861 for 19."""
+    z = NormalDist().inv_cdf(ONE_SIDED_80 / 100)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def torch_run(module: nn.Module) -> Run:
@@ -130,8 +324,16 @@ def mean_kl(reference: NDArray[Any], outputs: NDArray[Any]) -> float:
 
     For outputs that are no logits it still measures how far two networks are apart.
     """
-    a, b = (_log_softmax(value.reshape(len(value), -1)) for value in (reference, outputs))
-    return float((np.exp(a) * (a - b)).sum(axis=1).mean())
+    count = _fitting(max(reference.nbytes, outputs.nbytes), len(reference))
+    found = []
+    for start in range(0, len(reference), count):
+        part = slice(start, start + count)
+        a, b = (
+            _log_softmax(value[part].reshape(len(value[part]), -1))
+            for value in (reference, outputs)
+        )
+        found.append((np.exp(a) * (a - b)).sum(axis=1))
+    return float(np.concatenate(found).mean())
 
 
 def _log_softmax(values: NDArray[Any]) -> NDArray[Any]:

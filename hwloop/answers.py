@@ -14,6 +14,16 @@ from hwloop.records import Measurement
 
 MAX_SAMPLES = 100_000
 MAX_LATENCY_MS = 1e7
+MAX_NAMES = 64
+DTYPES = frozenset(
+    [f"float{bits}" for bits in (16, 32, 64)]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+)
+WRONG = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
+"""What taking an answer apart raises when it is none."""
+
+HOST_BOUND = 0.8
+"""Share of the host in a launch loop above which the host's launches are timed, not the device."""
 
 
 class LostTwice(CandidateError):
@@ -41,10 +51,37 @@ class Engine:
     audit: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """A worker's first word.
+
+    Attributes:
+        fixed: settings that it derived from the state of its machine when it started.
+        import_s: seconds that its imports took, by package.
+    """
+
+    pid: int
+    fixed: dict[str, float | None]
+    import_s: dict[str, float]
+
+
+def hello(reply: Any) -> Hello:
+    try:
+        found = reply["result"]
+        fixed = {name: _number_or_none(value) for name, value in _named(found["fixed"]).items()}
+        return Hello(
+            pid=_count(found["pid"]),
+            fixed=fixed,
+            import_s={name: _amount(value) for name, value in _named(found["import_s"]).items()},
+        )
+    except WRONG as error:
+        raise Nonsense(f"the first word is none: {error}") from error
+
+
 def candidate_error(error: Any) -> CandidateError:
     try:
         return CandidateError(str(error["stage"])[:40], str(error["message"])[:2000])
-    except (KeyError, TypeError) as problem:
+    except WRONG as problem:
         raise Nonsense(f"an error that is none: {problem}") from problem
 
 
@@ -61,7 +98,7 @@ def cross_check(reply: Any) -> dict[str, Any]:
 def _positive(reply: Any, name: str) -> float:
     try:
         value = float(reply[name])
-    except (KeyError, TypeError, ValueError) as error:
+    except WRONG as error:
         raise Nonsense(f"{name} is missing: {error}") from error
     if not 0 <= value < math.inf:
         raise Nonsense(f"{name} is {value}")
@@ -75,9 +112,58 @@ def energy(reply: Any) -> dict[str, Any] | None:
         found = {name: float(reply[name]) for name in ("energy_mj", "mean_mw", "samples", "runs")}
         if not all(0 < value < math.inf for value in found.values()):
             raise ValueError("an energy is above zero and finite")
-        return {**found, "source": str(reply["source"])[:80]}
-    except (KeyError, TypeError, ValueError) as error:
+        idle = reply.get("idle_mw")
+        return {
+            **found,
+            "idle_mw": None if idle is None else _amount(idle),
+            "rails": _texts(reply.get("rails", [])),
+            "source": str(reply["source"])[:80],
+        }
+    except WRONG as error:
         raise Nonsense(f"the energy is none: {error}") from error
+
+
+def copies(reply: Any) -> dict[str, Any] | None:
+    if reply is None:
+        return None
+    try:
+        return {
+            "with_copies_ms": _latency(reply["with_copies_ms"]),
+            "without_copies_ms": _latency(reply["without_copies_ms"]),
+            "copied_bytes": _count(reply["copied_bytes"]),
+        }
+    except WRONG as error:
+        raise Nonsense(f"the copies are none: {error}") from error
+
+
+def launch_floor(reply: Any) -> dict[str, Any] | None:
+    if reply is None:
+        return None
+    try:
+        in_graph_ms, host_share = reply["in_graph_ms"], reply["host_share"]
+        return {
+            "single_ms": _latency(reply["single_ms"]),
+            "in_graph_ms": None if in_graph_ms is None else _latency(in_graph_ms),
+            "runs_per_graph": _count(reply["runs_per_graph"]),
+            "host_share": None if host_share is None else _amount(host_share),
+        }
+    except WRONG as error:
+        raise Nonsense(f"the launch floor is none: {error}") from error
+
+
+def layer_profile(reply: Any) -> dict[str, Any]:
+    try:
+        share = _amount(reply["reformat_share"])
+        if share > 1:
+            raise ValueError(f"a share of {share}")
+        return {
+            "layers": _count(reply["layers"]),
+            "reformats": _count(reply["reformats"]),
+            "reformat_share": share,
+            "source": str(reply["source"])[:80],
+        }
+    except WRONG as error:
+        raise Nonsense(f"the profile of the layers is none: {error}") from error
 
 
 def engine(reply: Any) -> Engine:
@@ -86,7 +172,7 @@ def engine(reply: Any) -> Engine:
         if hashlib.sha256(data).hexdigest() != reply["sha256"]:
             raise ValueError("its SHA-256 is another")
         return Engine(data=data, sha256=str(reply["sha256"]), audit=audit)
-    except (KeyError, TypeError, ValueError) as error:
+    except WRONG as error:
         raise Nonsense(f"the engine is none: {error}") from error
 
 
@@ -98,28 +184,94 @@ def measurement(reply: Any, reference_latency_ms: float) -> Measurement:
             raise ValueError("more or longer samples than can be true")
         heat = reply["temperature_c"]
         overhead = reply.get("launch_overhead_ms")
-        refused = reply.get("graph_refused")
+        reformats = reply.get("reformats")
         return Measurement(
             samples_ms=samples,
             reference_ms=reference,
             reference_latency_ms=reference_latency_ms or float(np.median(reference)),
-            warmup_count=int(reply["warmup_count"]),
+            warmup_count=_count(reply["warmup_count"]),
             stopped=str(reply["stopped"])[:20],
             temperature_c=None if heat is None else float(heat),
             launch_overhead_ms=None if overhead is None else float(overhead),
-            unstable=(f"no CUDA graph: {str(refused)[:200]}",) if refused else (),
+            reformats=None if reformats is None else _count(reformats),
+            unstable=_reasons(reply),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except WRONG as error:
         raise Nonsense(f"the measurement is not one: {error}") from error
 
 
-def first_array(reply: Any, count: int) -> np.ndarray[Any, Any]:
+def _reasons(reply: Any) -> tuple[str, ...]:
+    """What the device itself says against a measurement."""
+    found = []
+    refused, share = reply.get("graph_refused"), reply.get("host_share")
+    if refused:
+        found.append(f"no CUDA graph: {str(refused)[:200]}")
+    if share is not None and _amount(share) > HOST_BOUND:
+        found.append(
+            f"host-bound: launching took {float(share):.0%} of the time, so the figure is the "
+            "host's, not the device's"
+        )
+    return tuple(found)
+
+
+def all_bytes(reply: dict[str, Any]) -> int:
+    """Size of all outputs of a request, of which one is in the reply."""
+    try:
+        return _count(reply["all_bytes"])
+    except WRONG as error:
+        raise Nonsense(f"the outputs have no size: {error}") from error
+
+
+def first_array(reply: dict[str, Any], count: int) -> np.ndarray[Any, Any]:
     """The first of the outputs, with one row for each of ``count`` inputs."""
     try:
-        first = reply[0]
-        found = np.frombuffer(first["data"], dtype=first["dtype"]).reshape(first["shape"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        if reply["dtype"] not in DTYPES:
+            raise ValueError(f"numbers of the type {str(reply['dtype'])[:40]!r}")
+        found = np.frombuffer(reply["data"], dtype=reply["dtype"]).reshape(reply["shape"])
+    except WRONG as error:
         raise Nonsense(f"the outputs are not an array: {error}") from error
-    if found.dtype.kind not in "fiu" or len(found) != count:
-        raise Nonsense(f"{len(found)} outputs of {found.dtype} for {count} inputs")
+    if found.ndim == 0 or len(found) != count:
+        raise Nonsense(f"outputs of {found.dtype}, shaped {found.shape}, for {count} inputs")
     return found
+
+
+def _amount(value: Any) -> float:
+    """A finite number that is not negative."""
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{number} is no amount")
+    return number
+
+
+def _number_or_none(value: Any) -> float | None:
+    if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{str(value)[:40]!r} is no number")
+
+
+def _latency(value: Any) -> float:
+    number = _amount(value)
+    if not 0 < number <= MAX_LATENCY_MS:
+        raise ValueError(f"{number} ms")
+    return number
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError(f"{str(value)[:40]!r} is no count")
+    return value
+
+
+def _named(value: Any) -> dict[str, Any]:
+    """A few things by name."""
+    if not isinstance(value, dict) or len(value) > MAX_NAMES:
+        raise ValueError("not a few things by name")
+    if not all(isinstance(name, str) and 0 < len(name) <= MAX_NAMES for name in value):
+        raise ValueError("a name is none")
+    return value
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_NAMES:
+        raise ValueError("not a list of names")
+    return [str(name)[:80] for name in value]

@@ -384,7 +384,7 @@ class Evaluator:
             if self.max_drop is not None and drop <= self.max_drop:
                 if self._dense_outputs is None:
                     self._dense_outputs = self.search_split.outputs(self.run(self.dense_model))
-                upper = self.search_split.upper_drop(self._dense_outputs, outputs)
+                upper = self.search_split.upper_drop(self._dense_outputs, outputs, drop=drop)
         return Scored(metric=metric, drop=drop, upper_drop=upper)
 
     def run(self, model: Model) -> Run:

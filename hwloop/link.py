@@ -1,8 +1,8 @@
 """A line to a worker: a process of this machine, or one at the other end of the system's ``ssh``.
 
 execnet (MIT) carries the messages and sends the worker's code, so nothing is installed on a board.
-Added here: a deadline for the start, a pulse in both directions, a cap on what a board may send,
-and what ``ssh`` said in words that tell what to do.
+Added here: a deadline for the start, a pulse in both directions from the first byte on, a cap on
+what a board may send, and what ``ssh`` said in words that tell what to do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,38 @@ from hwloop.errors import EnvironmentProblem, HwloopError, TargetError, UsageErr
 from hwloop.hosts import check_python
 from hwloop.profile import TargetProfile
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120
 BEAT_S = 2.0
-SILENCE_S = 15.0
-"""A worker that gave no sign of life for so long is lost. It beats from a thread of its own."""
 
-WORKER_SILENCE_S = {"ssh": 9, "local": 60}
-"""A worker that hears nothing for so long ends itself: its host is gone, or the link is cut."""
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Seconds of silence after which the other side is taken for lost.
+
+    Attributes:
+        start_s: until the worker's first word, on both sides; also the deadline of that word. An
+            import may hold the worker's interpreter, which then hears and beats nothing: TensorRT
+            from the SD card of a small board takes half a minute.
+        host_s: how long the host waits for a sign of life afterwards.
+        worker_s: how long the worker does before it ends itself: its host is gone, or the link is
+            cut.
+        beat_s: how often the host gives a sign of life, which the worker answers.
+    """
+
+    worker_s: int
+    start_s: int = START_TIMEOUT_S
+    host_s: float = 15.0
+    beat_s: float = BEAT_S
+
+
+LIMITS = {"ssh": Limits(worker_s=9), "local": Limits(worker_s=60)}
+"""By transport."""
 
 WATCH_S = 1.0
-MAX_MESSAGE_BYTES = 256 << 20
+MAX_MESSAGE_BYTES = 16 << 20
+MAX_UNREAD_BYTES = 64 << 20
+"""What a worker may send without being asked, before its connection is closed."""
+
 END_TIMEOUT_S = 5.0
 NOT_FOUND = 127  # of a shell
 OLD_BOARDS = ("Xavier", "TX2", "Jetson Nano", "Jetson-TX1")
@@ -67,7 +90,7 @@ if sys.version_info < (3, 10):
         pass
     channel.send({"id": 0, "error": {"stage": "python", "message": message}})
 else:
-    import importlib.abc, importlib.util
+    import importlib.abc, importlib.util, time
 
     class Sent(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         def find_spec(self, name, path=None, target=None):
@@ -81,42 +104,62 @@ else:
             return name in ("hwloop", "hwloop.device")
 
     sys.meta_path.insert(0, Sent())
+    from hwloop.device.watchdog import Watchdog
+    limits = {name: options[name] for name in ("start_s", "silence_s", "remote")}
+    watchdog = Watchdog(pulse, **limits)
     try:
+        started = time.perf_counter()
+        import numpy
+        options["import_s"] = {"numpy": time.perf_counter() - started}
         from hwloop.device.serve import serve
     except ImportError as error:  # of numpy: everything else is in the standard library
         channel.send({"id": 0, "error": {"stage": "start", "message": str(error)}})
     else:
-        serve(channel, pulse, options)
+        serve(channel, watchdog, options)
 """
 
 
 class LinkLost(Exception):
-    """The worker is gone, silent, or out of reach; the message says which."""
+    """The worker is gone, silent, or out of reach; the message says which.
+
+    Attributes:
+        pid: its process where one was started, 0 where that did not say which; else None.
+    """
+
+    def __init__(self, message: str, *, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
 
 
 class Link:
     """One started worker. Make it with :func:`open_link`; always :meth:`close` it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], gateway: Any) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], gateway: Any, limits: Limits) -> None:
         self.hello: dict[str, Any] = {}
+        self.pid = 0
         self._process = process
         self._gateway = gateway
+        self._limits = limits
+        self._silence_s: float = limits.start_s
         self._channel = gateway.remote_exec(BOOTSTRAP)
         self._pulse = gateway.newchannel()
         self._heard = time.monotonic()
         self._silent = ""
         self._closed = threading.Event()
 
-    def start(self, options: dict[str, Any], timeout_s: float) -> None:
+    def start(self, options: dict[str, Any]) -> None:
         """Send the worker its code and wait for its first word."""
+        limits = self._limits
+        waits = {"start_s": limits.start_s, "silence_s": limits.worker_s}
         self._pulse.setcallback(self._hear)
-        self._channel.send((sources(), self._pulse, options))
-        hello = self.receive(timeout_s)
+        self._channel.send((sources(), self._pulse, {**options, **waits}))
+        for work in (self._beat, self._watch):
+            threading.Thread(target=work, daemon=True).start()
+        hello = self.receive(limits.start_s)
         if not isinstance(hello, dict) or not {"error", "result"} & set(hello):
             raise LinkLost("its first word is none that a worker says")
         self.hello = hello
-        for work in (self._beat, self._watch):
-            threading.Thread(target=work, daemon=True).start()
+        self._silence_s = limits.host_s
 
     def send(self, message: Any) -> None:
         """Raises LinkLost."""
@@ -142,6 +185,7 @@ class Link:
                 reason = str(error).strip().splitlines()[-1][:500]
                 raise LinkLost(f"the worker failed ({reason})") from error
             self._heard = time.monotonic()
+            self._gateway._io.unread_bytes = 0
             return message
 
     def close(self) -> None:
@@ -156,9 +200,14 @@ class Link:
 
     def _hear(self, beat: Any) -> None:
         self._heard = time.monotonic()
+        self._gateway._io.unread_bytes = 0
+        if (
+            isinstance(beat, int) and beat > 0
+        ):  # its first word here; the others are ours, sent back
+            self.pid = beat
 
     def _beat(self) -> None:
-        while not self._closed.wait(BEAT_S):
+        while not self._closed.wait(self._limits.beat_s):
             try:
                 self._pulse.send(0)
             except OSError:
@@ -171,18 +220,21 @@ class Link:
             now = time.monotonic()
             if now - before > 2 * WATCH_S:
                 self._heard = now  # this process slept or starved: what came meanwhile is unread
-            elif now - self._heard > SILENCE_S:
-                self._silent = f"no sign of life for {SILENCE_S:.0f} s"
+            elif now - self._heard > self._silence_s:
+                self._silent = f"no sign of life for {self._silence_s:.0f} s"
                 self._process.kill()
                 return
             before = now
 
 
-def open_link(profile: TargetProfile, options: dict[str, Any]) -> Link:
+def open_link(
+    profile: TargetProfile, options: dict[str, Any], limits: Limits | None = None
+) -> Link:
     """Start a worker and hear its first word.
 
     Args:
         options: for :func:`hwloop.device.serve.serve`: runtime, settings, lock, supersedes, remote.
+        limits: of silence; those of the profile's transport where there are none.
 
     Raises:
         LinkLost: it cannot be reached now; calling again later may help.
@@ -192,22 +244,27 @@ def open_link(profile: TargetProfile, options: dict[str, Any]) -> Link:
     with tempfile.TemporaryDirectory(prefix="hwloop-") as folder:
         log = Path(folder) / "ssh.log"
         process = _started(profile, log)
-        killer = threading.Timer(START_TIMEOUT_S, process.kill)
+        limits = limits or LIMITS[profile.transport]
+        killer = threading.Timer(limits.start_s, process.kill)
         killer.start()
         link = None
         try:
-            link = Link(process, _gateway(process))
-            silence_s = WORKER_SILENCE_S[profile.transport]
-            link.start({**options, "silence_s": silence_s}, START_TIMEOUT_S)
+            link = Link(process, _gateway(process), limits)
+            link.start(options)
         except (LinkLost, OSError, EOFError) as error:
             process.kill()
             code = process.wait(END_TIMEOUT_S)
             reason = log.read_text(errors="replace") if log.exists() else ""
-            raise _explained(profile, error, code, reason) from error
+            found = _explained(profile, error, code, reason)
+            if link is not None and isinstance(found, LinkLost):
+                found.pid = link.pid
+            raise found from error
         finally:
             killer.cancel()
             if link is None:
                 process.kill()
+            elif not link.hello:
+                link.close()
     if "error" in link.hello:
         link.close()
         raise _refused(profile, link.hello["error"])
@@ -260,16 +317,24 @@ def _started(profile: TargetProfile, log: Path) -> subprocess.Popen[bytes]:
 
 
 class _CappedIO(gateway_base.Popen2IO):
-    """Pipes of a process; a message longer than can be true ends the connection."""
+    """Pipes of a process; more than can be true, at once or unasked, ends the connection.
+
+    Attributes:
+        unread_bytes: received since the host last took a message, or heard a beat.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], execmodel: Any) -> None:
         super().__init__(process.stdin, process.stdout, execmodel)
         self.process = process
         self.remoteaddress = "worker"
+        self.unread_bytes = 0
 
     def read(self, numbytes: int) -> bytes:
         if numbytes > MAX_MESSAGE_BYTES:
             raise EOFError(f"a message of {numbytes} bytes")
+        self.unread_bytes += numbytes
+        if self.unread_bytes > MAX_UNREAD_BYTES:
+            raise EOFError(f"{self.unread_bytes} bytes that nobody asked for")
         data: bytes = super().read(numbytes)
         return data
 

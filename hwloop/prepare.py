@@ -220,12 +220,14 @@ def _probe(
     choices[group] = index
     try:
         built = evaluator.build(space.candidate(tuple(choices)), PROBE_RECIPE)
-        with evaluator.clock("score"):
-            if ACTIONS[index].precision == "base":
-                outputs = split.outputs(torch_run(built.module))
-            else:
-                outputs = split.outputs(evaluator.run(built.model))
-        evaluator.session.forget(built.model)
+        try:
+            with evaluator.clock("score"):
+                if ACTIONS[index].precision == "base":
+                    outputs = split.outputs(torch_run(built.module))
+                else:
+                    outputs = split.outputs(evaluator.run(built.model))
+        finally:
+            evaluator.session.forget(built.model)
         kl = mean_kl(dense, outputs)
         if not math.isfinite(kl):
             return {"failed": "the outputs are not finite"}

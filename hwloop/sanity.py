@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hwloop.accuracy import ScoredSplit
-from hwloop.errors import UsageError
+from hwloop.accuracy import KEPT_BYTES, ScoredSplit
+from hwloop.errors import CandidateError, UsageError
 from hwloop.spec import call_user
 from hwloop.task import ClassificationTask, Task, TaskModel
 
 MOST_SAMPLES = 512  # enough to tell a trained network from chance, and seconds on a CPU
-MOST_BYTES = 256 << 20  # of outputs: a segmentation network has megabytes for each sample
+MOST_BYTES = KEPT_BYTES  # of outputs: a segmentation network has megabytes for each sample
 BATCH = 64
 FEWEST_SAMPLES = 10
 FEW_SAMPLES = 200
@@ -52,13 +52,14 @@ def probe(task: Task, model: TaskModel) -> Probe:
     one = _outputs(model, task.example().numpy())
     most = max(FEWEST_SAMPLES, min(MOST_SAMPLES, MOST_BYTES // max(one.nbytes, 1)))
     split = ScoredSplit(task, task.search(), count=most)
-    outputs = split.outputs(lambda inputs: _outputs(model, inputs))
-    if not np.isfinite(outputs).all():
+    try:
+        outputs = split.finite_outputs(lambda inputs: _outputs(model, inputs))
+    except CandidateError as error:
         raise UsageError(
             f"the network's outputs for the search split of the task {task.name} hold NaN or "
             "infinite values",
             "check its weights and the normalisation of the inputs",
-        )
+        ) from error
     classes = outputs.shape[1] if outputs.ndim > 1 else 1
     return Probe(score=split.metric(outputs), samples=len(outputs), classes=classes)
 

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -19,7 +19,8 @@ import numpy as np
 from hwloop import answers
 from hwloop.answers import Engine, LostTwice, Nonsense, WorkerLost
 from hwloop.errors import CandidateError, TargetError
-from hwloop.link import Link, LinkLost, open_link
+from hwloop.exchange import Exchange
+from hwloop.link import Limits, Link, LinkLost, open_link
 from hwloop.profile import TargetProfile
 from hwloop.records import Fingerprint, LayerConfig, Measurement, Protocol, to_json
 
@@ -29,11 +30,18 @@ FINGERPRINT_TIMEOUT_S = 30.0
 BUILD_GRACE_S = 30.0
 ATTEMPTS = 2
 BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-PART_BYTES = 256 << 10
-"""A blob is sent in parts, so that the pulse gets through between them on a slow link."""
+MAX_CHUNK_BYTES = 32 << 20
+"""Of inputs and of outputs in one request: neither side holds more, however many inputs come."""
 
+MAX_OUTPUT_BYTES = 1 << 30
+MAX_ENGINE_BYTES = 4 << 30
+TOOL_S = 60.0
+IDLE_S = 10.0
 MAX_CONSECUTIVE_LOSSES = 6
-BUILDING = ("build", "engine", "compare", "infer", "energy", "cross_check")
+BUILDING = (
+    *("build", "engine", "compare", "infer", "energy"),
+    *("cross_check", "copies", "launch_floor", "layer_profile"),
+)
 
 
 class Model:
@@ -42,16 +50,32 @@ class Model:
     Attributes:
         data: the file's bytes.
         configs: the rows it consists of; only the simulated device reads them.
-        row: it is a row of the table: its ends may have any layout.
+        row: it is one row of the table, so TensorRT may choose the layout of its inputs and
+            outputs, as it does for a block within a network.
     """
 
     def __init__(
         self, data: bytes, configs: tuple[LayerConfig, ...] = (), *, row: bool = False
     ) -> None:
         self.data = data
-        self.row = row
         self.configs = configs
+        self.row = row
         self.digest = hashlib.sha256(data).hexdigest()
+
+    @property
+    def key(self) -> str:
+        """Its name on the device: the same file as a row is another engine."""
+        return f"{self.digest}-row" if self.row else self.digest
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """What the device is told about it."""
+        found: dict[str, Any] = {"configs": [to_json(config) for config in self.configs]}
+        if any(config.precision == "fp16" for config in self.configs):
+            found["precision"] = "fp16"  # an engine without any would not be what was asked for
+        if self.row:
+            found["row"] = True
+        return found
 
 
 class DeviceSession:
@@ -60,19 +84,25 @@ class DeviceSession:
     A request that loses the worker is repeated once with a new worker. A candidate that loses two
     workers is a CandidateError; a target that cannot be brought back, or keeps losing workers
     whatever it is given, is a TargetError.
+
+    Args:
+        limits: of silence, where they are not those of the profile's transport.
     """
 
-    def __init__(self, profile: TargetProfile) -> None:
+    def __init__(self, profile: TargetProfile, *, limits: Limits | None = None) -> None:
         self.profile = profile
+        self._limits = limits
         self._link: Link | None = None
+        self._exchange: Exchange | None = None
         self._pid = 0
         self._lost_pids: list[int] = []
         self._name = uuid.uuid4().hex
         self._work = 0
-        self._request_id = 0
         self._present: set[str] = set()
+        self._outputs: dict[str, tuple[int, str, tuple[int, ...]]] = {}
         self._losses = 0
         self._fingerprint: Fingerprint | None = None
+        self._hello: answers.Hello | None = None
 
     def __enter__(self) -> DeviceSession:
         self._start()
@@ -94,6 +124,13 @@ class DeviceSession:
         return self._fingerprint
 
     @property
+    def import_s(self) -> dict[str, float]:
+        """Seconds that each package took to be imported there, when the session was opened."""
+        if self._hello is None:
+            raise TargetError("the target session is not open")
+        return self._hello.import_s
+
+    @property
     def locks(self) -> bool:
         """Whether this kind of session keeps others from measuring on the same machine."""
         return self.profile.transport == "ssh" or self.profile.runtime == "tensorrt"
@@ -107,9 +144,14 @@ class DeviceSession:
         found: dict[str, Any] = self._request("state", {}, self.profile.call_timeout_s)
         return found
 
+    def recordings(self) -> dict[str, Any]:
+        """The machine's own files, tegrastats lines and names; see device/recordings.py."""
+        found: dict[str, Any] = self._request("recordings", {}, self.profile.call_timeout_s)
+        return found
+
     def build(self, model: Model) -> float:
         """Open the engine on the device: seconds it took. Raises CandidateError."""
-        request = {"model": model.digest}
+        request = {"model": model.key}
         return self._with_retries("build", [model], request, parse=answers.build_s)
 
     def measure(
@@ -122,8 +164,8 @@ class DeviceSession:
     ) -> Measurement:
         """Time ``model`` interleaved with ``reference``; raises CandidateError or TargetError."""
         request = {
-            "model": model.digest,
-            "reference": reference.digest,
+            "model": model.key,
+            "reference": reference.key,
             "protocol": to_json(protocol),
         }
         extra_s = protocol.time_limit_s + protocol.warmup_s
@@ -136,52 +178,126 @@ class DeviceSession:
         )
 
     def infer(self, model: Model, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The deployed engine's first output for every input, stacked; raises CandidateError."""
-        digest = hashlib.sha256(inputs.tobytes()).hexdigest()
+        """The deployed engine's first output for every input, stacked; raises CandidateError.
+
+        They go in chunks of bounded size; who has many inputs asks for a chunk at a time as well.
+        """
+        found = list(self._inferred(model, inputs))
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _inferred(
+        self, model: Model, inputs: np.ndarray[Any, Any]
+    ) -> Iterator[np.ndarray[Any, Any]]:
+        start = 0
+        while start < len(inputs):
+            # What an input costs, outputs included, is known from the first one, sent alone.
+            known = self._outputs.get(model.key)
+            most = 1 if known is None else max(MAX_CHUNK_BYTES // max(known[0], 1), 1)
+            chunk = np.ascontiguousarray(inputs[start : start + most])
+            yield self._infer_chunk(model, chunk)
+            start += len(chunk)
+
+    def _infer_chunk(self, model: Model, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        data = inputs.reshape(-1).view(np.uint8).data
+        digest = hashlib.sha256(data).hexdigest()
+        about = {"inputs": digest, "dtype": str(inputs.dtype), "shape": list(inputs.shape)}
+
+        def parse(reply: Any) -> np.ndarray[Any, Any]:
+            reply = self._fetched(reply, MAX_OUTPUT_BYTES)
+            found = answers.first_array(reply, len(inputs))
+            all_bytes = max(answers.all_bytes(reply), inputs.nbytes)
+            now = (-(-all_bytes // len(inputs)), str(found.dtype), found.shape[1:])
+            if self._outputs.setdefault(model.key, now)[1:] != now[1:]:
+                raise Nonsense(f"outputs of {now[1:]} after others of {self._outputs[model.key]}")
+            return found
+
         return self._with_retries(
             "infer",
             [model],
-            {"model": model.digest, "inputs": digest},
-            arrays={digest: inputs},
+            {"model": model.key, **about},
+            blobs={digest: data},
             extra_s=len(inputs) * 1.0,
-            parse=lambda reply: answers.first_array(reply, len(inputs)),
+            parse=parse,
         )
 
     def engine(self, model: Model) -> Engine:
         """The engine as built on the device, with its audit; raises CandidateError."""
-        return self._with_retries("engine", [model], {"model": model.digest}, parse=answers.engine)
+        return self._with_retries(
+            "engine",
+            [model],
+            {"model": model.key},
+            parse=lambda reply: answers.engine(self._fetched(reply, MAX_ENGINE_BYTES)),
+        )
 
     def energy(self, model: Model, *, seconds: float) -> dict[str, Any] | None:
         """Energy of one inference over a sustained loop, or None where there are no rails.
 
         Returns:
-            energy_mj per inference, mean_mw, samples, runs, source.
+            energy_mj per inference; mean_mw; idle_mw before the load, None where it could not be
+            read; rails: names of those that were summed; samples, runs, source.
         """
         return self._with_retries(
             "energy",
             [model],
-            {"model": model.digest, "seconds": seconds},
-            extra_s=2 * seconds,
+            {"model": model.key, "seconds": seconds},
+            extra_s=2 * seconds + IDLE_S,
             parse=answers.energy,
         )
 
     def copies(self, model: Model) -> dict[str, Any] | None:
-        """One inference with its copies to and from the device, or None where nothing is copied."""
-        return None
+        """What copying costs; None where nothing is copied. Raises CandidateError.
+
+        Returns:
+            with_copies_ms: inputs to the device, one run, outputs back; without_copies_ms: the
+            run alone; copied_bytes: in both directions.
+        """
+        return self._with_retries(
+            "copies", [model], {"model": model.key}, extra_s=TOOL_S, parse=answers.copies
+        )
+
+    def launch_floor(self, model: Model) -> dict[str, Any] | None:
+        """What starting an inference costs; None where nothing is launched. Raises CandidateError.
+
+        Returns:
+            single_ms: a run that is launched alone; in_graph_ms: one of ``runs_per_graph`` in one
+            graph, None where there are none; host_share: host's time over the device's.
+        """
+        return self._with_retries(
+            "launch_floor",
+            [model],
+            {"model": model.key},
+            extra_s=TOOL_S,
+            parse=answers.launch_floor,
+        )
+
+    def layer_profile(self, model: Model) -> dict[str, Any]:
+        """The engine's layers and what their changes of layout cost; raises CandidateError.
+
+        Returns:
+            layers; reformats: how many only change a layout or type; reformat_share: of the
+            time, in [0, 1]; source.
+        """
+        return self._with_retries(
+            "layer_profile",
+            [model],
+            {"model": model.key},
+            extra_s=TOOL_S,
+            parse=answers.layer_profile,
+        )
 
     def cross_check(self, model: Model) -> dict[str, Any]:
         """The engine as timed by the vendor's own tool; raises CandidateError with why not."""
-        request = {"model": model.digest}
         return self._with_retries(
-            "cross_check", [model], request, extra_s=60.0, parse=answers.cross_check
+            "cross_check", [model], {"model": model.key}, extra_s=TOOL_S, parse=answers.cross_check
         )
 
     def forget(self, model: Model) -> None:
         """Free the device's copy of a model."""
-        if model.digest in self._present:
-            self._present.discard(model.digest)
+        self._outputs.pop(model.key, None)
+        if model.key in self._present:
+            self._present.discard(model.key)
             with contextlib.suppress(WorkerLost):
-                self._request("forget", {"digest": model.digest}, self.profile.call_timeout_s)
+                self._request("forget", {"digest": model.key}, self.profile.call_timeout_s)
 
     # -------------------------------------------------------------------------- the worker
 
@@ -191,7 +307,7 @@ class DeviceSession:
         models: list[Model],
         request: dict[str, Any],
         *,
-        arrays: dict[str, np.ndarray[Any, Any]] | None = None,
+        blobs: dict[str, memoryview] | None = None,
         extra_s: float = 0.0,
         parse: Callable[[Any], Parsed],
     ) -> Parsed:
@@ -204,8 +320,8 @@ class DeviceSession:
             try:
                 for model in models:
                     self._put_model(model)
-                for digest, array in (arrays or {}).items():
-                    self._put_array(digest, array)
+                for digest, data in (blobs or {}).items():
+                    self._open_exchange().put(digest, data)
                 result = parse(self._request(verb, request, timeout_s, token=token))
             except Nonsense as error:
                 token = self._new_token()  # what was kept under the old one is no good
@@ -238,81 +354,90 @@ class DeviceSession:
         return f"{self._name}-{self._work}"
 
     def _put_model(self, model: Model) -> None:
-        hints: dict[str, Any] = {"configs": [to_json(config) for config in model.configs]}
-        if any(config.precision == "fp16" for config in model.configs):
-            hints["precision"] = "fp16"  # an engine without any would not be what was asked for
-        self._put("put_model", model.digest, model.data, {"hints": hints})
-
-    def _put_array(self, digest: str, array: np.ndarray[Any, Any]) -> None:
-        about = {"dtype": str(array.dtype), "shape": list(array.shape)}
-        self._put("put_array", digest, np.ascontiguousarray(array).tobytes(), about)
-
-    def _put(self, verb: str, digest: str, data: bytes, about: dict[str, Any]) -> None:
-        if digest in self._present:
+        if model.key in self._present:
             return
-        for offset in range(0, max(len(data), 1), PART_BYTES):
-            part = data[offset : offset + PART_BYTES]
-            self._send({"id": 0, "verb": "put", "digest": digest, "offset": offset, "data": part})
-        self._request(verb, {"digest": digest, **about}, self.profile.call_timeout_s)
-        self._present.add(digest)
+        self._open_exchange().put(model.digest, model.data)
+        about = {"digest": model.digest, "model": model.key, "hints": model.hints}
+        self._request("put_model", about, self.profile.call_timeout_s)
+        self._present.add(model.key)
+
+    def _fetched(self, reply: Any, limit_bytes: int) -> dict[str, Any]:
+        return self._open_exchange().fetched(reply, limit_bytes=limit_bytes)
 
     def _drop(self, token: str) -> None:
         with contextlib.suppress(WorkerLost, CandidateError):
             self._request("drop", {"done": token}, self.profile.call_timeout_s)
 
-    def _send(self, message: dict[str, Any]) -> None:
-        if self._link is None:
+    def _open_exchange(self) -> Exchange:
+        if self._exchange is None:
             raise WorkerLost("the target session is not open")
-        try:
-            self._link.send(message)
-        except LinkLost as error:
-            raise WorkerLost(f"{error} before {message['verb']!r}") from error
+        return self._exchange
 
     def _request(
         self, verb: str, body: dict[str, Any], timeout_s: float, *, token: str = ""
     ) -> Any:
-        self._request_id += 1
-        self._send({"id": self._request_id, "token": token, "verb": verb, **body})
-        try:
-            reply = self._link.receive(timeout_s) if self._link else None
-        except LinkLost as error:
-            raise WorkerLost(f"{error} during {verb!r}") from error
-        if not isinstance(reply, dict) or reply.get("id") != self._request_id:
-            raise Nonsense(f"the answer to {verb!r} does not match the request")
-        if "error" in reply:
-            raise answers.candidate_error(reply["error"])
-        if "result" not in reply:
-            raise Nonsense(f"the answer to {verb!r} has no result")
-        return reply["result"]
+        return self._open_exchange().request(verb, body, timeout_s, token=token)
 
     def _start(self) -> None:
-        """Open the line and read the fingerprint; a board is called again for a while.
+        """Open the line and read the fingerprint.
+
+        A board that answered before is called again for a while. Otherwise a worker that started
+        and was lost is started once more; a board that cannot be reached, or refuses, is not.
 
         Raises:
             TargetError: it does not answer, refuses, or is another machine than before.
             EnvironmentProblem: something is missing that has to be installed.
         """
+        is_first = self._fingerprint is None
+        deadline = time.monotonic() + (0.0 if is_first else self.profile.reconnect_s)
+        attempt = 0
+        while True:
+            try:
+                return self._open()
+            except (LinkLost, WorkerLost) as error:
+                was_started = isinstance(error, WorkerLost) or error.pid is not None
+                if isinstance(error, LinkLost) and error.pid:
+                    self._note_lost(error.pid)
+                once_more = is_first and was_started and attempt == 0
+                if not once_more and time.monotonic() >= deadline:
+                    raise TargetError(
+                        f"target {self.profile.name!r}: {error}",
+                        _reach(self.profile, was_started=was_started),
+                    ) from error
+            time.sleep(BACK_OFF_S[min(attempt, len(BACK_OFF_S) - 1)])
+            attempt += 1
+
+    def _open(self) -> None:
+        """One worker, known to be the right one. Raises LinkLost or WorkerLost: it was lost."""
         # The builder's own deadline comes first, because it says what took so long.
         build_timeout_s = max(self.profile.build_timeout_s - BUILD_GRACE_S, 10.0)
+        # What the first worker derived from its machine's state holds for the whole session.
+        fixed = self._hello.fixed if self._hello else {}
         options = {
             "runtime": self.profile.runtime,
-            "settings": {**self.profile.settings, "build_timeout_s": build_timeout_s},
+            "settings": {**fixed, **self.profile.settings, "build_timeout_s": build_timeout_s},
             "lock": self.locks,
             "supersedes": self._lost_pids,
             "remote": self.profile.transport == "ssh",
         }
-        self._link = self._called(options)
-        self._pid = int(self._link.hello["result"]["pid"])
+        self._link = open_link(self.profile, options, self._limits)
+        self._exchange = Exchange(self._link, timeout_s=self.profile.call_timeout_s)
         self._present = set()
+        self._pid = self._link.pid
         try:
+            hello = answers.hello(self._link.hello)
+            self._pid = hello.pid
             value = self._request("fingerprint", {}, FINGERPRINT_TIMEOUT_S)
             found = Fingerprint.from_json(value)
-        except (WorkerLost, CandidateError, KeyError, TypeError, ValueError) as error:
+        except (Nonsense, CandidateError, KeyError, TypeError, ValueError) as error:
             self._stop()
             raise TargetError(
                 f"target {self.profile.name!r} cannot say what it is: {error}",
                 f"hwloop doctor --target {self.profile.name}",
             ) from error
+        except WorkerLost:
+            self._stop()
+            raise
         if self._fingerprint is not None and found != self._fingerprint:
             self._stop()
             raise TargetError(
@@ -320,32 +445,23 @@ class DeviceSession:
                 "restore its state, or start a new run folder",
             )
         self._fingerprint = found
-
-    def _called(self, options: dict[str, Any]) -> Link:
-        """The open line. Only a board that answered before is called again and again."""
-        patience_s = self.profile.reconnect_s if self._fingerprint is not None else 0.0
-        deadline = time.monotonic() + patience_s
-        attempt = 0
-        while True:
-            try:
-                return open_link(self.profile, options)
-            except LinkLost as error:
-                if time.monotonic() >= deadline:
-                    raise TargetError(
-                        f"target {self.profile.name!r}: {error}", _reach(self.profile)
-                    ) from error
-            time.sleep(BACK_OFF_S[min(attempt, len(BACK_OFF_S) - 1)])
-            attempt += 1
+        self._hello = self._hello or hello
 
     def _stop(self) -> None:
         """End the worker now; one that cannot be reached ends itself within seconds."""
         if self._link is not None:
             self._link.close()
-            self._lost_pids = [*self._lost_pids[-7:], self._pid]
-            self._link = None
+            self._note_lost(self._pid)
+            self._link = self._exchange = None
+
+    def _note_lost(self, pid: int) -> None:
+        """So that a successor may end it, should it still hold the board."""
+        self._lost_pids = [*self._lost_pids[-7:], pid]
 
 
-def _reach(profile: TargetProfile) -> str:
+def _reach(profile: TargetProfile, *, was_started: bool) -> str:
+    if was_started:
+        return f"hwloop doctor --target {profile.name}"
     if profile.host is None:
         return f"hwloop target check {profile.name}"
     destination = profile.host.destination

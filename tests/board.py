@@ -24,9 +24,15 @@ import pytest
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 ALIAS = "board"
-NAMESPACE = "hwloop-board"
-HERE, THERE = "10.199.77.1", "10.199.77.2"
+# Names of this process's own: several runs of the tests can have a board each.
+NAMESPACE = f"hwloop-{os.getpid()}"
+OUR_END, THEIR_END = f"hw0-{os.getpid()}", f"hw1-{os.getpid()}"
+HERE, THERE = (f"10.199.{os.getpid() % 254}.{host}" for host in (1, 2))
 ON_THE_BOARD = ("numpy", "numpy.libs", "onnxruntime")
+
+
+def _bucket(doing: str, device: str) -> tuple[str, ...]:
+    return ("tc", "qdisc", doing, "dev", device, "root")
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[bytes]:
@@ -101,7 +107,7 @@ class Board:
             "call_s = 60",
             "reconnect_s = 30",
         ]
-        for stage in ("row", "loop", "final"):
+        for stage in ("row", "loop", "final", "bench"):
             lines += [f"[protocol.{stage}]", "warmup_s = 0.01", "time_limit_s = 0.2"]
         path.write_text("\n".join(lines) + "\n" + body)
         return path
@@ -130,16 +136,22 @@ class Board:
 
     def cut(self) -> None:
         """Take the link down: packets vanish, no connection is told."""
-        _must("ip", "link", "set", "hwloop0", "down")
+        _must("ip", "link", "set", OUR_END, "down")
 
     def mend(self) -> None:
-        _must("ip", "link", "set", "hwloop0", "up")
+        _must("ip", "link", "set", OUR_END, "up")
 
-    def shape(self, *limits: str) -> None:
-        """Slow the link towards the board down (tc's token bucket), or free it again."""
-        _run("tc", "qdisc", "delete", "dev", "hwloop0", "root")
-        if limits:
-            _must("tc", "qdisc", "add", "dev", "hwloop0", "root", "tbf", *limits)
+    @contextmanager
+    def shaped(self, *limits: str) -> Iterator[None]:
+        """Slow the link down in both directions (tc's token bucket) for a while."""
+        ends = {OUR_END: (), THEIR_END: ("ip", "netns", "exec", NAMESPACE)}
+        try:
+            for device, prefix in ends.items():
+                _must(*prefix, *_bucket("add", device), "tbf", *limits)
+            yield
+        finally:
+            for device, prefix in ends.items():
+                _run(*prefix, *_bucket("delete", device))
 
 
 @contextmanager
@@ -169,7 +181,7 @@ def board(folder: Path, *, namespace: bool = False) -> Iterator[Board]:
             os.kill(pid, signal.SIGKILL)
         if namespace:
             _run("ip", "netns", "delete", NAMESPACE)
-            _run("ip", "link", "delete", "hwloop0")
+            _run("ip", "link", "delete", OUR_END)
 
 
 def _python(folder: Path) -> Path:
@@ -218,15 +230,15 @@ def _configs(folder: Path, address: str, port: int) -> None:
 
 def _link_up() -> None:
     _run("ip", "netns", "delete", NAMESPACE)
-    _run("ip", "link", "delete", "hwloop0")
+    _run("ip", "link", "delete", OUR_END)
     _must("ip", "netns", "add", NAMESPACE)
-    _must("ip", "link", "add", "hwloop0", "type", "veth", "peer", "name", "hwloop1")
-    _must("ip", "link", "set", "hwloop1", "netns", NAMESPACE)
-    _must("ip", "addr", "add", f"{HERE}/30", "dev", "hwloop0")
-    _must("ip", "link", "set", "hwloop0", "up")
+    _must("ip", "link", "add", OUR_END, "type", "veth", "peer", "name", THEIR_END)
+    _must("ip", "link", "set", THEIR_END, "netns", NAMESPACE)
+    _must("ip", "addr", "add", f"{HERE}/30", "dev", OUR_END)
+    _must("ip", "link", "set", OUR_END, "up")
     inside = ("ip", "netns", "exec", NAMESPACE, "ip")
-    _must(*inside, "addr", "add", f"{THERE}/30", "dev", "hwloop1")
-    _must(*inside, "link", "set", "hwloop1", "up")
+    _must(*inside, "addr", "add", f"{THERE}/30", "dev", THEIR_END)
+    _must(*inside, "link", "set", THEIR_END, "up")
     _must(*inside, "link", "set", "lo", "up")
 
 

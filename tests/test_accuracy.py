@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from hwloop.accuracy import CHUNK, ScoredSplit, mean_kl, torch_run
-from hwloop.errors import CandidateError, UsageError
+from hwloop import accuracy
+from hwloop.accuracy import CHUNK, ScoredSplit, Stack, mean_kl, torch_run
+from hwloop.errors import CandidateError, EnvironmentProblem, UsageError
 from hwloop.splits import Indices
 from hwloop.task import ClassificationTask, TensorSplit
 
@@ -56,7 +59,7 @@ def test_every_sample_is_scored_once_in_chunks_of_bounded_size() -> None:
 
     split = Counted()
     assert ScoredSplit(Parity(), split).score(run) == 1.0
-    assert sizes == [CHUNK, CHUNK, 7]
+    assert sizes == [1, CHUNK, CHUNK, 6]
     assert sorted(split.read) == list(range(COUNT))
 
 
@@ -125,3 +128,182 @@ def test_outputs_of_any_shape_can_be_compared() -> None:
     maps = np.random.default_rng(0).standard_normal((3, 2, 4, 4))
     assert mean_kl(maps, maps) == pytest.approx(0.0, abs=1e-12)
     assert mean_kl(maps, 2 * maps) > 0
+
+
+# ------------------------------------------------------------------------------ what is large
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Next to nothing is kept in memory; the folder in which the files are."""
+    monkeypatch.setattr(accuracy, "KEPT_BYTES", 4096)
+    monkeypatch.setattr(accuracy, "CHUNK_BYTES", 512)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+def test_a_large_split_is_read_and_run_in_chunks_sized_by_bytes(tight: Path) -> None:
+    read, ran = [], []
+
+    class Watched(Counted):
+        def batch(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
+            read.append(len(indices))
+            return super().batch(indices)
+
+    def wide(inputs: np.ndarray) -> np.ndarray:
+        ran.append(len(inputs))
+        return np.repeat(inputs, 16, axis=1)
+
+    outputs = ScoredSplit(Parity(), Watched()).outputs(wide)
+    assert outputs.tolist() == [[number] * 16 for number in range(COUNT)]
+    assert read[0] == 1
+    assert max(read) == 512 // 8  # a target has eight bytes, an input four
+    assert ran[0] == 1
+    assert max(ran) == 512 // 64
+    assert sum(ran) == COUNT
+
+
+def test_a_split_that_is_too_large_to_keep_is_read_again_but_not_for_its_targets(
+    tight: Path,
+) -> None:
+    split = Counted()
+    scored = ScoredSplit(Parity(), split)
+    assert scored.score(itself) == 1.0
+    assert len(split.read) == COUNT
+    assert scored.score(itself) == 1.0
+    assert len(split.read) == 2 * COUNT
+    assert scored._kept == []
+
+
+def test_rows_in_a_file_are_the_rows_that_were_given(tight: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((1000, 3, 5)).astype(np.float32)
+    stack = Stack(len(rows), "rows")
+    for start in range(0, len(rows), 64):
+        stack.append(rows[start : start + 64][:, ::-1])
+    found = stack.array()
+    assert type(found) is np.ndarray
+    assert np.array_equal(found, rows[:, ::-1])
+    found[:] = 0  # a metric may work in place
+    assert np.array_equal(stack.array(), rows[:, ::-1])
+    assert list(tight.iterdir()) == [], "the file has no name"
+
+
+def test_rows_that_do_not_fit_together_are_refused(tight: Path) -> None:
+    stack = Stack(10_000, "rows")
+    stack.append(np.zeros((2, 3), np.float32))
+    for wrong in (np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float64)):
+        with pytest.raises(ValueError, match="rows"):
+            stack.append(wrong)
+
+
+def test_no_room_on_the_disk_is_said_with_the_folder_and_the_way_out(tight: Path) -> None:
+    with pytest.raises(EnvironmentProblem, match=str(tight)) as caught:
+        Stack(1 << 50, "a network's outputs").append(np.zeros((1, 64), np.float32))
+    assert "TMPDIR" in caught.value.hint
+    assert caught.value.exit_code == 5
+
+
+def test_a_disk_that_fills_up_on_the_way_is_said_as_well(
+    tight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "wb") as full:
+        monkeypatch.setattr(accuracy, "_file_for", lambda size_bytes, what: full)
+        stack = Stack(1 << 20, "a network's outputs")
+        with pytest.raises(EnvironmentProblem, match="No space left"):
+            stack.append(np.zeros((64, 64), np.float32))
+
+
+def test_without_a_folder_of_ones_own_files_are_not_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    assert accuracy._folder() == Path("/var/tmp")
+
+
+def test_one_output_that_is_not_finite_ends_a_large_split_at_its_chunk(tight: Path) -> None:
+    ran = []
+
+    def run(inputs: np.ndarray) -> np.ndarray:
+        ran.append(len(inputs))
+        return np.where(inputs == 5, np.nan, inputs)
+
+    with pytest.raises(CandidateError, match="not finite"):
+        ScoredSplit(Parity(), Counted()).score(run)
+    assert sum(ran) < COUNT / 4
+
+
+# ------------------------------------------------------------------------- how sure a drop is
+
+
+class Half(Parity):
+    """Right where the output is above zero."""
+
+    def metric(self, outputs: np.ndarray, targets: np.ndarray) -> Any:
+        return float((outputs[:, 0] > 0).mean())
+
+
+def scores(seed: int, share: float) -> np.ndarray:
+    return (np.random.default_rng(seed).random((COUNT, 1)) < share).astype(np.float32)
+
+
+def test_the_bound_of_small_outputs_is_the_bootstraps() -> None:
+    """Bit for bit as it was when runs that may be resumed were made."""
+    dense, outputs = scores(1, 0.9), scores(2, 0.85)
+    scored = ScoredSplit(Half(), Counted())
+    rng = np.random.default_rng(0)
+    drops = []
+    for _ in range(200):
+        chosen = rng.integers(0, COUNT, COUNT)
+        drops.append(float((dense[chosen] > 0).mean()) - float((outputs[chosen] > 0).mean()))
+    found = scored.upper_drop(dense, outputs, drop=math.nan)
+    assert found == float(np.percentile(drops, 80.0))
+
+
+@pytest.mark.parametrize("kept_bytes", [4000, 200])
+def test_the_bound_of_large_outputs_agrees_with_the_bootstraps(
+    kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over many pairs of networks; with the smaller limit the blocks hold 50 samples of 1,007."""
+    above = {"bootstrap": 0, "blocks": 0}
+    widths: dict[str, list[float]] = {"bootstrap": [], "blocks": []}
+    for seed in range(60):
+        dense, outputs = scores(seed, 0.9), scores(1000 + seed, 0.87)
+        drop = float(dense.mean() - outputs.mean())
+        for kind in above:
+            monkeypatch.setattr(accuracy, "KEPT_BYTES", kept_bytes if kind == "blocks" else 1 << 20)
+            bound = ScoredSplit(Half(), Counted()).upper_drop(dense, outputs, drop=drop)
+            above[kind] += bound >= 0.03
+            widths[kind].append(bound - drop)
+    assert np.mean(widths["blocks"]) == pytest.approx(np.mean(widths["bootstrap"]), rel=0.15)
+    assert all(0.65 * 60 < count <= 0.95 * 60 for count in above.values()), above
+
+
+def test_a_metric_that_scores_no_part_of_a_split_is_the_users_error(tight: Path) -> None:
+    class Whole(Parity):
+        def metric(self, outputs: np.ndarray, targets: np.ndarray) -> Any:
+            return 1.0 if len(outputs) == COUNT else math.nan
+
+    outputs = np.zeros((COUNT, 2), np.float32)
+    with pytest.raises(UsageError, match="on parts of 50 samples"):
+        ScoredSplit(Whole(), Counted()).upper_drop(outputs, outputs, drop=0.0)
+
+
+def test_students_t_against_published_quantiles() -> None:
+    for freedom, quantile in ((2, 1.061), (5, 0.920), (19, 0.861), (30, 0.854)):
+        assert accuracy._student_80(freedom) == pytest.approx(quantile, abs=0.003)
+
+
+def test_the_divergence_of_large_outputs_is_that_of_small_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = (np.random.default_rng(seed).standard_normal((300, 40)) for seed in (1, 2))
+    for kind in (np.float32, np.float64):
+        first, second = a.astype(kind), b.astype(kind)
+        logs = [x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (first, second)]
+        whole = mean_kl(first, second)
+        assert whole == pytest.approx(
+            float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean()), rel=1e-5
+        )
+        monkeypatch.setattr(accuracy, "CHUNK_BYTES", 4096)
+        assert mean_kl(first, second) == whole
+        monkeypatch.undo()

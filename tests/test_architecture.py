@@ -54,6 +54,7 @@ ORDER = (
         "proof",
         "link",
         "answers",
+        "exchange",
         "targets",
         "measure",
         "search",

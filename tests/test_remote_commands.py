@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from board import Board, needs_board
-from tiny import MINI, START, Said, environment, hwloop
+from tiny import MINI, START, Said, environment, inside
 
 import hwloop as package
 from hwloop.store import Store
@@ -21,8 +21,11 @@ pytestmark = [needs_board, pytest.mark.usefixtures("reachable")]
 SMALL = ("--evaluations", "4", "--loop-steps", "1", "--final-steps", "2", "--finalists", "1")
 
 
-def optimize(target: Path, run: Path) -> Said:
-    return hwloop("optimize", "--task", MINI, "--target", target, "--run", run, *SMALL)
+Capsys = pytest.CaptureFixture[str]
+
+
+def optimize(capsys: Capsys, target: Path, run: Path) -> Said:
+    return inside(capsys, "optimize", "--task", MINI, "--target", target, "--run", run, *SMALL)
 
 
 def digests(run: Path) -> list[str]:
@@ -30,12 +33,14 @@ def digests(run: Path) -> list[str]:
         return [trial.candidate.digest() for trial in store.trials()]
 
 
-def test_a_seed_decides_the_same_here_and_there(there: Board, tmp_path: Path) -> None:
+def test_a_seed_decides_the_same_here_and_there(
+    there: Board, tmp_path: Path, capsys: Capsys
+) -> None:
     remote = there.profile(tmp_path / "there.toml")
     local = tmp_path / "here.toml"
     local.write_text(remote.read_text().replace('transport = "ssh"\n', ""))
-    here = optimize(local, tmp_path / "here")
-    far = optimize(remote, tmp_path / "there")
+    here = optimize(capsys, local, tmp_path / "here")
+    far = optimize(capsys, remote, tmp_path / "there")
     assert here.code in (0, 3), here.err
     assert far.code == here.code, far.err
     found = digests(tmp_path / "there")
@@ -43,21 +48,25 @@ def test_a_seed_decides_the_same_here_and_there(there: Board, tmp_path: Path) ->
     assert found == digests(tmp_path / "here")
 
 
-def test_a_real_run_is_measured_and_scored_on_the_board(there: Board, tmp_path: Path) -> None:
+def test_a_real_run_is_measured_and_scored_on_the_board(
+    there: Board, tmp_path: Path, capsys: Capsys
+) -> None:
     target = there.profile(tmp_path / "there.toml", runtime="onnxruntime")
-    said = optimize(target, tmp_path / "run")
+    said = optimize(capsys, target, tmp_path / "run")
     assert said.code in (0, 3), said.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["best"]["latency_source"] == "device"
     assert report["best"]["metric_runtime"] == "onnxruntime"
     assert report["baseline"]["metric"] > 0.8
     assert package.load(tmp_path / "run", trust=True).training is False
-    compared = hwloop("bench", tmp_path / "run", "--target", target, "--json")
+    compared = inside(capsys, "bench", tmp_path / "run", "--target", target, "--json")
     assert compared.code == 0, compared.err
     assert len(json.loads(compared.out)) == 2
 
 
-def test_a_killed_run_is_completed_by_repeating_it(there: Board, tmp_path: Path) -> None:
+def test_a_killed_run_is_completed_by_repeating_it(
+    there: Board, tmp_path: Path, capsys: Capsys
+) -> None:
     target = there.profile(tmp_path / "there.toml")
     run = tmp_path / "run"
     arguments = ("optimize", "--task", MINI, "--target", str(target), "--run", str(run), *SMALL)
@@ -75,24 +84,28 @@ def test_a_killed_run_is_completed_by_repeating_it(there: Board, tmp_path: Path)
     os.killpg(host.pid, signal.SIGKILL)
     host.wait(10)
     assert there.gone_within(10)
-    assert optimize(target, run).code in (0, 3)
-    assert optimize(target, tmp_path / "undisturbed").code in (0, 3)
+    assert optimize(capsys, target, run).code in (0, 3)
+    assert optimize(capsys, target, tmp_path / "undisturbed").code in (0, 3)
     assert digests(run) == digests(tmp_path / "undisturbed")
 
 
-def test_a_table_is_built_on_the_board_row_by_row(there: Board, tmp_path: Path) -> None:
+def test_a_table_is_built_on_the_board_row_by_row(
+    there: Board, tmp_path: Path, capsys: Capsys
+) -> None:
     target = there.profile(tmp_path / "there.toml", runtime="onnxruntime")
     table = tmp_path / "table.sqlite"
     command = ("table", "build", "--task", MINI, "--target", target, "--table", table, "--json")
-    first = hwloop(*command)
+    first = inside(capsys, *command)
     assert first.code == 0, first.err
     assert json.loads(first.out)["measured"] > 10
-    assert json.loads(hwloop(*command).out)["measured"] == 0
+    assert json.loads(inside(capsys, *command).out)["measured"] == 0
 
 
-def test_a_host_on_the_command_line_moves_any_target_there(there: Board, tmp_path: Path) -> None:
+def test_a_host_on_the_command_line_moves_any_target_there(
+    there: Board, tmp_path: Path, capsys: Capsys
+) -> None:
     """The packaged profile asks for the board's own python3, which here is this machine's."""
-    said = hwloop("target", "check", "fake", "--host", "board", "--json")
+    said = inside(capsys, "target", "check", "fake", "--host", "board", "--json")
     if said.code == 4 and "numpy" in said.err:
         pytest.skip("the system's python3 has no numpy, as a board's has")
     assert said.code == 0, said.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -14,8 +15,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from scoring import MapsTask, Peak, maps_model
 
+from hwloop import link, targets
+from hwloop.accuracy import ScoredSplit
 from hwloop.errors import CandidateError, TargetError
+from hwloop.link import LIMITS
 from hwloop.measure import baseline, build_rows, doubts
 from hwloop.profile import TargetProfile, load_profile
 from hwloop.records import LayerConfig, Measurement, Protocol
@@ -105,12 +110,14 @@ def test_the_stage_that_lost_its_workers_is_named(verb: str, stage: str) -> None
 def test_a_send_to_a_stopped_worker_ends_and_is_repeated() -> None:
     """Its pipe holds 64 KiB; 8 MB of inputs would wait for ever."""
     inputs = np.ones((320, 32, 14, 14), np.float32)
-    with DeviceSession(load_profile("fake")) as session:
+    limits = replace(LIMITS["local"], host_s=3.0, beat_s=0.5)
+    with DeviceSession(load_profile("fake"), limits=limits) as session:
+        session.infer(MODEL, inputs[:1])
         stopped = session.state()["pid"]
         os.kill(stopped, signal.SIGSTOP)
         started = time.monotonic()
         assert len(session.infer(MODEL, inputs)) == 320
-        assert time.monotonic() - started < 25
+        assert 3 < time.monotonic() - started < 13
         assert gone_within(stopped, 1)
 
 
@@ -161,6 +168,124 @@ def test_a_success_between_them_ends_a_row_of_losses() -> None:
             with pytest.raises(CandidateError):
                 measure(session)
             session.build(MODEL)
+
+
+def test_a_worker_that_can_do_no_more_is_replaced_and_the_request_repeated() -> None:
+    """As after an illegal address: every later call of CUDA in that process would fail."""
+    with DeviceSession(faulty("compare", "lost", after=2, times=1)) as session:
+        before = session.state()["pid"]
+        assert measure(session).ratio > 0
+        assert measure(session).ratio > 0
+        assert session.state()["pid"] != before
+        assert gone_within(before, 2)
+
+
+def test_a_candidate_after_which_two_workers_can_do_no_more_fails_with_the_reason() -> None:
+    with DeviceSession(faulty("compare", "lost")) as session:
+        with pytest.raises(CandidateError, match="lost 2 times: lost: the GPU cannot be used"):
+            measure(session)
+        assert session.build(MODEL) >= 0
+
+
+def test_what_the_first_worker_derived_holds_for_the_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Candidate and reference must not get different limits because a worker was replaced."""
+    given: list[dict[str, Any]] = []
+
+    def watched(profile: TargetProfile, options: dict[str, Any], limits: Any) -> link.Link:
+        given.append(options["settings"])
+        return link.open_link(profile, options, limits)
+
+    monkeypatch.setattr(targets, "open_link", watched)
+    settings = {"fixed": {"workspace_mib": 512, "tactic_dram_mib": 2048}, "tactic_dram_mib": 1024}
+    with DeviceSession(replace(load_profile("fake"), settings=settings)) as session:
+        os.kill(session.state()["pid"], signal.SIGKILL)
+        measure(session)
+    first, second = given
+    assert "workspace_mib" not in first
+    assert second["workspace_mib"] == 512
+    assert second["tactic_dram_mib"] == 1024  # what the profile says comes first
+
+
+def test_a_session_knows_how_long_the_imports_took() -> None:
+    with DeviceSession(load_profile("cpu")) as session:
+        assert set(session.import_s) == {"numpy", "onnxruntime"}
+        assert all(0 < seconds < 60 for seconds in session.import_s.values())
+    with pytest.raises(TargetError, match="not open"):
+        _ = DeviceSession(load_profile("fake")).import_s
+
+
+def test_what_a_runtime_does_not_have_is_absent_or_said() -> None:
+    with DeviceSession(load_profile("cpu")) as session:
+        assert session.copies(MODEL) is None
+        assert session.launch_floor(MODEL) is None
+        for ask in (session.layer_profile, session.engine):
+            with pytest.raises(CandidateError, match="onnxruntime has no engines"):
+                ask(MODEL)
+
+
+def test_a_file_is_another_model_as_a_row() -> None:
+    row = Model(MODEL.data, MODEL.configs, row=True)
+    assert "row" not in MODEL.hints
+    assert row.hints == {**MODEL.hints, "row": True}
+    with DeviceSession(load_profile("fake")) as session:
+        session.build(MODEL)
+        session.build(row)
+        session.forget(row)
+        before = session.state()["pid"]
+        session.build(MODEL)
+        assert session.state()["pid"] == before
+
+
+def test_an_engine_arrives_as_it_was_built() -> None:
+    profile = replace(load_profile("fake"), settings={"engine_bytes": 3_000_001})
+    with DeviceSession(profile) as session:
+        engine = session.engine(MODEL)
+    assert len(engine.data) == 3_000_001
+    assert hashlib.sha256(engine.data).hexdigest() == engine.sha256
+
+
+def test_scoring_takes_memory_for_a_chunk_and_not_for_all() -> None:
+    task, model = MapsTask(260), Model(maps_model())
+    with DeviceSession(load_profile("fake")) as session:
+        with Peak(os.getpid()) as here, Peak(session.state()["pid"]) as worker:
+            split = ScoredSplit(task, task.search())
+            assert split.score(lambda inputs: session.infer(model, inputs)) == 1.0
+        assert here.anon_bytes < 300 << 20
+        assert worker.anon_bytes < 250 << 20
+        assert session._lost_pids == []
+
+
+def test_inputs_go_in_chunks_that_outputs_of_their_size_fit_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(targets, "MAX_CHUNK_BYTES", 3 * 32 * 14 * 14 * 4)
+    inputs = np.random.default_rng(0).standard_normal((8, 32, 14, 14)).astype(np.float32)
+    sizes = []
+    with DeviceSession(load_profile("fake")) as session:
+        sent = session._infer_chunk
+
+        def watched(model: Model, chunk: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            sizes.append(len(chunk))
+            return sent(model, chunk)
+
+        monkeypatch.setattr(session, "_infer_chunk", watched)
+        found = session.infer(MODEL, inputs)
+        assert sizes == [1, 3, 3, 1]
+        monkeypatch.setattr(targets, "MAX_CHUNK_BYTES", 1 << 30)
+        assert np.array_equal(session.infer(MODEL, inputs), found)
+        assert sizes == [1, 3, 3, 1, 8]
+
+
+def test_outputs_that_change_their_shape_on_the_way_are_nonsense() -> None:
+    inputs = np.ones((2, 32, 14, 14), np.float32)
+    with DeviceSession(load_profile("fake")) as session:
+        session.infer(MODEL, inputs)
+        size_bytes, dtype, shape = session._outputs[MODEL.key]
+        session._outputs[MODEL.key] = (size_bytes, dtype, (*shape, 2))
+        with pytest.raises(CandidateError, match="after others"):
+            session.infer(MODEL, inputs)
 
 
 def test_no_worker_is_left_when_the_session_ends() -> None:

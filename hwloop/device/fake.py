@@ -7,6 +7,8 @@ runs give the same figures on any machine. Its figures are ``simulated`` whereve
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
 import signal
 import time
@@ -31,7 +33,10 @@ class FakeRuntime:
         settings: ``roofline``: device, gmacs_per_s by precision, gbytes_per_s. ``faults`` maps
             a verb to ``{"kind": ..., "after": n, "times": m}``: from the n-th call on, m times,
             the worker dies (``die``), never answers (``hang``), answers nonsense
-            (``nonsense``) or refuses the candidate (``refuse``).
+            (``nonsense``), refuses the candidate (``refuse``), or fails for good, as with a sticky
+            error of CUDA (``lost``). ``start_hold_s``: seconds that the start takes, with the
+            interpreter held as loading a large library holds it. ``engine_bytes``: size of the
+            engine files; without it there are none. ``fixed``: what was derived at the start.
     """
 
     name = "fake"
@@ -40,6 +45,16 @@ class FakeRuntime:
         self.faults = dict(settings.get("faults", {}))
         self.roofline = dict(settings.get("roofline", ROOFLINE))
         self.calls = {"build": 0, "compare": 0, "infer": 0}
+        self.settings = settings
+        self.broken: str | None = None
+        if settings.get("start_hold_s"):
+            ctypes.PyDLL(None).sleep(int(settings["start_hold_s"]))
+
+    def fixed(self) -> dict[str, Any]:
+        return dict(self.settings.get("fixed", {}))
+
+    def lost(self) -> str | None:
+        return self.broken
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -87,6 +102,14 @@ class FakeRuntime:
         results = [session.run(None, {name: inputs[i : i + 1]}) for i in range(len(inputs))]
         return [np.concatenate(parts) for parts in zip(*results)]  # noqa: B905
 
+    def engine_file(self, model: bytes, hints: dict[str, Any]) -> dict[str, Any]:
+        """Numbers in the place of an engine, each part of it another."""
+        size_bytes = int(self.settings.get("engine_bytes", 0))
+        if not size_bytes:
+            raise ValueError(f"{self.name} has no engines; TensorRT has")
+        data = np.arange(-(-size_bytes // 8), dtype=np.int64).tobytes()[:size_bytes]
+        return {"data": data, "sha256": hashlib.sha256(data).hexdigest(), "audit": {"layers": 1}}
+
     def _fault(self, verb: str) -> str | None:
         self.calls[verb] += 1
         fault = self.faults.get(verb)
@@ -99,6 +122,9 @@ class FakeRuntime:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault["kind"] == "hang":
             time.sleep(3600)
+        if fault["kind"] == "lost":
+            self.broken = "the GPU cannot be used by this process any more"
+            raise RuntimeError("an illegal memory access was encountered")
         if fault["kind"] == "refuse":
             raise RuntimeError("no kernel for this layer")
         return str(fault["kind"])

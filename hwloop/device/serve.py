@@ -1,21 +1,19 @@
 """The worker's message loop: one request in, one reply out, by id.
 
 Requests are dicts {id, token, verb, ...}; replies {id, result} or {id, error: {stage, message}}.
-Blobs (models, inputs) are sent once, in parts, under the digest of their content, and kept until
-``forget``. A token names a piece of work across connections: what was done under it is not done
-again.
+Nothing large is in one message, so that the pulse gets through between them on a slow link. Models
+and inputs arrive in parts (``put``) under the digest of their content; a large value of a result is
+put aside, stands in the reply as {blob, size_bytes}, and is fetched in parts (``take``). A token
+names a piece of work across connections: what was done under it is not done again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import importlib
 import os
 import platform
-import signal
-import threading
 import time
 from typing import Any
 
@@ -24,48 +22,127 @@ import numpy as np
 from hwloop.device import SettingsRefused
 from hwloop.device.lock import BoardBusy, acquire
 from hwloop.device.replies import Replies
+from hwloop.device.watchdog import Watchdog
 
 RUNTIMES = {
     "onnxruntime": ("hwloop.device.ort", "OrtRuntime"),
     "tensorrt": ("hwloop.device.trt", "TrtRuntime"),
     "fake": ("hwloop.device.fake", "FakeRuntime"),
 }
+PACKAGES = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
 STAGES = {"infer": "score", "build": "build", "engine": "build"}  # elsewhere: run
-PARENT_POLL_S = 0.5
-TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "1")
-"""ONNX Runtime would report what it runs, in the middle of timing it; see hwloop.host_runtime."""
+LOST = "lost"
+"""Stage of an error that says: this process can do no more; a new one may."""
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+INLINE_BYTES = 256 << 10
+"""Larger values are put aside, and no part of one is larger."""
+
+TRANSPORT = ("put", "take", "forget")
+ENVIRONMENT = {
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts; CUDA's own order is by speed
+    # ONNX Runtime would report what it runs, in the middle of timing it; see hwloop.host_runtime
+    "ORT_DISABLE_TELEMETRY": "1",
+}
 
 
 class Worker:
-    """Answers the verbs of one session with one runtime."""
+    """Answers the verbs of one session with one runtime.
+
+    Attributes:
+        lost: why this process can do no more; empty while it can.
+    """
 
     def __init__(self, runtime: Any, replies: Replies | None = None) -> None:
         self.runtime = runtime
         self.replies = replies
+        self.lost = ""
         self.parts: dict[str, bytearray] = {}
+        self.blobs: dict[str, bytes] = {}
         self.models: dict[str, tuple[bytes, dict[str, Any]]] = {}
-        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what is asked, or say what was done when it was asked before."""
+        if request["verb"] in TRANSPORT:
+            return {**self._do(request), "id": request["id"]}
+        self.blobs.clear()  # the host has what it wanted of the reply before
         token = str(request.get("token", ""))
         reply = self.replies.find(token) if self.replies else None
         if reply is None:
             reply = self._do(request)
-            if self.replies:
+            if self.replies and not self.blobs and not self.lost:
                 self.replies.keep(token, reply)
+        self.parts.clear()  # also those of a request whose reply was kept
         return {**reply, "id": request["id"]}
 
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         verb = str(request["verb"])
         try:
             result = getattr(self, f"do_{verb}")(request)
+            if isinstance(result, dict):
+                result = {name: self._put_aside(value) for name, value in result.items()}
         except Exception as error:  # the boundary: whatever a runtime raises becomes a reply
             message = f"{type(error).__name__}: {error}"[:2000]
+            self.lost = self._why_lost()
+            if self.lost:
+                return {"error": {"stage": LOST, "message": f"{self.lost}; {message}"[:2000]}}
             return {"error": {"stage": STAGES.get(verb, "run"), "message": message}}
         return {"result": result}
+
+    def _why_lost(self) -> str:
+        """Why the runtime can be used no more; a graphics card remembers some errors for good."""
+        ask = getattr(self.runtime, "lost", None)
+        try:
+            return str((ask() if ask else None) or "")
+        except Exception as error:  # the boundary again: a probe that fails is an answer
+            return f"{type(error).__name__}: {error}"[:500]
+
+    def _put_aside(self, value: Any) -> Any:
+        if not isinstance(value, bytes) or len(value) <= INLINE_BYTES:
+            return value
+        digest = hashlib.sha256(value).hexdigest()
+        self.blobs[digest] = value
+        return {"blob": digest, "size_bytes": len(value)}
+
+    # --------------------------------------------------------------------------- transport
+
+    def do_put(self, request: dict[str, Any]) -> bool:
+        """One part of a blob, in order."""
+        digest = request["digest"]
+        if request["offset"] == 0:
+            self.parts[digest] = bytearray()
+        self.parts[digest].extend(request["data"])
+        return True
+
+    def do_take(self, request: dict[str, Any]) -> bytes:
+        """One part of what was put aside."""
+        start = int(request["offset"])
+        end = start + min(int(request["size_bytes"]), INLINE_BYTES)
+        return self.blobs[request["blob"]][start:end]
+
+    def do_forget(self, request: dict[str, Any]) -> bool:
+        """Free a model, or what was put aside."""
+        self.models.pop(request["digest"], None)
+        self.blobs.pop(request["digest"], None)
+        return True
+
+    def do_drop(self, request: dict[str, Any]) -> bool:
+        """The host has the reply of an earlier token."""
+        if self.replies:
+            self.replies.drop(str(request["done"]))
+        return True
+
+    def do_put_model(self, request: dict[str, Any]) -> bool:
+        """Keep a model that has arrived, under the name by which the host will ask for it."""
+        self.models[request["model"]] = (bytes(self._whole(request["digest"])), request["hints"])
+        return True
+
+    def _whole(self, digest: str) -> bytearray:
+        data = self.parts.pop(digest)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ValueError("what arrived is not what was sent")
+        return data
+
+    # --------------------------------------------------------------------------------- work
 
     def do_fingerprint(self, request: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = self.runtime.fingerprint()
@@ -81,39 +158,11 @@ class Worker:
             "numpy": np.__version__,
         }
 
-    def do_put(self, request: dict[str, Any]) -> bool:
-        """One part of a blob; the last one has its digest checked. Parts have no reply."""
-        digest = request["digest"]
-        if request["offset"] == 0:
-            self.parts[digest] = bytearray()
-        self.parts.setdefault(digest, bytearray()).extend(request["data"])
-        return True
+    def do_recordings(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The machine's own files, for the tests of those who have none like it."""
+        from hwloop.device.recordings import recordings
 
-    def do_put_model(self, request: dict[str, Any]) -> bool:
-        self.models[request["digest"]] = (self._whole(request["digest"]), request["hints"])
-        return True
-
-    def do_put_array(self, request: dict[str, Any]) -> bool:
-        flat = np.frombuffer(self._whole(request["digest"]), dtype=request["dtype"])
-        self.arrays[request["digest"]] = flat.reshape(request["shape"])
-        return True
-
-    def _whole(self, digest: str) -> bytes:
-        data = bytes(self.parts.pop(digest))
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError("what arrived is not what was sent")
-        return data
-
-    def do_forget(self, request: dict[str, Any]) -> bool:
-        self.models.pop(request["digest"], None)
-        self.arrays.pop(request["digest"], None)
-        return True
-
-    def do_drop(self, request: dict[str, Any]) -> bool:
-        """The host has the reply of an earlier token."""
-        if self.replies:
-            self.replies.drop(str(request["done"]))
-        return True
+        return recordings()
 
     def do_build(self, request: dict[str, Any]) -> dict[str, Any]:
         """Open the engine once and time that, so that a bad graph fails before a measurement."""
@@ -129,6 +178,24 @@ class Worker:
         )
         result["temperature_c"] = state.temperature_c()
         return result
+
+    def do_infer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The first output for the inputs that have arrived, which are not kept.
+
+        Returns:
+            dtype, shape, data; all_bytes: size of all outputs, which decides how many inputs the
+            host sends at once.
+        """
+        flat = np.frombuffer(self._whole(request["inputs"]), dtype=request["dtype"])
+        engine = self.runtime.build(*self.models[request["model"]])
+        outputs = self.runtime.infer(engine, flat.reshape(request["shape"]))
+        first = outputs[0]
+        return {
+            "dtype": str(first.dtype),
+            "shape": list(first.shape),
+            "data": first.tobytes(),
+            "all_bytes": sum(value.nbytes for value in outputs),
+        }
 
     def do_engine(self, request: dict[str, Any]) -> dict[str, Any]:
         """The built engine as a file, with its audit; only runtimes that build one have it."""
@@ -146,6 +213,26 @@ class Worker:
             on_gpu = self.runtime.name == "tensorrt"
             return power.energy_mj(run, seconds=float(request["seconds"]), on_gpu=on_gpu)
 
+    def do_copies(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """One copy in, run and copy out, beside the run alone; None where nothing is copied."""
+        return self._optional("copies", request)
+
+    def do_launch_floor(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """What starting an inference costs; None where nothing is launched."""
+        return self._optional("launch_floor", request)
+
+    def _optional(self, method: str, request: dict[str, Any]) -> dict[str, Any] | None:
+        found = getattr(self.runtime, method, None)
+        result: dict[str, Any] | None = None
+        if found is not None:
+            result = found(*self.models[request["model"]])
+        return result
+
+    def do_layer_profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The engine's layers, and the share of its time that goes into changes of layout."""
+        found: dict[str, Any] = self._engines("layer_profile")(*self.models[request["model"]])
+        return found
+
     def do_cross_check(self, request: dict[str, Any]) -> dict[str, Any]:
         """The same engine timed by the vendor's own tool."""
         found: dict[str, Any] = self._engines("cross_check")(*self.models[request["model"]])
@@ -158,33 +245,23 @@ class Worker:
             raise ValueError(f"{self.runtime.name} has no engines; TensorRT has")
         return found
 
-    def do_infer(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        engine = self.runtime.build(*self.models[request["model"]])
-        outputs = self.runtime.infer(engine, self.arrays[request["inputs"]])
-        return [
-            {"dtype": str(value.dtype), "shape": list(value.shape), "data": value.tobytes()}
-            for value in outputs
-        ]
 
-
-def serve(channel: Any, pulse: Any, options: dict[str, Any]) -> None:
+def serve(channel: Any, watchdog: Watchdog, options: dict[str, Any]) -> None:
     """Answer requests until the channel closes. Called on the device by the sent bootstrap.
 
     Args:
-        pulse: a second channel: what arrives is sent back, and proves that the host is there.
         options: runtime, settings; lock: whether to hold the board, and supersedes: processes
             that this session lost; remote: a link may break between work and reply, so replies
-            are kept; silence_s: how long a silence of the host ends this process.
+            are kept; import_s: seconds of the imports so far, by package.
     """
-    silence_s = int(options["silence_s"])
-    _end_when_alone(pulse, silence_s)
-    if options["remote"]:
-        _end_with_parent()
+    for name, value in ENVIRONMENT.items():  # before anything that reads it is imported
+        os.environ.setdefault(name, value)
     try:
         lock = acquire(options["supersedes"]) if options["lock"] else None
-        os.environ.setdefault(*TELEMETRY_OFF)
+        import_s = {**options["import_s"], **_imported(options["runtime"])}
         module, name = RUNTIMES[options["runtime"]]
         runtime = getattr(importlib.import_module(module), name)(options["settings"])
+        fixed = runtime.fixed() if hasattr(runtime, "fixed") else {}
     except BoardBusy as error:
         channel.send({"id": 0, "error": {"stage": "busy", "message": str(error)}})
         return
@@ -196,44 +273,24 @@ def serve(channel: Any, pulse: Any, options: dict[str, Any]) -> None:
         channel.send({"id": 0, "error": {"stage": "start", "message": message}})
         return
     worker = Worker(runtime, Replies() if options["remote"] else None)
-    channel.send({"id": 0, "result": {"pid": os.getpid()}})
+    watchdog.started()
+    hello = {"pid": os.getpid(), "fixed": fixed, "import_s": import_s}
+    channel.send({"id": 0, "result": hello})
     for request in channel:
-        signal.alarm(silence_s)
-        if request["verb"] == "put":
-            worker.do_put(request)
-        else:
-            channel.send(worker.answer(request))
+        watchdog.heard()
+        channel.send(worker.answer(request))
+        if worker.lost:
+            os._exit(1)  # in order is no longer possible: freeing what it holds fails as well
     if lock is not None:
         lock.close()
 
 
-def _end_when_alone(pulse: Any, silence_s: int) -> None:
-    """End this process when its host is gone, even in the middle of a long call.
-
-    The alarm ends it without any Python running, so a runtime that holds the interpreter, or is
-    stuck in a driver, ends as well.
-    """
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(silence_s)
-
-    def hear(beat: Any) -> None:
-        signal.alarm(silence_s)
-        pulse.send(beat)
-
-    pulse.setcallback(hear)
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this process with the one that started it, even while it is stopped.
-
-    Only behind sshd: the kernel means the thread that started it, which on a host may end earlier.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_POLL_S)
-    os._exit(1)
+def _imported(runtime: str) -> dict[str, float]:
+    """Seconds that importing the runtime's package took; what fails is told by the runtime."""
+    package = PACKAGES.get(runtime)
+    if package is None:
+        return {}
+    started = time.perf_counter()
+    with contextlib.suppress(ImportError, OSError):
+        importlib.import_module(package)
+    return {package: time.perf_counter() - started}

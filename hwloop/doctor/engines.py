@@ -215,9 +215,8 @@ def _row(config: Any, board: Board, task: Task) -> Model:
     """A row as the table builds it."""
     from hwloop.rows import row_onnx
 
-    model = Model(row_onnx(config, rules_for(task.profile, board.isa).recipe), (config,))
-    setattr(model, "row", True)  # noqa: B010
-    return model
+    recipe = rules_for(task.profile, board.isa).recipe
+    return Model(row_onnx(config, recipe), (config,), row=True)
 
 
 def _dense(board: Board, task: Task) -> Model:
