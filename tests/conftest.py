@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 # The networks of the tests are so small that a second thread costs more than it brings, and very
@@ -23,11 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        # Where two processes share the tests, one takes whole files, which share their fixtures,
-        # and all that needs a board: only one worker at a time may measure on that.
-        on_board = "there" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("board" if on_board else item.path.name))
     if config.getoption("--target"):
         return
     for item in items:
@@ -39,9 +35,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    """A board on loopback, one for each file of tests."""
-    with board(tmp_path_factory.mktemp("board")) as made:
-        yield made
+    """A board on loopback, one for each file of tests; of two processes that test, one waits."""
+    # Their boards are one machine, on which one worker at a time may measure.
+    with (tmp_path_factory.getbasetemp().parent / "hwloop-board").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        with board(tmp_path_factory.mktemp("board")) as made:
+            yield made
 
 
 @pytest.fixture
