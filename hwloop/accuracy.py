@@ -9,20 +9,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import NormalDist
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hwloop.errors import CandidateError, EnvironmentProblem, UsageError
+from hwloop import bulk
+from hwloop.bulk import Stack, handed_back
+from hwloop.errors import CandidateError, UsageError
 from hwloop.spec import call_user
 from hwloop.splits import Split
 from hwloop.task import Task
@@ -31,98 +29,12 @@ CHUNK = 500
 CHUNK_BYTES = 32 << 20
 """Of inputs, and of outputs, at a time."""
 
-KEPT_BYTES = 128 << 20
-"""Of one thing in memory: a split's inputs, its targets, a network's outputs."""
-
-FALLBACK_FOLDER = "/var/tmp"  # noqa: S108 - a file without a name; /tmp may be memory
 BOOTSTRAPS = 200
 BLOCKS = 20
 ONE_SIDED_80 = 80.0
 METRIC = "the task's metric"
 
 Run = Callable[[NDArray[Any]], NDArray[Any]]
-
-
-class Stack:
-    """Rows that arrive in parts: in memory, or in a file without a name where they are many.
-
-    The file is in the folder that TMPDIR names, or in /var/tmp, and is gone with this object.
-
-    Args:
-        count: rows that will arrive.
-        what: they are, for messages.
-    """
-
-    def __init__(self, count: int, what: str) -> None:
-        self._count = count
-        self._what = what
-        self._parts: list[NDArray[Any]] = []
-        self._file: IO[bytes] | None = None
-        self._rows = 0
-
-    def append(self, rows: NDArray[Any]) -> None:
-        """Add (n, ...) rows.
-
-        Raises:
-            EnvironmentProblem: there is no room for all of them.
-            ValueError: rows of another shape or type than the first.
-        """
-        if not self._parts:
-            size_bytes = rows[:1].nbytes * self._count
-            if size_bytes > KEPT_BYTES:
-                self._file = _file_for(size_bytes, self._what)
-        self._rows += len(rows)
-        if self._file is None:
-            self._parts.append(rows)
-            return
-        first = self._parts[0] if self._parts else rows[:1].copy()
-        self._parts = [first]
-        if rows.dtype != first.dtype or rows.shape[1:] != first.shape[1:]:
-            raise ValueError(f"{self._what}: {rows.dtype} {rows.shape} after {first.dtype}")
-        try:
-            self._file.write(np.ascontiguousarray(rows).data)
-        except OSError as error:
-            raise _no_room(self._what, error) from error
-
-    def array(self) -> NDArray[Any]:
-        """All rows. Changing them changes nothing but the array that was returned.
-
-        Raises:
-            EnvironmentProblem: there is no room for all of them.
-        """
-        if self._file is None:
-            return np.concatenate(self._parts)
-        try:
-            self._file.flush()
-        except OSError as error:
-            raise _no_room(self._what, error) from error
-        first = self._parts[0]
-        shape = (self._rows, *first.shape[1:])
-        # Read through the page cache, which the kernel takes back when it needs the memory.
-        mapped = np.memmap(self._file, dtype=first.dtype, mode="c", shape=shape)
-        return mapped.view(np.ndarray)
-
-
-def _file_for(size_bytes: int, what: str) -> IO[bytes]:
-    folder = _folder()
-    try:
-        free = shutil.disk_usage(folder).free
-        if free < size_bytes:
-            raise OSError(f"{free >> 20} MiB are free, {size_bytes >> 20} are needed")
-        return tempfile.TemporaryFile(dir=folder)
-    except OSError as error:
-        raise _no_room(what, error) from error
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("TMPDIR") or FALLBACK_FOLDER)
-
-
-def _no_room(what: str, error: OSError) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"{what} cannot be kept in a file in {_folder()}: {error}",
-        "export TMPDIR=/a/folder/with/room",
-    )
 
 
 class ScoredSplit:
@@ -159,7 +71,7 @@ class ScoredSplit:
             chunk = inputs.numpy().astype(np.float32, copy=False), targets.numpy()
             stack.append(chunk[1])
             size += chunk[0].nbytes + chunk[1].nbytes
-            if size <= KEPT_BYTES:
+            if size <= bulk.KEPT_BYTES:
                 keep.append(chunk)
             else:
                 keep.clear()
@@ -215,7 +127,7 @@ class ScoredSplit:
             dense, outputs: (N, ...) of the two networks, in the split's order.
             drop: of the metric, on all samples.
         """
-        if max(dense.nbytes, outputs.nbytes) > KEPT_BYTES:
+        if max(dense.nbytes, outputs.nbytes) > bulk.KEPT_BYTES:
             return self._bound_from_blocks(dense, outputs, drop)
         targets = self._targets()
         rng = np.random.default_rng(0)
@@ -235,14 +147,11 @@ class ScoredSplit:
         count = len(targets)
         blocks = min(BLOCKS, count)
         largest = max(dense.nbytes, outputs.nbytes) // count
-        size = max(1, min(count // blocks, KEPT_BYTES // largest))
+        size = max(1, min(count // blocks, bulk.KEPT_BYTES // largest))
         order = np.random.default_rng(0).permutation(count)
-        drops = [
-            self._drop_of(
-                np.sort(order[number * size : (number + 1) * size]), dense, outputs, targets
-            )
-            for number in range(blocks)
-        ]
+        parts = [np.sort(order[start : start + size]) for start in range(0, blocks * size, size)]
+        with handed_back(dense, outputs, targets):
+            drops = [self._drop_of(part, dense, outputs, targets) for part in parts]
         found = [value for value in drops if math.isfinite(value)]
         if len(found) < max(blocks // 2, 2):
             raise UsageError(
@@ -268,7 +177,9 @@ class ScoredSplit:
 
     def metric(self, outputs: NDArray[Any]) -> float:
         """The user's metric of all outputs against the split's targets."""
-        value = call_user(self.task.metric, outputs, self._targets(), what=METRIC)
+        targets = self._targets()
+        with handed_back(outputs, targets):
+            value = call_user(self.task.metric, outputs, targets, what=METRIC)
         if isinstance(value, str) or not math.isfinite(value := _number(value)):
             raise UsageError(
                 f"the task's metric returned {value!r}, not a finite number",
@@ -326,13 +237,14 @@ def mean_kl(reference: NDArray[Any], outputs: NDArray[Any]) -> float:
     """
     count = _fitting(max(reference.nbytes, outputs.nbytes), len(reference))
     found = []
-    for start in range(0, len(reference), count):
-        part = slice(start, start + count)
-        a, b = (
-            _log_softmax(value[part].reshape(len(value[part]), -1))
-            for value in (reference, outputs)
-        )
-        found.append((np.exp(a) * (a - b)).sum(axis=1))
+    with handed_back(reference, outputs):
+        for start in range(0, len(reference), count):
+            part = slice(start, start + count)
+            a, b = (
+                _log_softmax(value[part].reshape(len(value[part]), -1))
+                for value in (reference, outputs)
+            )
+            found.append((np.exp(a) * (a - b)).sum(axis=1))
     return float(np.concatenate(found).mean())
 
 

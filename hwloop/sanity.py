@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hwloop.accuracy import KEPT_BYTES, ScoredSplit
+from hwloop.accuracy import ScoredSplit
+from hwloop.bulk import KEPT_BYTES
 from hwloop.errors import CandidateError, UsageError
 from hwloop.spec import call_user
 from hwloop.task import ClassificationTask, Task, TaskModel

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scoring import Peak
 from torch import nn
 
-from hwloop import accuracy
-from hwloop.accuracy import CHUNK, ScoredSplit, Stack, mean_kl, torch_run
+from hwloop import accuracy, bulk
+from hwloop.accuracy import CHUNK, ScoredSplit, mean_kl, torch_run
+from hwloop.bulk import Stack, handed_back
 from hwloop.errors import CandidateError, EnvironmentProblem, UsageError
 from hwloop.splits import Indices
 from hwloop.task import ClassificationTask, TensorSplit
@@ -136,7 +140,7 @@ def test_outputs_of_any_shape_can_be_compared() -> None:
 @pytest.fixture
 def tight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Next to nothing is kept in memory; the folder in which the files are."""
-    monkeypatch.setattr(accuracy, "KEPT_BYTES", 4096)
+    monkeypatch.setattr(bulk, "KEPT_BYTES", 4096)
     monkeypatch.setattr(accuracy, "CHUNK_BYTES", 512)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
@@ -188,6 +192,22 @@ def test_rows_in_a_file_are_the_rows_that_were_given(tight: Path) -> None:
     assert list(tight.iterdir()) == [], "the file has no name"
 
 
+def test_what_was_read_of_a_file_is_handed_back_and_what_was_changed_is_kept() -> None:
+    rows = np.arange(160 << 18, dtype=np.float32).reshape(-1, 1 << 10)  # 160 MiB
+    stack = Stack(len(rows), "rows")
+    stack.append(rows)
+    found = stack.array()
+    found[0, 0] = 42.0
+    with Peak(os.getpid()) as peak, handed_back(found):
+        for _ in range(3):
+            for start in range(0, len(found), 1 << 10):
+                assert found[start + 1, 0] == rows[start + 1, 0]
+                assert found[start : start + (1 << 10)].max() == rows[start + (1 << 10) - 1, -1]
+                time.sleep(0.005)
+    assert found[0, 0] == 42.0
+    assert peak.resident_bytes < 100 << 20
+
+
 def test_rows_that_do_not_fit_together_are_refused(tight: Path) -> None:
     stack = Stack(10_000, "rows")
     stack.append(np.zeros((2, 3), np.float32))
@@ -207,7 +227,7 @@ def test_a_disk_that_fills_up_on_the_way_is_said_as_well(
     tight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open("/dev/full", "wb") as full:
-        monkeypatch.setattr(accuracy, "_file_for", lambda size_bytes, what: full)
+        monkeypatch.setattr(bulk, "_file_for", lambda size_bytes, what: full)
         stack = Stack(1 << 20, "a network's outputs")
         with pytest.raises(EnvironmentProblem, match="No space left"):
             stack.append(np.zeros((64, 64), np.float32))
@@ -217,7 +237,7 @@ def test_without_a_folder_of_ones_own_files_are_not_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("TMPDIR", raising=False)
-    assert accuracy._folder() == Path("/var/tmp")
+    assert bulk._folder() == Path("/var/tmp")
 
 
 def test_one_output_that_is_not_finite_ends_a_large_split_at_its_chunk(tight: Path) -> None:
@@ -270,7 +290,7 @@ def test_the_bound_of_large_outputs_agrees_with_the_bootstraps(
         dense, outputs = scores(seed, 0.9), scores(1000 + seed, 0.87)
         drop = float(dense.mean() - outputs.mean())
         for kind in above:
-            monkeypatch.setattr(accuracy, "KEPT_BYTES", kept_bytes if kind == "blocks" else 1 << 20)
+            monkeypatch.setattr(bulk, "KEPT_BYTES", kept_bytes if kind == "blocks" else 1 << 20)
             bound = ScoredSplit(Half(), Counted()).upper_drop(dense, outputs, drop=drop)
             above[kind] += bound >= 0.03
             widths[kind].append(bound - drop)

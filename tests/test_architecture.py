@@ -45,6 +45,7 @@ ORDER = (
     + ["compress.quantize", "compress.apply"]
     + [
         "distill",
+        "bulk",
         "accuracy",
         "sanity",
         "export",

@@ -259,6 +259,7 @@ def test_scoring_takes_memory_for_a_chunk_and_not_for_all(there: Board, tmp_path
             assert split.upper_drop(outputs, outputs, drop=0.0) == 0.0
         assert outputs.nbytes > 340_000_000
         assert here.anon_bytes < 300 << 20
+        assert here.resident_bytes < 400 << 20
         assert far.anon_bytes < 250 << 20
         assert session._lost_pids == []
 

@@ -253,6 +253,7 @@ def test_scoring_takes_memory_for_a_chunk_and_not_for_all() -> None:
             split = ScoredSplit(task, task.search())
             assert split.score(lambda inputs: session.infer(model, inputs)) == 1.0
         assert here.anon_bytes < 300 << 20
+        assert here.resident_bytes < 400 << 20
         assert worker.anon_bytes < 250 << 20
         assert session._lost_pids == []
 
