@@ -43,6 +43,12 @@ def describe(module: nn.Module, example: Tensor, graph: bytes, *, name: str) -> 
             f"{len(calls)} in its modules",
             "use nn.Conv2d and nn.Linear modules instead of torch.nn.functional calls",
         )
+    for path, node in zip(calls, nodes, strict=True):
+        if min(reader.shapes.get(node.input[0], (0,)), default=1) < 1:
+            raise UsageError(
+                f"{name}: the size of what {path} reads is not known from the exported graph",
+                "reshape to numbers there: x.reshape(1, 49, 64) and not sizes that are computed",
+            )
     fixed = {calls[index] for index in reader.output_weighted()}
     coupled = couplings(module, example, layers=set(calls), fixed=fixed)
     groups, group_of = _groups(calls, coupled)
@@ -84,11 +90,15 @@ class GraphReader:
     """Reads layers, shapes and fused tails from an exported FP32 graph."""
 
     def __init__(self, model: Any) -> None:
+        self.shapes = _shapes(model.graph)
+        if not all(min(shape, default=1) > 0 for shape in self.shapes.values()):
+            # Sizes that the graph computes, as `x.flatten(2)` does, are only found by following
+            # the numbers as well; the file itself stays as it was exported.
+            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+            self.shapes = _shapes(model.graph)
         graph = model.graph
         self.graph = graph
         self.constants = {weight.name: tuple(weight.dims) for weight in graph.initializer}
-        values = (*graph.input, *graph.value_info, *graph.output)
-        self.shapes = {value.name: _dims(value) for value in values}
         self.producers = {output: node for node in graph.node for output in node.output}
         self.consumers: dict[str, list[Any]] = {}
         for node in graph.node:
@@ -256,6 +266,12 @@ def _layers(
             )
         )
     return tuple(layers)
+
+
+def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
+    """Of every value that the graph says something about; 0 where a size is not known."""
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {value.name: _dims(value) for value in values}
 
 
 def _dims(value: Any) -> tuple[int, ...]:

@@ -44,9 +44,51 @@ class Flattened(nn.Module):
         return self.last(torch.flatten(torch.cat([self.left(x), self.right(x)], 1), 1))
 
 
+class Heads(nn.Module):
+    """Tokens of an image, attention with heads whose size forward computes, and an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        self.query, self.key, self.value = (nn.Linear(32, 32) for _ in range(3))
+        self.out = nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        batch, tokens, width = x.shape
+
+        def heads(part: Tensor) -> Tensor:
+            return part.reshape(batch, tokens, 4, width // 4).transpose(1, 2)
+
+        weights = (heads(self.query(x)) @ heads(self.key(x)).transpose(-1, -2)).softmax(-1)
+        mixed = (weights @ heads(self.value(x))).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.out(mixed)
+        x = x + self.down(torch.relu(self.up(x)))
+        return self.head(x.mean(1))
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("no forward without data")
+
+
+def test_what_an_attention_reshapes_keeps_its_width_and_the_mlp_can_change() -> None:
+    dense = Heads().eval()
+    network = describe(dense, EXAMPLE, export_onnx(dense, EXAMPLE), name="heads")
+    assert {group.name for group in network.groups if group.prunable} == {"up"}
+    # Sixteen tokens; the file as exported does not say so, because flatten computes it.
+    by_name = {layer.name: layer.config for layer in network.layers}
+    assert by_name["query"].in_shape == (16, 32)
+    assert by_name["up"].in_shape == (16, 32)
+    assert by_name["head"].in_shape == (1, 32)
+
+
+def test_a_pruned_network_that_cannot_be_traced_is_the_candidates_failure() -> None:
+    dense = Heads().eval()
+    with pytest.raises(CandidateError, match="do not fit"):
+        prune(dense, EXAMPLE, {"query": 16, "up": 32}, scores=Heads().eval())
 
 
 def test_layers_that_are_added_or_depthwise_are_coupled() -> None:

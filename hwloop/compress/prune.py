@@ -5,6 +5,7 @@ The only file that knows torch-pruning.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -59,17 +60,28 @@ def couplings(
     for path, child in module.named_modules():
         if path not in layers or path in seen:
             continue
-        members, clean = _members(graph, child, names)
+        members, clean, reshaped = _members(graph, child, names)
         coupled = tuple(dict.fromkeys([path, *members]))
         seen.update(coupled)
-        found.append(
-            Coupling(
-                layers=coupled,
-                channels=_out_channels(child),
-                prunable=clean and not set(coupled) & set(fixed),
-            )
-        )
+        prunable = clean and not set(coupled) & set(fixed)
+        if prunable and reshaped:
+            prunable = _survives_a_cut(module, example, path)
+        found.append(Coupling(layers=coupled, channels=_out_channels(child), prunable=prunable))
     return tuple(found)
+
+
+def _survives_a_cut(module: nn.Module, example: Tensor, path: str) -> bool:
+    """Whether a group can lose half of its channels alone.
+
+    A reshape to sizes that forward computes itself, as in an attention with heads, is seen only so.
+    """
+    trial = copy.deepcopy(module)
+    channels = _out_channels(dict(trial.named_modules())[path])
+    try:
+        prune(trial, example, {path: max(channels // 2, 1)}, scores=module)
+    except CandidateError:
+        return False
+    return True
 
 
 def prune(
@@ -91,7 +103,12 @@ def prune(
     layers = dict(module.named_modules())
     kept = {path: _keep(scores, example, path, width) for path, width in widths.items()}
     for path, indices in kept.items():
-        graph = _dependencies(module, example)
+        try:
+            graph = _dependencies(module, example)
+        except UsageError as error:  # the dense network could be traced
+            raise CandidateError(
+                "compress", f"the pruned layers do not fit: {error.message}"
+            ) from error
         layer = layers[path]
         remove = sorted(set(range(_out_channels(layer))) - set(indices))
         group = graph.get_pruning_group(layer, _prune_out(layer), idxs=remove)
@@ -106,7 +123,7 @@ def _check_shapes(module: nn.Module, example: Tensor) -> None:
     try:
         with torch.no_grad():
             module.eval()(example)
-    except RuntimeError as error:
+    except TRACING_ERRORS as error:
         raise CandidateError("compress", f"the pruned layers do not fit: {error}") from error
 
 
@@ -122,11 +139,13 @@ def _keep(scores: nn.Module, example: Tensor, path: str, width: int) -> list[int
 
 def _members(
     graph: Any, layer: nn.Module, names: Mapping[nn.Module, str]
-) -> tuple[list[str], bool]:
-    """Paths of the layers coupled to ``layer``, and whether all its dependencies are handled."""
+) -> tuple[list[str], bool, bool]:
+    """Paths of the layers coupled to ``layer``, whether all its dependencies are handled, and
+    whether something between them changes shapes.
+    """
     everything = list(range(_out_channels(layer)))
     group = graph.get_pruning_group(layer, _prune_out(layer), idxs=everything)
-    members, clean = [], True
+    members, clean, reshaped = [], True, False
     for dependency, indices in group:
         target = dependency.target.module
         if not isinstance(target, PRUNABLE_TYPES):
@@ -134,6 +153,7 @@ def _members(
                 dependency.target.type
             )
             clean = clean and (handled or _is_reshaping(target))
+            reshaped = reshaped or not handled
             continue
         cuts_outputs = graph.is_out_channel_pruning_fn(dependency.handler)
         if cuts_outputs:
@@ -141,7 +161,7 @@ def _members(
             clean = clean and sorted(indices) == list(range(_out_channels(target)))
         grouped = getattr(target, "groups", 1)
         clean = clean and (grouped == 1 or grouped == getattr(target, "out_channels", 0))
-    return members, clean
+    return members, clean, reshaped
 
 
 def _is_reshaping(target: Any) -> bool:
