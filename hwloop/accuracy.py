@@ -30,6 +30,9 @@ CHUNK_BYTES = 32 << 20
 """Of inputs, and of outputs, at a time."""
 
 BOOTSTRAPS = 200
+RESAMPLED_BYTES = 4 << 20
+"""Outputs larger than this are not resampled 200 times: that takes long for maps."""
+
 BLOCKS = 20
 ONE_SIDED_80 = 80.0
 METRIC = "the task's metric"
@@ -119,15 +122,14 @@ class ScoredSplit:
     def upper_drop(self, dense: NDArray[Any], outputs: NDArray[Any], *, drop: float) -> float:
         """One-sided 80 % bound of the drop: both networks scored on the same resampled inputs.
 
-        A percentile bootstrap (Efron and Tibshirani, 1993, chapter 13) over the samples. Outputs
-        that are kept in a file would have to be copied 200 times: for them see
-        :meth:`_bound_from_blocks`.
+        A percentile bootstrap (Efron and Tibshirani, 1993, chapter 13) over the samples; for
+        outputs above 4 MiB :meth:`_bound_from_blocks`, which scores each sample once.
 
         Args:
             dense, outputs: (N, ...) of the two networks, in the split's order.
             drop: of the metric, on all samples.
         """
-        if max(dense.nbytes, outputs.nbytes) > bulk.KEPT_BYTES:
+        if max(dense.nbytes, outputs.nbytes) > RESAMPLED_BYTES:
             return self._bound_from_blocks(dense, outputs, drop)
         targets = self._targets()
         rng = np.random.default_rng(0)

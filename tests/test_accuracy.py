@@ -141,6 +141,7 @@ def test_outputs_of_any_shape_can_be_compared() -> None:
 def tight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Next to nothing is kept in memory; the folder in which the files are."""
     monkeypatch.setattr(bulk, "KEPT_BYTES", 4096)
+    monkeypatch.setattr(accuracy, "RESAMPLED_BYTES", 4096)
     monkeypatch.setattr(accuracy, "CHUNK_BYTES", 512)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
@@ -290,12 +291,27 @@ def test_the_bound_of_large_outputs_agrees_with_the_bootstraps(
         dense, outputs = scores(seed, 0.9), scores(1000 + seed, 0.87)
         drop = float(dense.mean() - outputs.mean())
         for kind in above:
-            monkeypatch.setattr(bulk, "KEPT_BYTES", kept_bytes if kind == "blocks" else 1 << 20)
+            most = kept_bytes if kind == "blocks" else 1 << 20
+            monkeypatch.setattr(accuracy, "RESAMPLED_BYTES", most)
+            monkeypatch.setattr(bulk, "KEPT_BYTES", most)
             bound = ScoredSplit(Half(), Counted()).upper_drop(dense, outputs, drop=drop)
             above[kind] += bound >= 0.03
             widths[kind].append(bound - drop)
     assert np.mean(widths["blocks"]) == pytest.approx(np.mean(widths["bootstrap"]), rel=0.15)
     assert all(0.65 * 60 < count <= 0.95 * 60 for count in above.values()), above
+
+
+def test_maps_of_a_few_megabytes_are_not_scored_two_hundred_times() -> None:
+    scored = []
+
+    class Maps(Half):
+        def metric(self, outputs: np.ndarray, targets: np.ndarray) -> Any:
+            scored.append(len(outputs))
+            return float((outputs > 0).mean())
+
+    outputs = np.ones((COUNT, 3, 20, 20), np.float32)
+    assert ScoredSplit(Maps(), Counted()).upper_drop(outputs, outputs, drop=0.0) == 0.0
+    assert sum(scored) <= 2 * COUNT
 
 
 def test_a_metric_that_scores_no_part_of_a_split_is_the_users_error(tight: Path) -> None:
