@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 from hwloop import answers
 from hwloop.answers import Nonsense, WorkerLost
 from hwloop.errors import CandidateError
-from hwloop.link import Link, LinkLost
+from hwloop.link import Link
+from hwloop.refusals import LinkLost
 
 Data: TypeAlias = "bytes | bytearray | memoryview"
 

@@ -1,8 +1,8 @@
 """A line to a worker: a process of this machine, or one at the other end of the system's ``ssh``.
 
 execnet (MIT) carries the messages and sends the worker's code, so nothing is installed on a board.
-Added here: a deadline for the start, a pulse in both directions from the first byte on, a cap on
-what a board may send, and what ``ssh`` said in words that tell what to do.
+Added here: a deadline for the start, a pulse in both directions from the first byte on, and a cap
+on what a board may send.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from typing import Any
 import execnet
 from execnet import gateway_base, gateway_bootstrap
 
-from hwloop.errors import EnvironmentProblem, HwloopError, TargetError, UsageError
+from hwloop.errors import EnvironmentProblem, TargetError
 from hwloop.hosts import check_python
 from hwloop.profile import TargetProfile
+from hwloop.refusals import LinkLost, explained, refused
 
 START_TIMEOUT_S = 120
 BEAT_S = 2.0
@@ -58,8 +58,6 @@ MAX_UNREAD_BYTES = 64 << 20
 """What a worker may send without being asked, before its connection is closed."""
 
 END_TIMEOUT_S = 5.0
-NOT_FOUND = 127  # of a shell
-OLD_BOARDS = ("Xavier", "TX2", "Jetson Nano", "Jetson-TX1")
 
 SSH_OPTIONS = (
     "BatchMode=yes",
@@ -117,18 +115,6 @@ else:
     else:
         serve(channel, watchdog, options)
 """
-
-
-class LinkLost(Exception):
-    """The worker is gone, silent, or out of reach; the message says which.
-
-    Attributes:
-        pid: its process where one was started, 0 where that did not say which; else None.
-    """
-
-    def __init__(self, message: str, *, pid: int | None = None) -> None:
-        super().__init__(message)
-        self.pid = pid
 
 
 class Link:
@@ -255,7 +241,7 @@ def open_link(
             process.kill()
             code = process.wait(END_TIMEOUT_S)
             reason = log.read_text(errors="replace") if log.exists() else ""
-            found = _explained(profile, error, code, reason)
+            found = explained(profile, error, code, reason)
             if link is not None and isinstance(found, LinkLost):
                 found.pid = link.pid
             raise found from error
@@ -267,7 +253,7 @@ def open_link(
                 link.close()
     if "error" in link.hello:
         link.close()
-        raise _refused(profile, link.hello["error"])
+        raise refused(profile, link.hello["error"])
     return link
 
 
@@ -357,78 +343,3 @@ def _gateway(process: subprocess.Popen[bytes]) -> Any:
         raise EOFError("ssh gave up") from error
     except AssertionError as error:
         raise EOFError("its shell prints text before Python starts: see ~/.bashrc there") from error
-
-
-_ADVICE: tuple[tuple[str, str, Callable[[str], str]], ...] = (
-    ("Permission denied", "refuses your key", lambda host: f"ssh-copy-id {host}"),
-    (
-        "IDENTIFICATION HAS CHANGED",
-        "shows another host key than before: another machine, or somebody in between",
-        lambda host: f"if you know why: ssh-keygen -R {host}, then ssh {host} and compare the key",
-    ),
-    (
-        "Host key verification failed",
-        "is not known to this machine yet",
-        lambda host: f"ssh {host}   once, and compare the key that it shows",
-    ),
-    (
-        "Could not resolve",
-        "is a name that nobody knows",
-        lambda host: f"add `Host {host}` to ~/.ssh/config, or use --host user@address",
-    ),
-)
-_PASSING = ("Connection refused", "timed out", "No route to host", "Network is unreachable")
-
-
-def _explained(
-    profile: TargetProfile, error: BaseException, code: int | None, log: str
-) -> Exception:
-    """What went wrong at the start, and whether it is worth calling again."""
-    if profile.transport != "ssh" or profile.host is None:
-        text = str(error) or type(error).__name__
-        return LinkLost(f"the worker did not start: {text}")
-    address, host = str(profile.host), profile.host.destination
-    name = f"target {profile.name!r} ({address})"
-    for sign, meaning, fix in _ADVICE:
-        if sign in log:
-            return TargetError(f"{name} {meaning}", fix(host))
-    last = (log.strip().splitlines() or [str(error) or type(error).__name__])[-1]
-    if code == NOT_FOUND:
-        return TargetError(
-            f"{name} has no {profile.python!r}", 'set python = "/path/to/python3" in the profile'
-        )
-    if any(sign in log for sign in _PASSING):
-        return LinkLost(f"{address} does not answer: {last}")
-    return LinkLost(f"the worker on {address} did not start: {last}")
-
-
-def _refused(profile: TargetProfile, error: dict[str, Any]) -> Exception:
-    """The worker's first word was an error: what it lacks decides what to do."""
-    stage, message = str(error.get("stage")), str(error.get("message"))[:2000]
-    where = f"target {profile.name!r}"
-    if profile.host is not None:
-        where += f" ({profile.host})"
-    too_old = any(name in message for name in OLD_BOARDS) and "Orin" not in message
-    fixes = {
-        "python": "its last JetPack has TensorRT 8 and Python below 3.10: use an Orin or a Thor"
-        if too_old
-        else 'set python = "/usr/bin/python3.10" in the profile',
-        "busy": f"wait, or ask who measures there; hwloop target check {profile.name}",
-        "start": _install(profile),
-        "settings": "correct [settings] in the profile; hwloop target show " + profile.name,
-    }
-    kind: type[HwloopError] = TargetError if stage in ("busy", "python") else EnvironmentProblem
-    if profile.transport == "ssh":
-        kind = TargetError
-    if stage == "settings":
-        kind = UsageError
-    return kind(f"{where}: {message}", fixes.get(stage, f"hwloop doctor --target {profile.name}"))
-
-
-def _install(profile: TargetProfile) -> str:
-    if profile.runtime == "tensorrt":
-        where = "on the board" if profile.transport == "ssh" else "here"
-        return f"hwloop doctor --target {profile.name}   tells what is missing {where}"
-    extra = 'pip install "hwloop[cpu]"'
-    on_board = f"on the board: {profile.python} -m pip install numpy onnxruntime"
-    return on_board if profile.transport == "ssh" else extra

@@ -20,9 +20,10 @@ from hwloop import answers
 from hwloop.answers import Engine, LostTwice, Nonsense, WorkerLost
 from hwloop.errors import CandidateError, TargetError
 from hwloop.exchange import Exchange
-from hwloop.link import Limits, Link, LinkLost, open_link
+from hwloop.link import Limits, Link, open_link
 from hwloop.profile import TargetProfile
 from hwloop.records import Fingerprint, LayerConfig, Measurement, Protocol, to_json
+from hwloop.refusals import LinkLost
 
 Parsed = TypeVar("Parsed")
 

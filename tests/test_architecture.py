@@ -53,6 +53,7 @@ ORDER = (
         "rowgraph",
         "rows",
         "proof",
+        "refusals",
         "link",
         "answers",
         "exchange",

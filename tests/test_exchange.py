@@ -15,7 +15,7 @@ from hwloop.answers import Nonsense, WorkerLost
 from hwloop.device.serve import INLINE_BYTES, Worker, serve
 from hwloop.errors import CandidateError
 from hwloop.exchange import PART_BYTES, WINDOW, Exchange
-from hwloop.link import LinkLost
+from hwloop.refusals import LinkLost
 
 LARGE = bytes(range(256)) * 4096 + b"end"
 LIMIT = 1 << 30

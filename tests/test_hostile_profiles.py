@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tiny import inside
 
-from hwloop import checking, link
+from hwloop import checking, refusals
 from hwloop.device import SettingsRefused, state
 from hwloop.device.ort import OrtRuntime
 from hwloop.doctor import host_checks
@@ -183,11 +183,11 @@ def test_a_worker_refuses_what_its_machine_does_not_have(tmp_path: Path) -> None
 
 def test_a_boards_refusal_is_the_profiles_mistake_and_its_other_troubles_are_not() -> None:
     board = resolve("cpu", host="me@board")
-    refused = link._refused(board, {"stage": "settings", "message": "only 4 cores"})
+    refused = refusals.refused(board, {"stage": "settings", "message": "only 4 cores"})
     assert isinstance(refused, UsageError)
     assert "only 4 cores" in str(refused)
     assert "me@board" in str(refused)
-    assert isinstance(link._refused(board, {"stage": "start", "message": "x"}), TargetError)
+    assert isinstance(refusals.refused(board, {"stage": "start", "message": "x"}), TargetError)
 
 
 # ------------------------------------------------------------------------------ target check

@@ -40,6 +40,27 @@ def answers(*replies: str | Exception) -> tuple[nvidia_smi.Ask, list[list[str]]]
 REFUSED = subprocess.CalledProcessError(2, "nvidia-smi")
 
 
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 UTC 2024\n"
+            "GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)\n",
+            "550.54.15",
+        ),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n",
+            "580.95.05",
+        ),
+    ],
+)
+def test_figures_of_two_drivers_are_kept_apart(text: str, version: str, tmp_path: Path) -> None:
+    assert state.fingerprint_settings(tmp_path) == []
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").write_text(text)
+    assert state.fingerprint_settings(tmp_path) == [["driver", version]]
+
+
 def test_the_snapshot_of_this_machine_is_plain_json_and_quick() -> None:
     found = state.snapshot()
     assert json.loads(json.dumps(found)) == found

@@ -17,6 +17,7 @@ from hwloop.device.jetson import ROOT, read_text
 
 ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8mm")
 UNKNOWN = "unknown"
+NVIDIA_MODULE = "proc/driver/nvidia/version"
 
 
 def snapshot(root: Path = ROOT) -> dict[str, Any]:
@@ -46,14 +47,16 @@ def snapshot(root: Path = ROOT) -> dict[str, Any]:
 
 
 def fingerprint_settings(root: Path = ROOT) -> list[list[str]]:
-    """What separates the figures of two Jetsons, or of one in two power modes; else nothing.
+    """What separates the figures of two Jetsons, or of one in two power modes; of a graphics card
+    the driver's own version; else nothing.
 
     The mode is given by name, because its number is another mode on another module. What cannot
     be read is ``unknown``: such a board is told apart from one that can.
     """
     board = jetson.snapshot(root)
     if board is None:
-        return []
+        driver = driver_version(root)
+        return [] if driver is None else [["driver", driver]]
     values = {
         "module": board["module"] or board["part"] or board["model"],
         "l4t": board["l4t"],
@@ -62,6 +65,12 @@ def fingerprint_settings(root: Path = ROOT) -> list[list[str]]:
         "emc_max_mhz": board["emc"]["max_mhz"],
     }
     return [[key, UNKNOWN if value is None else str(value)] for key, value in values.items()]
+
+
+def driver_version(root: Path = ROOT) -> str | None:
+    """Of NVIDIA's kernel module, e.g. ``560.35.03``; None where none is loaded."""
+    found = re.search(r"\b\d{3,4}\.\d+(\.\d+)?\b", read_text(root / NVIDIA_MODULE) or "")
+    return found.group() if found else None
 
 
 def cpu_model(root: Path = ROOT) -> str:

@@ -117,7 +117,7 @@ class TrtRuntime:
             "settings": [
                 ["compute_capability", found.compute_capability],
                 ["sm_count", str(found.sm_count)],
-                ["driver", found.driver_version],
+                ["driver_cuda", found.driver_version],
                 ["cuda", self._cuda.name],
                 ["cuda_graph", str(self._use_graph).lower()],
                 ["optimization_level", str(settings.get("optimization_level", 3))],
