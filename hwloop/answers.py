@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from hwloop.errors import CandidateError, TargetError
-from hwloop.records import Measurement
+from hwloop.records import HOST_BOUND, HOST_BOUND_SHARE, MAX_SAMPLES, Measurement
 
-MAX_SAMPLES = 100_000
 MAX_LATENCY_MS = 1e7
 MAX_NAMES = 64
 DTYPES = frozenset(
@@ -21,9 +20,6 @@ DTYPES = frozenset(
 )
 WRONG = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
 """What taking an answer apart raises when it is none."""
-
-HOST_BOUND = 0.8
-"""Share of the host in a launch loop above which the host's launches are timed, not the device."""
 
 
 class LostTwice(CandidateError):
@@ -206,9 +202,9 @@ def _reasons(reply: Any) -> tuple[str, ...]:
     refused, share = reply.get("graph_refused"), reply.get("host_share")
     if refused:
         found.append(f"no CUDA graph: {str(refused)[:200]}")
-    if share is not None and _amount(share) > HOST_BOUND:
+    if share is not None and _amount(share) > HOST_BOUND_SHARE:
         found.append(
-            f"host-bound: launching took {float(share):.0%} of the time, so the figure is the "
+            f"{HOST_BOUND}: launching took {float(share):.0%} of the time, so the figure is the "
             "host's, not the device's"
         )
     return tuple(found)

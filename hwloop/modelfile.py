@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from hwloop.errors import UsageError, closest
 from hwloop.inputs import read_file
+from hwloop.parsing import one_line
 from hwloop.spec import shown
 
 LARGEST_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit
@@ -257,4 +258,4 @@ def note(model: ModelFile) -> str | None:
 
 def printable(text: str) -> str:
     """A word out of a file, fit for a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text[:200])
+    return one_line(text, 200)

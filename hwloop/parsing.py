@@ -106,6 +106,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def one_line(text: str, longest: int) -> str:
+    """A word out of a file or an answer, fit for a terminal: short, and in one line."""
+    return "".join(c if c.isprintable() else "?" for c in text[:longest])
+
+
 def printable(text: str) -> str:
     """Text without what a terminal would obey: names in a file from elsewhere may hold anything."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

@@ -379,6 +379,13 @@ class Measurement:
         return read_record(Measurement, value, _MEASUREMENT)
 
 
+HOST_BOUND = "host-bound"
+"""How the doubt begins about a measurement of launches rather than of what they launch."""
+
+HOST_BOUND_SHARE = 0.8
+"""Share of the host in a launch loop above which its launches are timed, not the device; trtexec's
+own limit."""
+
 MAX_SAMPLES = 100_000
 _MS = a_number(1e-9, 1e9)
 _SAMPLES = a_list(_MS, 1, MAX_SAMPLES)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hwloop.spec import HERE, INSTALLED, LIBRARIES
+from hwloop.spec import is_users
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
@@ -62,9 +62,9 @@ def is_users_file(filename: str) -> bool:
 
     Code that was typed at a prompt has a name like ``<stdin>`` and is the user's.
     """
-    if not filename or filename.startswith((HERE, *LIBRARIES, "<frozen")):
-        return False
-    return not any(part in filename for part in INSTALLED)
+    if filename.startswith("<"):
+        return not filename.startswith("<frozen")
+    return bool(filename) and is_users(filename)
 
 
 def normalised(source: str) -> str:

@@ -24,6 +24,7 @@ from hwloop import space
 from hwloop.errors import TargetError, UsageError
 from hwloop.parsing import ANY_TEXT, a_text, optional, shown
 from hwloop.records import (
+    HOST_BOUND,
     Fingerprint,
     LayerConfig,
     Measurement,
@@ -318,8 +319,6 @@ def prediction_error(predicted_ms: Sequence[float], measured_ms: Sequence[float]
 # ------------------------------------------------------------- what a file holds, checked
 
 Row = tuple[LayerConfig, Measurement]
-HOST_BOUND = "host-bound"
-"""How the doubt begins about a measurement of launches rather than of what they launch."""
 
 
 def host_bound(measurement: Measurement) -> bool:

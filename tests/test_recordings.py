@@ -10,7 +10,7 @@ import pytest
 from test_jetson import plant
 
 from hwloop.device import jetson, power
-from hwloop.device.recordings import MAX_FILE_BYTES, recordings, tegrastats_lines
+from hwloop.device.recordings import MAX_FILE_BYTES, recordings
 
 BOARDS = ("orin_nano", "agx_orin", "thor")
 
@@ -70,7 +70,7 @@ def test_whole_lines_of_a_tool_that_never_ends_are_taken(tmp_path: Path) -> None
     line = "RAM 2448/7620MB VDD_IN 4984mW/4984mW"
     root = tool(tmp_path, f'echo "{line}"; echo "{line}"; printf half; exec sleep 60')
     started = time.monotonic()
-    assert tegrastats_lines(root, timeout_s=1.0) == [line, line]
+    assert power.tegrastats_lines(root, count=3, every_ms=1000, timeout_s=1.0) == [line, line]
     assert time.monotonic() - started < 10
 
 

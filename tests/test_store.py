@@ -8,6 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -137,19 +139,25 @@ def test_a_full_disk_loses_nothing_and_is_survived(tmp_path: Path, size: int) ->
         }
 
 
+@contextmanager
+def closed(folder: Path) -> Iterator[Path]:
+    """A store of one value, in a folder in which nothing may be written meanwhile."""
+    path = folder / "s.sqlite"
+    with Store(path) as store:
+        store.add("a", "k", 1)
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    try:
+        yield path
+    finally:
+        folder.chmod(0o755)
+
+
 def test_a_folder_that_may_not_be_written_is_an_error_with_a_fix() -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
-        folder = Path(name)
-        path = folder / "s.sqlite"
-        with Store(path) as store:
-            store.add("a", "k", 1)
-        path.chmod(0o444)
-        folder.chmod(0o555)
-        try:
+        with closed(Path(name)) as path:
             command = [sys.executable, "-c", NO_PERMISSION, str(path)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-        finally:
-            folder.chmod(0o755)
         assert f"cannot write {path}" in done.stdout
         assert "permissions" in done.stdout
         with Store(path) as store:
@@ -231,19 +239,9 @@ def test_an_empty_file_is_no_store_to_read(tmp_path: Path) -> None:
 
 
 def test_a_store_is_read_where_nothing_may_be_written() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = folder / "s.sqlite"
-        with Store(path) as store:
-            store.add("a", "k", 1)
-        path.chmod(0o444)
-        folder.chmod(0o555)
-        code = READER.format(path=str(path))
-        try:
-            command = [sys.executable, "-c", code]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        finally:
-            folder.chmod(0o755)
+    with tempfile.TemporaryDirectory() as name, closed(Path(name)) as path:
+        command = [sys.executable, "-c", READER.format(path=str(path))]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["1"]
 
 

@@ -143,15 +143,27 @@ def parse_tegrastats(line: str) -> dict[str, Any]:
 
 def tegrastats(root: Path = ROOT, *, timeout_s: float = 3.0) -> dict[str, Any]:
     """One line of ``tegrastats``, parsed; empty where it is absent or silent."""
+    lines = tegrastats_lines(root, count=1, every_ms=100, timeout_s=timeout_s)
+    return parse_tegrastats(lines[0]) if lines else {}
+
+
+def tegrastats_lines(root: Path, *, count: int, every_ms: int, timeout_s: float) -> list[str]:
+    """Its first whole lines, fewer where it is absent or silent; it never ends by itself."""
+    command = [str(root / TEGRASTATS), "--interval", str(every_ms)]
     try:
-        stream = _Stream([str(root / TEGRASTATS), *_EVERY_100_MS], parse_tegrastats, timeout_s)
+        stream = _Stream(command, _whole_line, timeout_s)
     except OSError:
-        return {}
+        return []
     with stream:
         deadline = time.monotonic() + timeout_s
-        while not stream.values and time.monotonic() < deadline and stream.is_alive():
+        while len(stream.values) < count and time.monotonic() < deadline and stream.is_alive():
             time.sleep(0.02)
-        return stream.values[0] if stream.values else {}
+    return stream.values[:count]
+
+
+def _whole_line(text: str) -> str | None:
+    """Without its end; None for what a killed program left unfinished."""
+    return text[:-1] if text.endswith("\n") else None
 
 
 class _Rails:
@@ -188,7 +200,12 @@ class _Stream:
         self.source = Path(command[0]).name
         self._parse = parse
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
         )
         self._killer = threading.Timer(limit_s, self._process.kill)
         self._thread = threading.Thread(target=self._read, daemon=True)

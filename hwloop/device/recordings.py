@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from hwloop.device import jetson
+from hwloop.device import jetson, power
 from hwloop.device.jetson import ROOT
 
 FILES = (
@@ -38,7 +37,6 @@ PATTERNS = (
 )
 MAX_FILE_BYTES = 64 << 10
 MAX_FILES, MAX_CHARACTERS = 1000, 2 << 20
-TEGRASTATS = "usr/bin/tegrastats"
 TEGRASTATS_LINES = 3
 TEGRASTATS_S = 5.0
 # A few boards write their serial number into /proc/cpuinfo.
@@ -63,28 +61,10 @@ def recordings(root: Path = ROOT) -> dict[str, Any]:
         if text is not None and left >= 0:
             files[path.relative_to(root).as_posix()] = _SERIAL.sub("", text)
     names = [os.uname().nodename, Path(os.path.expanduser("~")).name]
-    return {"files": files, "tegrastats": tegrastats_lines(root), "names": names}
-
-
-def tegrastats_lines(root: Path = ROOT, *, timeout_s: float = TEGRASTATS_S) -> list[str]:
-    """What the tool prints in so many seconds, one line per second; it never ends by itself."""
-    command = [str(root / TEGRASTATS), "--interval", "1000"]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=timeout_s,
-            check=False,
-        )
-        output = done.stdout
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout or b""
-    except OSError:
-        return []
-    whole = output.decode(errors="replace").splitlines(keepends=True)
-    return [line.rstrip("\n") for line in whole if line.endswith("\n")][:TEGRASTATS_LINES]
+    lines = power.tegrastats_lines(
+        root, count=TEGRASTATS_LINES, every_ms=1000, timeout_s=TEGRASTATS_S
+    )
+    return {"files": files, "tegrastats": lines, "names": names}
 
 
 def _text(path: Path) -> str | None:

@@ -7,7 +7,6 @@ own may have been sent over a connection and lie in no file.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import importlib.util
 import json
@@ -21,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hwloop.device.trt_build import BuildFailed, BuildRequest, build
+from hwloop.device.watchdog import end_with_parent
 
-MODULES = ("cache", "trt_audit", "trt_cache", "trt_build", "trt_child")
+MODULES = ("cache", "trt_audit", "trt_cache", "trt_build", "trt_child", "watchdog")
 GRACE_S = 15.0
 """After the builder's own deadline: to start, to parse, to cancel. Then the child is killed."""
 
@@ -36,7 +36,6 @@ OUT_OF_MEMORY = (
     "the builder was killed, most likely out of memory; add swap, lower settings.workspace_mib, or "
     "stop the desktop (sudo systemctl isolate multi-user.target)"
 )
-_PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "/proc/self/oom_score_adj"
 _FIRST_TO_GO = "1000"
 
@@ -149,7 +148,7 @@ def _source(name: str) -> str:
 
 def _die_with(parent: int) -> None:
     """Have the kernel kill this process when the one that started it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    end_with_parent()
     if os.getppid() != parent:  # it ended before this line
         os._exit(1)
 

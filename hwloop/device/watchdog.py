@@ -36,7 +36,7 @@ class Watchdog:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         self.heard()
         if remote:
-            _end_with_parent()
+            end_with_parent()
         threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
         pulse.setcallback(self._hear)
         pulse.send(os.getpid())
@@ -55,10 +55,11 @@ class Watchdog:
         self._pulse.send(beat)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have the kernel kill this process with the one that started it, even while it is stopped.
 
-    Only behind sshd: the kernel means the thread that started it, which on a host may end earlier.
+    The kernel means the thread that started it: for a worker only behind sshd, because the thread
+    of a host that starts one may end earlier.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

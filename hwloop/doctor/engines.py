@@ -16,6 +16,7 @@ from hwloop.doctor.check import FAIL, OK, WARN, Check, numbers
 from hwloop.errors import CandidateError, EnvironmentProblem, HwloopError, TargetError
 from hwloop.profile import TargetProfile, rules_for
 from hwloop.progress import Progress
+from hwloop.records import HOST_BOUND, HOST_BOUND_SHARE
 from hwloop.rowkinds import INT8_KINDS
 from hwloop.table import EMPTY, REFERENCE
 from hwloop.targets import Model
@@ -26,7 +27,6 @@ BUILD_TIMEOUT_S = 300.0
 KINDS_BUDGET_S = 900.0
 ENERGY_S = 5.0
 SLOW_IMPORT_S = 30.0
-HOST_BOUND_SHARE = 0.8  # trtexec's own limit
 MANY_REFORMATS_SHARE = 0.25
 LEAST_RISE = 1.05  # of the power under load: less is no reading of the load
 SHOWN_KINDS = 3
@@ -243,7 +243,7 @@ def _floor_check(name: str, found: Mapping[str, Any] | None, task: Task) -> Chec
     fix = "sudo cpupower frequency-set -g performance   (there)"
     if said.at(task.state, "jetson") is not None:
         fix = "sudo jetson_clocks   (there: it locks the CPU's clock too)"
-    return Check(state=WARN, what=f"{what}; host-bound: the CPU takes {share:.0%} of it", fix=fix)
+    return Check(state=WARN, what=f"{what}; {HOST_BOUND}: the CPU takes {share:.0%} of it", fix=fix)
 
 
 def _kinds_checks(results: list[dict[str, Any]], task: Task) -> list[Check]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hwloop.parsing import one_line
+
 LONGEST_TEXT = 120
 
 
@@ -34,7 +36,7 @@ def texts(board: Mapping[str, Any], path: str) -> list[str]:
 
 
 def printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text[:LONGEST_TEXT])
+    return one_line(text, LONGEST_TEXT)
 
 
 def mhz(value: float | None) -> str:
