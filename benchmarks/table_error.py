@@ -1,10 +1,12 @@
 """How well the latency table predicts whole networks that had no part in the fit.
 
-    python benchmarks/table_error.py demo|resnet18 [NETWORKS] [--no-ablation]
+    python benchmarks/table_error.py demo|resnet18 [NETWORKS] [--no-ablation] [--disturbed]
 
 Random candidates (width and int8 mixed) are measured end to end; a few fit the four coefficients,
 the rest are predicted. Beside the fused-block rows stands the ablation: rows of bare operators
-(convolution, add and activation each timed alone), summed and fitted the same way.
+(convolution, add and activation each timed alone), summed and fitted the same way. With
+``--disturbed`` everything is measured beside a process that uses 30 % of the same core in slices
+of 5 ms.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 import torchvision
 from common import CACHE, print_table, write_result
+from disturb import disturbed
 
 from hwloop import measure, space, stats
 from hwloop.evaluate import subject
@@ -48,13 +51,19 @@ class RandomResNet18(ClassificationTask):
         return torch.zeros(1, 3, 224, 224)
 
 
-def main(name: str, count: int, *, ablation: bool) -> None:
+def main(name: str, count: int, *, ablation: bool, beside: bool) -> None:
+    label = f"{name}_disturbed" if beside else name
+    with disturbed(duty=0.3 * beside, slice_ms=5.0):
+        study(name, label, count, ablation=ablation)
+
+
+def study(name: str, label: str, count: int, *, ablation: bool) -> None:
     started = time.monotonic()
     task: Task = load_task("demo") if name == "demo" else RandomResNet18()
     profile = load_profile("cpu")
     progress = ConsoleProgress()
     CACHE.mkdir(exist_ok=True)
-    with DeviceSession(profile) as session, Store(CACHE / f"table_{name}.sqlite") as store:
+    with DeviceSession(profile) as session, Store(CACHE / f"table_{label}.sqlite") as store:
         found = subject(task, load_model(task, None), profile, isa=session.isa, name=name)
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
         masks = space.masks(found.network, found.rules)
@@ -123,7 +132,7 @@ def main(name: str, count: int, *, ablation: bool) -> None:
         "dense_ms": latencies_ms[0],
         "results": results,
     }
-    write_result(f"table_error_{name}", value, started=started)
+    write_result(f"table_error_{label}", value, started=started)
 
 
 def bare_operators(config: LayerConfig) -> tuple[LayerConfig, ...]:
@@ -191,6 +200,7 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     main(
         sys.argv[1],
-        int(sys.argv[2]) if len(sys.argv) > 2 else 100,
+        next((int(word) for word in sys.argv[2:] if word.isdigit()), 100),
         ablation="--no-ablation" not in sys.argv,
+        beside="--disturbed" in sys.argv,
     )

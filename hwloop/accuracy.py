@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import math
 from collections.abc import Callable, Iterator
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hwloop import bulk
+from hwloop import bulk, stats
 from hwloop.bulk import Stack, handed_back
 from hwloop.errors import CandidateError, UsageError
 from hwloop.spec import call_user
@@ -162,7 +161,8 @@ class ScoredSplit:
                 f"let {type(self.task).__name__}.metric score any part of a split",
             )
         spread = math.sqrt(sum((value - drop) ** 2 for value in found) / (len(found) - 1))
-        return drop + _student_80(len(found) - 1) * spread * math.sqrt(size / count)
+        student = stats.student_quantile(ONE_SIDED_80 / 100, len(found) - 1)
+        return drop + student * spread * math.sqrt(size / count)
 
     def _drop_of(
         self,
@@ -209,15 +209,6 @@ def _trim() -> None:
 def _fitting(size_bytes: int, count: int) -> int:
     """How many samples make a chunk, when ``count`` of them take ``size_bytes``."""
     return max(1, min(CHUNK, CHUNK_BYTES * count // max(size_bytes, 1)))
-
-
-def _student_80(freedom: int) -> float:
-    """The 80 % quantile of Student's t (Abramowitz and Stegun, 26.7.5): 0.861 for 19."""
-    z = NormalDist().inv_cdf(ONE_SIDED_80 / 100)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def torch_run(module: nn.Module) -> Run:

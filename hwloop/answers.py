@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hwloop import stats
 from hwloop.errors import CandidateError, TargetError
 from hwloop.records import HOST_BOUND, HOST_BOUND_SHARE, MAX_SAMPLES, Measurement
 
@@ -181,15 +182,22 @@ def measurement(reply: Any, reference_latency_ms: float) -> Measurement:
         heat = reply["temperature_c"]
         overhead = reply.get("launch_overhead_ms")
         reformats = reply.get("reformats")
+        rounds = tuple(_count(value) for value in reply["rounds"])
+        quiet_ms = stats.median(stats.quiet_times(reference, rounds)) if reference else 0.0
         return Measurement(
             samples_ms=samples,
             reference_ms=reference,
-            reference_latency_ms=reference_latency_ms or float(np.median(reference)),
+            reference_latency_ms=reference_latency_ms or quiet_ms,
+            rounds=rounds,
+            clock=str(reply["clock"]),
             warmup_count=_count(reply["warmup_count"]),
             stopped=str(reply["stopped"])[:20],
             temperature_c=None if heat is None else float(heat),
             launch_overhead_ms=None if overhead is None else float(overhead),
             reformats=None if reformats is None else _count(reformats),
+            interrupted_share=_share_or_none(reply.get("interrupted_share")),
+            core_taken_share=_share_or_none(reply.get("core_taken_share")),
+            other_cores_busy_share=_share_or_none(reply.get("other_cores_busy_share")),
             unstable=_reasons(reply),
         )
     except WRONG as error:
@@ -243,6 +251,13 @@ def _number_or_none(value: Any) -> float | None:
     if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
         return value
     raise ValueError(f"{str(value)[:40]!r} is no number")
+
+
+def _share_or_none(value: Any) -> float | None:
+    number = None if value is None else _amount(value)
+    if number is not None and number > 1:
+        raise ValueError(f"{number} is no share")
+    return number
 
 
 def _latency(value: Any) -> float:

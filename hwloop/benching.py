@@ -41,7 +41,8 @@ def compare(
     Returns:
         One record per model: file, latency_ms, latency_ms_ci95, latency_source, size_bytes,
         fixed_shapes (of inputs that are dynamic in the file); from the second on also speedup,
-        speedup_ci95, significant, samples, stopped, launch_overhead_ms, unstable. The first has
+        speedup_ci95, significant, samples, stopped, clock, disturbance, launch_overhead_ms,
+        unstable. The first has
         the target's fingerprint. On TensorRT each has without_copies, and with ``cross_check``
         what trtexec found, with a note where the engine is too quick for its way of timing.
 
@@ -132,6 +133,8 @@ def _record(file: ModelFile, measurement: Measurement) -> dict[str, Any]:
         "significant": measurement.significant,
         "samples": len(measurement.samples_ms),
         "stopped": measurement.stopped,
+        "clock": measurement.clock,
+        "disturbance": measurement.disturbance,
         "launch_overhead_ms": measurement.launch_overhead_ms,
         "unstable": list(measurement.unstable),
     }

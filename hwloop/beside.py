@@ -1,10 +1,22 @@
-"""What stands beside latency and accuracy: energy, copies, precisions; stored and in words."""
+"""What stands beside latency and accuracy: energy, copies, precisions, others who used the machine;
+stored and in words.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hwloop.parsing import A_COUNT, ANY_NUMBER, ANY_TEXT, Check, a_list, a_text, an_object
+from hwloop.parsing import (
+    A_COUNT,
+    ANY_NUMBER,
+    ANY_TEXT,
+    Check,
+    a_list,
+    a_mapping,
+    a_text,
+    an_object,
+    optional,
+)
 
 ENERGY = an_object(
     {
@@ -19,6 +31,8 @@ COPIES = an_object(
         "copied_bytes": A_COUNT,
     }
 )
+DISTURBANCE = a_mapping(optional(ANY_NUMBER))
+TOLD_FROM = 0.05
 
 
 def of_both(check: Check) -> Check:
@@ -42,6 +56,19 @@ def copies_lines(report: dict[str, Any]) -> list[str]:
                 f"without ({found['copied_bytes'] / 1e3:.1f} kB)"
             )
     return [f"with inputs and outputs copied (pinned memory): {'; '.join(parts)}"] if parts else []
+
+
+def disturbance_lines(found: dict[str, Any]) -> list[str]:
+    """One line on who else used the machine during a measurement; none where it was hardly used."""
+    taken, busy = found.get("core_taken_share"), found.get("other_cores_busy_share")
+    parts = []
+    if taken is not None and taken >= TOLD_FROM:
+        parts.append(f"{taken:.0%} of its core")
+    if busy is not None and busy >= TOLD_FROM:
+        parts.append(f"{busy:.0%} of the other cores")
+    share = found.get("disturbed_share") or 0.0
+    told = f"others used {' and '.join(parts)} meanwhile; {share:.0%} of the samples were disturbed"
+    return [told] if parts else []
 
 
 def energy_line(name: str, found: dict[str, Any]) -> str:

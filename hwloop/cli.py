@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from hwloop import __version__
+from hwloop.beside import disturbance_lines
 from hwloop.cli_common import (
     DATA,
     HOST,
@@ -145,6 +146,8 @@ def bench(files: tuple[str, ...], cross_check: str | None, as_json: bool, **opti
         )
     lines = [columns([["file", "latency (95 %)", "speedup (95 %)", "samples"], *_rows(records)])]
     lines += [f"unstable: {doubt}" for found in records for doubt in found.get("unstable", ())]
+    for found in records:
+        lines += disturbance_lines(found.get("disturbance", {}))
     lines += [_second_opinion(found) for found in records if "cross_check" in found]
     show(records, as_json=as_json, text="\n".join(lines))
 

@@ -14,10 +14,25 @@ from hwloop.rows import row_onnx
 from hwloop.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.targets import DeviceSession, Model
 
-MAX_HALVES_DIFFER = 0.05
-MAX_CV = 0.15
+MAX_ROUNDS_SD = 0.02
+"""Relative, of the ratio from round to round: eight that differ so much leave it 1 % uncertain."""
+
+MAX_INTERRUPTED = 0.9
+"""Of the samples. Beyond it no run shows the quiet machine: those that are left out of the thread's
+time still leave their own data in its caches (benchmarks/interference.py)."""
+
+MAX_TAKEN = 0.1
+"""Of the cores' time where the clock is the wall's, which does not stand still while others run."""
+
+MAX_BUSY_ELSEWHERE = 0.25
+"""Above it the machine's memory may never be quiet: networks that live from it are then tens of per
+cent slower in every sample, and no statistic of the samples can tell."""
+
+ALONE = "end what else runs there, then measure again"
 ATTEMPTS = 2
 MAX_REFUSED_IN_A_ROW = 8
+VITAL = (REFERENCE, EMPTY)
+"""Rows that all others are scaled by, or reduced by."""
 
 
 def baseline(session: DeviceSession, model: Model, protocol: Protocol) -> Measurement:
@@ -60,6 +75,8 @@ def build_rows(
 ) -> int:
     """Measure and store the rows that the table lacks; resumable row by row. Returns how many.
 
+    A row that something else disturbed is taken again at the end, and marked if it is no better.
+
     A block that the target refuses, while it runs others, is stored as refused, with the reason.
 
     Args:
@@ -69,32 +86,62 @@ def build_rows(
         TargetError: it refuses the reference, or one row after the other, or loses its workers.
     """
     missing = table.missing([REFERENCE, EMPTY, *configs])
-    reference = Model(row_onnx(REFERENCE, recipe), (REFERENCE,), row=True)
     refused: dict[LayerConfig, CandidateError] = {}
+    disturbed: list[LayerConfig] = []
     for done, config in enumerate(missing):
         progress(done, len(missing))
         reason = _refused_kind(table, config)
         if reason is not None:
             table.refuse(config, reason)
             continue
-        model = Model(row_onnx(config, recipe), (config,), row=True)
-        accepted_ms = 0.0 if config == REFERENCE else table.row_ms(REFERENCE)
         try:
-            measurement = session.measure(
-                model, reference, protocol=table.protocol, reference_latency_ms=accepted_ms
-            )
+            measurement = _row(session, table, config, recipe)
         except CandidateError as error:
             refused[config] = error
             if _is_the_targets(config, error, refused):
                 raise unusable(session, f"the row {config}", error) from error
-        else:
-            table.add(config, measurement)
-            _settle(table, refused)
-        if model.digest != reference.digest:
-            session.forget(model)
+            continue
+        _settle(table, refused)
+        if config in VITAL and doubts(measurement):  # the others need it now
+            measurement = _row(session, table, config, recipe)
+        elif table.first_try(config) is None and doubts(measurement):
+            table.add_disturbed(config, measurement)
+            disturbed.append(config)
+            continue
+        table.add(config, _marked(measurement))
     _settle(table, refused)
+    for config in disturbed:  # by now what disturbed may have ended
+        table.add(config, _marked(_second_try(session, table, config, recipe)))
     progress(len(missing), len(missing))
     return len(missing)
+
+
+def _row(
+    session: DeviceSession, table: LatencyTable, config: LayerConfig, recipe: str
+) -> Measurement:
+    reference = Model(row_onnx(REFERENCE, recipe), (REFERENCE,), row=True)
+    model = Model(row_onnx(config, recipe), (config,), row=True)
+    accepted_ms = 0.0 if config == REFERENCE else table.row_ms(REFERENCE)
+    try:
+        return session.measure(
+            model, reference, protocol=table.protocol, reference_latency_ms=accepted_ms
+        )
+    finally:
+        if model.digest != reference.digest:
+            session.forget(model)
+
+
+def _second_try(
+    session: DeviceSession, table: LatencyTable, config: LayerConfig, recipe: str
+) -> Measurement:
+    """The row again; what it was before where the target now refuses it: it ran, after all."""
+    first = table.first_try(config)
+    try:
+        return _row(session, table, config, recipe)
+    except CandidateError as error:
+        if first is None or isinstance(error, LostTwice):
+            raise unusable(session, f"the row {config}", error) from error
+        return first
 
 
 def int8_kinds(
@@ -161,8 +208,7 @@ def _is_the_targets(
     config: LayerConfig, error: CandidateError, refused: dict[LayerConfig, CandidateError]
 ) -> bool:
     """Whether a failed row speaks against the target rather than against the block."""
-    vital = config in (REFERENCE, EMPTY)
-    return vital or isinstance(error, LostTwice) or len(refused) >= MAX_REFUSED_IN_A_ROW
+    return config in VITAL or isinstance(error, LostTwice) or len(refused) >= MAX_REFUSED_IN_A_ROW
 
 
 def _settle(table: LatencyTable, refused: dict[LayerConfig, CandidateError]) -> None:
@@ -186,18 +232,27 @@ def unusable(session: DeviceSession, what: str, error: CandidateError) -> Target
 def doubts(measurement: Measurement) -> tuple[str, ...]:
     """Why a measurement should not be trusted: empty when it should."""
     found = []
-    ratios = measurement.ratios
-    if len(ratios) >= 10 and stats.halves_differ(ratios) > MAX_HALVES_DIFFER:
-        found.append(f"the halves differ by {stats.halves_differ(ratios):.0%}: the machine drifts")
-    if stats.cv(ratios) > MAX_CV:
-        found.append(f"samples scatter by {stats.cv(ratios):.0%}: something else uses the cores")
+    spread = stats.rounds_sd(measurement.ratios)
+    if spread > MAX_ROUNDS_SD:
+        found.append(f"its rounds differ by {spread:.1%}: {ALONE}")
+    interrupted, taken = measurement.interrupted_share, measurement.core_taken_share
+    if interrupted is not None and interrupted > MAX_INTERRUPTED:
+        found.append(f"others interrupted {interrupted:.0%} of its samples: {ALONE}")
+    if measurement.clock == "wall" and taken is not None and taken > MAX_TAKEN:
+        found.append(f"others had {taken:.0%} of its core's time: {ALONE}")
+    busy = measurement.other_cores_busy_share
+    if busy is not None and busy > MAX_BUSY_ELSEWHERE:
+        found.append(f"others kept the other cores {busy:.0%} busy and share its memory: {ALONE}")
     return tuple(found)
 
 
 def _stable(measure: Callable[[], Measurement]) -> Measurement:
     for _ in range(ATTEMPTS):
         measurement = measure()
-        reasons = doubts(measurement)
-        if not reasons:
+        if not doubts(measurement):
             break
-    return replace(measurement, unstable=(*measurement.unstable, *reasons))
+    return _marked(measurement)
+
+
+def _marked(measurement: Measurement) -> Measurement:
+    return replace(measurement, unstable=(*measurement.unstable, *doubts(measurement)))

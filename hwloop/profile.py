@@ -46,33 +46,29 @@ class Protocols:
 
     row: Protocol = Protocol(
         warmup_s=0.02,
-        rounds=2,
-        sample_s=0.002,
-        min_samples=16,
-        max_samples=60,
+        rounds=3,
+        turn_s=0.002,
+        min_samples=120,
+        max_samples=600,
         target_halfwidth=0.02,
         time_limit_s=0.25,
     )
-    loop: Protocol = Protocol(
-        warmup_s=0.1, rounds=3, sample_s=0.005, min_samples=21, target_halfwidth=0.01
-    )
+    loop: Protocol = Protocol()
     final: Protocol = Protocol(
         warmup_s=1.0,
-        rounds=8,
-        sample_s=0.01,
-        min_samples=120,
-        max_samples=1500,
+        rounds=12,
+        min_samples=240,
+        max_samples=12_000,
         target_halfwidth=0.003,
         time_limit_s=25.0,
     )
     bench: Protocol = Protocol(
         warmup_s=0.3,
         rounds=8,
-        sample_s=0.005,
-        min_samples=80,
-        max_samples=600,
-        target_halfwidth=0.002,
-        time_limit_s=3.5,
+        min_samples=64,
+        max_samples=8000,
+        target_halfwidth=0.003,
+        time_limit_s=2.4,
     )
 
 
@@ -416,6 +412,7 @@ def _protocols(reader: _Reader, data: dict[str, Any]) -> Protocols:
         "warmup_s": NUMBER,
         "rounds": int,
         "sample_s": NUMBER,
+        "turn_s": NUMBER,
         "min_samples": int,
         "max_samples": int,
         "target_halfwidth": NUMBER,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hwloop import config, identity
+from hwloop.beside import DISTURBANCE
 from hwloop.errors import UsageError
 from hwloop.files import RunFolder, read_json
 from hwloop.parsing import (
@@ -61,6 +62,7 @@ _LATER = {
             "int8_masked_groups": _LINES,
         }
     ),
+    "disturbance": DISTURBANCE,
     "not_measured": a_list(at_least({"what": _TEXT, "why": _TEXT}), 0, 100),
 }
 

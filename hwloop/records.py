@@ -271,17 +271,20 @@ class Protocol:
     Attributes:
         warmup_s: seconds of running both engines before the first sample, over all rounds.
         rounds: how often both engines are opened anew; samples are spread over the rounds.
-        sample_s: a sample is as many back-to-back runs as fill this many seconds.
+        sample_s: a sample is as many back-to-back runs as fill this many seconds: one run where it
+            takes that long. Short, so that much of what disturbs falls between samples.
+        turn_s: seconds of samples of one engine before it is the other's turn.
         min_samples, max_samples: pairs of samples (candidate, reference).
         target_halfwidth: stop when the 95 % interval of the ratio is this narrow (0.01 = 1 %).
         time_limit_s: stop after this many seconds in any case.
     """
 
     warmup_s: float = 0.1
-    rounds: int = 3
-    sample_s: float = 0.005
-    min_samples: int = 15
-    max_samples: int = 400
+    rounds: int = 4
+    sample_s: float = 0.00025
+    turn_s: float = 0.008
+    min_samples: int = 24
+    max_samples: int = 4000
     target_halfwidth: float = 0.01
     time_limit_s: float = 3.0
 
@@ -291,7 +294,7 @@ class Protocol:
     @staticmethod
     def from_json(value: Any) -> Protocol:
         """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
-        numbers = ("warmup_s", "sample_s", "target_halfwidth", "time_limit_s")
+        numbers = ("warmup_s", "sample_s", "turn_s", "target_halfwidth", "time_limit_s")
         counts = ("rounds", "min_samples", "max_samples")
         checks = {**dict.fromkeys(numbers, a_number(0, 1e6)), **dict.fromkeys(counts, an_int(1))}
         return read_record(Protocol, value, checks)
@@ -305,36 +308,51 @@ class Measurement:
         samples_ms: one value per sample: milliseconds per run of the candidate.
         reference_ms: the interleaved reference samples, same length.
         reference_latency_ms: the accepted latency of the reference, which ratios are scaled by.
+        rounds: how many samples each round of fresh engines has; empty where it is not known.
+        clock: what the milliseconds are of: wall, thread (what others run on the core in between is
+            not in it) or gpu.
         warmup_count: runs before the first sample.
         stopped: what ended the sampling: precise, time or count.
         temperature_c: when the measurement ended, or None where there is no sensor.
         launch_overhead_ms: what a plain launch costs more than a replay of a CUDA graph.
         reformats: layers of the candidate's engine that only change a layout or a type, where the
             runtime tells.
+        interrupted_share: of the samples, those in which others had the core for a while: of the
+            engine that had more of them; None where it is not known.
+        core_taken_share, other_cores_busy_share: what others used while it was timed, of the cores
+            it was timed on and of all others, 0 to 1; None where it is not known.
         unstable: why the measurement should not be trusted; empty when it is stable.
     """
 
     samples_ms: tuple[float, ...]
     reference_ms: tuple[float, ...]
     reference_latency_ms: float
+    rounds: tuple[int, ...] = ()
+    clock: str = "wall"
     warmup_count: int = 0
     stopped: str = "precise"
     temperature_c: float | None = None
     launch_overhead_ms: float | None = None
     reformats: int | None = None
+    interrupted_share: float | None = None
+    core_taken_share: float | None = None
+    other_cores_busy_share: float | None = None
     unstable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.samples_ms) != len(self.reference_ms) or not self.samples_ms:
             raise ValueError("a measurement needs as many reference samples as samples, and one")
+        if self.rounds and sum(self.rounds) != len(self.samples_ms):
+            raise ValueError("the rounds of a measurement have other samples than it")
         values = (*self.samples_ms, *self.reference_ms, self.reference_latency_ms)
         if not all(math.isfinite(value) and value > 0 for value in values):
             raise ValueError("a measurement holds finite, positive milliseconds only")
 
     @property
     def ratios(self) -> list[float]:
-        """Candidate over reference, pair by pair: clock and heat cancel."""
-        return [a / b for a, b in zip(self.samples_ms, self.reference_ms, strict=True)]
+        """Candidate over reference at their quiet times, round by round: clock and heat cancel."""
+        quiet = stats.quiet_times(self.samples_ms, self.rounds)
+        return [float(r) for r in quiet / stats.quiet_times(self.reference_ms, self.rounds)]
 
     @property
     def ratio(self) -> float:
@@ -342,11 +360,26 @@ class Measurement:
 
     @property
     def ratio_ci95(self) -> tuple[float, float]:
-        return stats.median_ci95(self.ratios)
+        return stats.rounds_ci95(self.ratios, neighbours=self.other_cores_busy_share or 0.0)
+
+    @property
+    def disturbed_share(self) -> float:
+        """Share of all samples that took a tenth longer than the quiet time of their round."""
+        return stats.disturbed_share((self.samples_ms, self.reference_ms), self.rounds)
+
+    @property
+    def disturbance(self) -> dict[str, float | None]:
+        """How much of it was disturbed: its samples, its cores' time, and the other cores'."""
+        return {
+            "disturbed_share": self.disturbed_share,
+            "interrupted_share": self.interrupted_share,
+            "core_taken_share": self.core_taken_share,
+            "other_cores_busy_share": self.other_cores_busy_share,
+        }
 
     @property
     def latency_ms(self) -> float:
-        """Median of the paired ratios times the reference's latency."""
+        """The ratio times the reference's latency: that of a run which nothing disturbs."""
         return self.ratio * self.reference_latency_ms
 
     @property
@@ -356,15 +389,15 @@ class Measurement:
 
     @property
     def reference_ms_ci95(self) -> tuple[float, float]:
-        """Interval of the reference's own samples: wider than the ratio's, drift is in it."""
-        return stats.median_ci95(self.reference_ms)
+        """Interval of the reference's own quiet time: wider than the ratio's, drift is in it."""
+        quiet = stats.quiet_times(self.reference_ms, self.rounds)
+        return stats.rounds_ci95(quiet, neighbours=self.other_cores_busy_share or 0.0)
 
     @property
     def significant(self) -> bool:
         """True when the whole 95 % interval of the ratio is more than 1 % away from 1.
 
-        The interval covers the scatter of samples, not where the allocator put the weights of one
-        process: equal models differ by up to :data:`NOISE_FLOOR` (benchmarks/noise.py).
+        Equal models differ by less (benchmarks/noise.py), and less is nothing to deploy for.
         """
         low, high = self.ratio_ci95
         return high < 1.0 - NOISE_FLOOR or low > 1.0 + NOISE_FLOOR
@@ -386,6 +419,7 @@ HOST_BOUND_SHARE = 0.8
 """Share of the host in a launch loop above which its launches are timed, not the device; trtexec's
 own limit."""
 
+CLOCKS = ("wall", "thread", "gpu")
 MAX_SAMPLES = 100_000
 _MS = a_number(1e-9, 1e9)
 _SAMPLES = a_list(_MS, 1, MAX_SAMPLES)
@@ -393,11 +427,16 @@ _MEASUREMENT: dict[str, Check] = {
     "samples_ms": _SAMPLES,
     "reference_ms": _SAMPLES,
     "reference_latency_ms": _MS,
+    "rounds": a_list(an_int(1), 0, 10_000),
+    "clock": one_of(*CLOCKS),
     "warmup_count": an_int(0, LARGEST_INT),
     "stopped": a_text(40, ANY_TEXT),
     "temperature_c": optional(a_number(-300, 1e4)),
     "launch_overhead_ms": optional(a_number(-1e9, 1e9)),
     "reformats": optional(an_int(0, LARGEST_INT)),
+    "interrupted_share": optional(a_number(0, 1)),
+    "core_taken_share": optional(a_number(0, 1)),
+    "other_cores_busy_share": optional(a_number(0, 1)),
     "unstable": a_list(a_text(1000, ANY_TEXT), 0, 100),
 }
 

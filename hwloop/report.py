@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from hwloop import config, identity, space
-from hwloop.beside import copies_lines, energy_line, precision_lines
+from hwloop.beside import copies_lines, disturbance_lines, energy_line, precision_lines
 from hwloop.files import RunFolder, write_atomically
 from hwloop.finalists import pareto_front
 from hwloop.parsing import printable
@@ -76,6 +76,8 @@ def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
             "asked": asked(result.settings),
         },
         "unstable": list(result.measurement.unstable),
+        "clock": result.measurement.clock,
+        "disturbance": result.measurement.disturbance,
         "warnings": list(result.warnings),
         "samples": len(result.measurement.samples_ms),
         "command": _command(folder, result),
@@ -278,6 +280,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     if not report["best"]["significant"]:
         lines.append("the difference in latency is not significant")
     lines.extend(f"unstable: {reason}" for reason in report["unstable"])
+    lines.extend(disturbance_lines(report.get("disturbance", {})))  # an older report has none
     lines.extend(f"warning: {text}" for text in report["warnings"])
     if "launch_overhead_ms" in report["best"]:
         plain_ms = report["best"]["launch_overhead_ms"]

@@ -4,49 +4,92 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
+QUIET = 0.05
+"""The quantile of a round's samples that stands for the undisturbed machine, as on the device."""
+
+DISTURBED = 1.1
+BETWEEN_SESSIONS = 0.004
+"""Standard deviation, relative, of a ratio between processes and minutes on a quiet machine, beyond
+what its rounds show of it (benchmarks/interference.py, ``between_sessions_pct``)."""
+
+NEIGHBOURS = 0.1
+"""How far busy neighbours may move a ratio, relative, where all other cores are busy and share the
+memory: 95 of 100 times, of networks that do not live from memory (benchmarks/interference.py)."""
+
+ROUNDS_WITHOUT_NOTE = 8
 NORMAL_95 = 1.959964
-MAD_TO_SIGMA = 1.4826
+MEDIAN_BY_MEAN = 1.2533  # standard errors of the two, for normal values
 
 
-def median(values: Sequence[float]) -> float:
+Values = Sequence[float] | NDArray[np.float64]
+
+
+def median(values: Values) -> float:
     return float(np.median(np.asarray(values, dtype=float)))
 
 
-def mad(values: Sequence[float]) -> float:
-    """Median absolute deviation, not scaled."""
+def cut(values: Sequence[float], rounds: Sequence[int]) -> list[NDArray[np.float64]]:
+    """The samples of each round. Without a note of the rounds, up to eight equal parts."""
     array = np.asarray(values, dtype=float)
-    return float(np.median(np.abs(array - np.median(array))))
+    if not rounds:
+        return np.array_split(array, min(ROUNDS_WITHOUT_NOTE, len(array)))
+    return np.split(array, np.cumsum(rounds)[:-1])
 
 
-def cv(values: Sequence[float]) -> float:
-    """Robust coefficient of variation: 1.4826 MAD / median."""
-    return MAD_TO_SIGMA * mad(values) / median(values)
+def quiet_times(values: Sequence[float], rounds: Sequence[int]) -> NDArray[np.float64]:
+    """The quiet quantile of each round's samples."""
+    return np.asarray([np.quantile(part, QUIET) for part in cut(values, rounds)])
 
 
-def median_ci95(values: Sequence[float]) -> tuple[float, float]:
-    """Distribution-free 95 % interval of the median, from order statistics.
+def disturbed_share(series: Sequence[Sequence[float]], rounds: Sequence[int]) -> float:
+    """Share of samples beyond DISTURBED times the quiet time of their round, over all series."""
+    parts = [part for values in series for part in cut(values, rounds)]
+    beyond = sum(int((part > DISTURBED * np.quantile(part, QUIET)).sum()) for part in parts)
+    return beyond / sum(map(len, parts))
 
-    The ranks are n/2 -+ 1.96 sqrt(n)/2 (Conover, Practical Nonparametric Statistics, 3rd ed.,
-    section 3.2). Fewer than six values cannot support 95 %: the interval is then the range.
+
+def rounds_sd(values: Values) -> float:
+    """Relative standard deviation between rounds; 0 where there is only one."""
+    logs = np.log(np.asarray(values, dtype=float))
+    return float(logs.std(ddof=1)) if len(logs) > 1 else 0.0
+
+
+def rounds_ci95(values: Values, *, neighbours: float = 0.0) -> tuple[float, float]:
+    """95 % interval of the median over rounds, of what another session would find as well.
+
+    Student's t on the logarithms, rounds being the independent units; what the rounds of one
+    session cannot show is added as variances add: the spread between sessions, and the neighbours.
+
+    Args:
+        neighbours: share of the other cores' time that others used, 0 to 1.
     """
-    ordered = sorted(values)
-    n = len(ordered)
-    if n < 6:
-        return float(ordered[0]), float(ordered[-1])
-    half = NORMAL_95 * math.sqrt(n) / 2
-    low = max(math.floor(n / 2 - half), 0)
-    high = min(math.ceil(n / 2 + half), n - 1)
-    return float(ordered[low]), float(ordered[high])
+    count = len(values)
+    within = 0.0
+    if count > 1:
+        error = MEDIAN_BY_MEAN * rounds_sd(values) / math.sqrt(count)
+        within = student_quantile(0.975, count - 1) * error
+    beyond = math.hypot(NORMAL_95 * BETWEEN_SESSIONS, NEIGHBOURS * neighbours)
+    factor = math.exp(math.hypot(within, beyond))
+    middle = median(values)
+    return middle / factor, middle * factor
 
 
-def halves_differ(values: Sequence[float]) -> float:
-    """Relative difference between the medians of the two halves: a sign of drift."""
-    middle = len(values) // 2
-    first, second = median(values[:middle] or values), median(values[middle:])
-    return abs(first - second) / median(values)
+def student_quantile(share: float, freedom: int) -> float:
+    """A quantile of Student's t: exact for 1 and 2, else Abramowitz and Stegun, 26.7.5."""
+    if freedom == 1:
+        return math.tan(math.pi * (share - 0.5))
+    if freedom == 2:
+        return (2 * share - 1) / math.sqrt(2 * share * (1 - share))
+    z = NormalDist().inv_cdf(share)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:

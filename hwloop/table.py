@@ -78,6 +78,8 @@ class LatencyTable:
         }
         self._refused = _checked(store, self._refusals, _refusal)
         self._kinds = _checked(store, self._kinds_tried, _tried_kind)
+        first = _checked(store, self._first_tries, _row)
+        self._disturbed = {key: measurement for key, (_, measurement) in first.items()}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -122,6 +124,17 @@ class LatencyTable:
         self.store.add(self._kind, key, {"config": config, "measurement": measurement})
         self._rows.setdefault(key, measurement.latency_ms)
 
+    def first_try(self, config: LayerConfig) -> Measurement | None:
+        """What a row was that something else disturbed; None where it was not, or is untried."""
+        return self._disturbed.get(config.key())
+
+    def add_disturbed(self, config: LayerConfig, measurement: Measurement) -> None:
+        """Keep a row that something else disturbed: still missing, but the next try is the last."""
+        key = config.key()
+        value = {"config": config, "measurement": measurement}
+        self.store.add(self._first_tries, key, value)
+        self._disturbed.setdefault(key, measurement)
+
     def rows(self) -> list[tuple[LayerConfig, Measurement]]:
         """Every row with its measurement, in key order."""
         return stored_rows(self.store, self.population)
@@ -133,6 +146,10 @@ class LatencyTable:
     @property
     def _refusals(self) -> str:
         return f"refused/{self.population}"
+
+    @property
+    def _first_tries(self) -> str:
+        return f"disturbed/{self.population}"
 
     @property
     def _kinds_tried(self) -> str:
@@ -331,11 +348,14 @@ def row_doubts(rows: Iterable[Row]) -> list[str]:
     measured = [measurement for _, measurement in rows]
     told = [m.reformats for m in measured if m.reformats is not None]
     paying, bound = sum(count > 0 for count in told), sum(map(host_bound, measured))
+    disturbed = sum(not m.stable for m in measured) - bound
     found = []
     if paying:
         found.append(f"{paying} of {len(told)} rows pay layout changes of their own")
     if bound:
         found.append(f"{bound} of {len(measured)} rows are {HOST_BOUND}: launching took longest")
+    if disturbed > 0:
+        found.append(f"{disturbed} of {len(measured)} rows were disturbed, also when taken again")
     return found
 
 

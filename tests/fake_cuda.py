@@ -24,6 +24,7 @@ class Device:
         launch_ms: what a replay, or a plain run, costs the host.
         copy_ms_per_byte: of copies between host and device.
         drift: factor on every run's duration, by its begin.
+        others_ms: what the work of others adds to every run's, by its begin.
         broken: an error of CUDA that every later call in this process gets.
         memory: address of each allocation and its bytes.
         live: TensorRT's objects that exist.
@@ -37,6 +38,7 @@ class Device:
         self.copy_ms_per_byte = 0.0
         self.broken: str | None = None
         self.drift: Callable[[float], float] = lambda now_ms: 1.0
+        self.others_ms: Callable[[float], float] = lambda now_ms: 0.0
         self.capacity_bytes = 1 << 30
         self.memory: dict[int, bytearray] = {}
         self.pinned: dict[int, np.ndarray] = {}
@@ -61,7 +63,7 @@ class Device:
     def work(self, ms: float) -> None:
         """The device is busy that long, once it is free and the host has come so far."""
         begin = max(self.now_ms, self.host_ms)
-        self.now_ms = begin + ms * self.drift(begin)
+        self.now_ms = begin + ms * self.drift(begin) + self.others_ms(begin)
 
     def new_handle(self) -> int:
         self._next += 0x100

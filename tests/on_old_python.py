@@ -94,6 +94,7 @@ PROTOCOL = {
     "warmup_s": 0.0,
     "rounds": 2,
     "sample_s": 0.002,
+    "turn_s": 0.008,
     "min_samples": 10,
     "max_samples": 30,
     "target_halfwidth": 0.01,
@@ -116,7 +117,22 @@ def the_harness_compares_two_engines(scratch: Path) -> None:
     found = harness.compare(taking(0.003), taking(0.001), PROTOCOL, clock=lambda: now[0])
     ratios = [a / b for a, b in zip(found["samples_ms"], found["reference_ms"], strict=True)]
     assert found["stopped"] == "precise"
+    assert (len(found["rounds"]), sum(found["rounds"])) == (2, len(ratios)), found["rounds"]
     assert all(abs(ratio - 3) < 1e-6 for ratio in ratios), ratios
+
+
+@check
+def what_others_use_is_counted(scratch: Path) -> None:
+    from hwloop.device import contention
+
+    assert contention.thread_clock_is_fine() in (True, False)
+    (scratch / "proc").mkdir(parents=True)
+    counts = scratch / "proc" / "stat"
+    counts.write_text("cpu0 100 0 0 100 0 0 0 0 0 0\n")
+    others = contention.Contention([0], scratch)
+    assert others.shares() == {"core_taken_share": 0.0, "other_cores_busy_share": 0.0}
+    counts.write_text("cpu0 99999 0 0 100 0 0 0 0 0 0\n")
+    assert others.shares() == {"core_taken_share": 1.0, "other_cores_busy_share": 0.0}
 
 
 @check

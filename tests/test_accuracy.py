@@ -324,11 +324,6 @@ def test_a_metric_that_scores_no_part_of_a_split_is_the_users_error(tight: Path)
         ScoredSplit(Whole(), Counted()).upper_drop(outputs, outputs, drop=0.0)
 
 
-def test_students_t_against_published_quantiles() -> None:
-    for freedom, quantile in ((2, 1.061), (5, 0.920), (19, 0.861), (30, 0.854)):
-        assert accuracy._student_80(freedom) == pytest.approx(quantile, abs=0.003)
-
-
 def test_the_divergence_of_large_outputs_is_that_of_small_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

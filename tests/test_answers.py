@@ -15,6 +15,8 @@ from hwloop.answers import Nonsense
 TIMES = {
     "samples_ms": [1.0, 1.1],
     "reference_ms": [2.0, 2.1],
+    "rounds": [1, 1],
+    "clock": "thread",
     "warmup_count": 3,
     "stopped": "precise",
     "temperature_c": 41.5,

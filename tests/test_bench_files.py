@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny import inside
 
 import hwloop
-from hwloop import modelfile
+from hwloop import benching, modelfile
 from hwloop.errors import UsageError
+from hwloop.profile import load_profile
+from hwloop.progress import Progress
 
 Capsys = pytest.CaptureFixture[str]
 Dims = Sequence[int | str | None]
@@ -345,3 +349,47 @@ def test_devices_and_impossible_names_are_refused(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert inside(capsys, "bench", path, "--target", quick).code == 2
+
+
+# -------------------------------------------------------------------------- what is said of it
+
+
+def products(path: Path, size: int, count: int) -> Path:
+    """So many products of square matrices, one after the other."""
+    weights = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32) / size
+    names = [f"t{number}" for number in range(count + 1)]
+    nodes = [
+        helper.make_node("MatMul", [before, "w"], [after])
+        for before, after in pairwise(names)
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size])
+        for name in (names[0], names[-1])
+    ]
+    made = helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(weights, "w")]
+    )
+    path.write_bytes(model_of(made).SerializeToString())
+    return path
+
+
+def test_a_timer_that_shares_nothing_with_it_finds_the_same_ratio(tmp_path: Path) -> None:
+    pair = [products(tmp_path / "a.onnx", 96, 9), products(tmp_path / "b.onnx", 96, 3)]
+    found = benching.compare(pair, profile=load_profile("cpu"), progress=Progress())[1]
+    timer = Path(__file__).parent / "data" / "plain_timer.py"
+    words = [sys.executable, str(timer), *map(str, pair), "1"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    # Other tests run beside this one; benchmarks/interference.py has both on a quiet machine.
+    assert json.loads(done.stdout)["ratio"] == pytest.approx(found["speedup"], rel=0.15)
+    assert 2.5 < found["speedup"] < 3.5
+
+
+def test_clock_and_disturbance_are_told(tmp_path: Path, quick: Path, capsys: Capsys) -> None:
+    files = [written(tmp_path / name, x=[1, 3, 8]) for name in ("a.onnx", "b.onnx")]
+    said = inside(capsys, "bench", *files, "--target", quick, "--json")
+    second = json.loads(said.out)[1]
+    assert second["clock"] in ("thread", "wall")
+    assert set(second["disturbance"]) == {
+        *("disturbed_share", "interrupted_share"),
+        *("core_taken_share", "other_cores_busy_share"),
+    }

@@ -12,7 +12,7 @@ import pytest
 from test_measure import ROWS, STEADY, found
 from tiny import ON_FAKE, Said, inside, profile
 
-from hwloop import benching, stages
+from hwloop import benching, beside, stages
 from hwloop.errors import CandidateError
 from hwloop.fp16 import FALLBACKS
 from hwloop.profile import TargetProfile, load_profile
@@ -22,6 +22,7 @@ from hwloop.store import Store
 from hwloop.table import REFERENCE, LatencyTable, row_doubts
 from hwloop.targets import DeviceSession, Model
 
+NOBODY: dict[str, Any] = {"core_taken_share": 0.01, "other_cores_busy_share": None}
 Capsys = pytest.CaptureFixture[str]
 COPIES = {"with_copies_ms": 0.7, "without_copies_ms": 0.4, "copied_bytes": 3_200}
 ENERGY: dict[str, Any] = {
@@ -260,3 +261,13 @@ def test_trtexec_is_worth_less_for_quick_engines_and_it_is_said(
     for record in json.loads(records.out):
         assert record["without_copies"] is True
         assert ("note" in record["cross_check"]) is noted
+
+
+def test_others_who_used_the_machine_are_told_with_what_they_disturbed() -> None:
+    assert beside.disturbance_lines(NOBODY) == []
+    assert beside.disturbance_lines({}) == []  # of a report from before
+    found = {**NOBODY, "core_taken_share": 0.28, "disturbed_share": 0.12}
+    (line,) = beside.disturbance_lines(found)
+    assert line.startswith("others used 28% of its core meanwhile; 12% of the samples")
+    (line,) = beside.disturbance_lines({**found, "other_cores_busy_share": 0.5})
+    assert "28% of its core and 50% of the other cores" in line

@@ -479,8 +479,8 @@ def keys(name: str) -> list[str]:
             "seed table loop_steps loop_allowance finalists final_steps inputs versions"
         ),
         "report.json": (
-            "target goal metric_name baseline best comparisons pareto table search unstable "
-            "warnings samples command versions precisions not_measured"
+            "target goal metric_name baseline best comparisons pareto table search unstable clock "
+            "disturbance warnings samples command versions precisions not_measured"
         ),
         BEST: (
             "align candidate data groups input_shape metric_drop model onnx_sha256 "

@@ -88,7 +88,7 @@ def test_a_profile_may_change_the_protocol(tmp_path: Path) -> None:
     path.write_text(HEAD + "[protocol.final]\ntime_limit_s = 3.5\n[timeouts]\ncall_s = 7")
     found = load_profile(str(path))
     assert found.protocols.final.time_limit_s == 3.5
-    assert found.protocols.row.rounds == 2
+    assert found.protocols.row.rounds == 3
     assert found.call_timeout_s == 7.0
 
 

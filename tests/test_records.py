@@ -189,11 +189,33 @@ def test_a_change_within_the_noise_floor_is_not_significant(
 
 
 def test_a_large_change_with_a_wide_interval_is_not_significant() -> None:
-    samples = (0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 1.2, 1.2, 1.2, 1.2)
-    found = Measurement(samples_ms=samples, reference_ms=(1.0,) * 10, reference_latency_ms=1.0)
+    samples = (0.8,) * 5 + (1.3,) * 3
+    found = Measurement(
+        samples_ms=samples, reference_ms=(1.0,) * 8, reference_latency_ms=1.0, rounds=(1,) * 8
+    )
     assert found.ratio == 0.8
-    assert found.ratio_ci95 == (0.8, 1.2)
+    assert found.ratio_ci95[1] > 1.0
     assert not found.significant
+
+
+def test_what_adds_time_to_most_samples_is_not_in_the_ratio() -> None:
+    disturbed = ([1.0] + [3.0] * 9) * 10
+    found = Measurement(
+        samples_ms=tuple(disturbed * 4),
+        reference_ms=tuple([ms + 1.0 for ms in disturbed] * 4),
+        reference_latency_ms=2.0,
+        rounds=(100,) * 4,
+    )
+    assert found.ratio == pytest.approx(0.5)
+    assert found.latency_ms == pytest.approx(1.0)
+    assert found.disturbed_share == pytest.approx(0.9)
+
+
+def test_the_rounds_of_a_measurement_have_its_samples() -> None:
+    with pytest.raises(ValueError, match="rounds"):
+        Measurement(
+            samples_ms=(1.0,) * 4, reference_ms=(1.0,) * 4, reference_latency_ms=1.0, rounds=(2, 1)
+        )
 
 
 def test_a_measurement_survives_json_with_every_sample() -> None:
@@ -202,7 +224,12 @@ def test_a_measurement_survives_json_with_every_sample() -> None:
         reference_ms=(2.0, 2.1),
         reference_latency_ms=2.0,
         temperature_c=51.5,
-        unstable=("the halves differ",),
+        rounds=(1, 1),
+        clock="thread",
+        interrupted_share=0.5,
+        core_taken_share=0.25,
+        other_cores_busy_share=1.0,
+        unstable=("its rounds differ",),
     )
     assert Measurement.from_json(json.loads(canonical_json(found))) == found
 

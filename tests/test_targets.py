@@ -21,7 +21,7 @@ from hwloop import link, targets
 from hwloop.accuracy import ScoredSplit
 from hwloop.errors import CandidateError, TargetError
 from hwloop.link import LIMITS
-from hwloop.measure import baseline, build_rows, doubts
+from hwloop.measure import baseline, build_rows
 from hwloop.profile import TargetProfile, load_profile
 from hwloop.records import LayerConfig, Measurement, Protocol
 from hwloop.rows import row_onnx
@@ -322,16 +322,3 @@ def test_rows_are_measured_once(tmp_path: Path) -> None:
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
         assert build_rows(session, table, [config]) == 3  # and the reference and the empty row
         assert build_rows(session, table, [config]) == 0
-
-
-def test_drift_and_scatter_are_doubted() -> None:
-    def found(samples: list[float]) -> Measurement:
-        return Measurement(
-            samples_ms=tuple(samples),
-            reference_ms=(1.0,) * len(samples),
-            reference_latency_ms=1.0,
-        )
-
-    assert doubts(found([1.0, 1.01] * 10)) == ()
-    assert any("drift" in reason for reason in doubts(found([1.0] * 10 + [1.2] * 10)))
-    assert any("scatter" in reason for reason in doubts(found([1.0, 1.5, 2.0, 0.5] * 5)))

@@ -23,7 +23,8 @@ ROOFLINE = {
 }
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 ROW_OVERHEAD_MS = 0.004
-SAMPLE_COUNT = 25
+RIPPLE = (1.0, 1.0, 1.002, 1.004, 1.006)  # a small fixed one, so that there is no randomness
+ROUNDS = 5
 
 
 class FakeRuntime:
@@ -87,11 +88,11 @@ class FakeRuntime:
         base = latency_ms(reference[1]["configs"], self.roofline)
         if kind == "nonsense":
             ms = -1.0
-        # A small fixed ripple keeps the statistics honest without any randomness.
-        ripple = [1 + 0.002 * ((index * 7) % 5 - 2) for index in range(SAMPLE_COUNT)]
         return {
-            "samples_ms": [ms * factor for factor in ripple],
-            "reference_ms": [base] * SAMPLE_COUNT,
+            "samples_ms": [ms * factor for factor in RIPPLE * ROUNDS],
+            "reference_ms": [base] * len(RIPPLE) * ROUNDS,
+            "rounds": [len(RIPPLE)] * ROUNDS,
+            "clock": "wall",
             "warmup_count": 1,
             "stopped": "count",
         }

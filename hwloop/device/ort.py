@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from hwloop.device import SettingsRefused, harness, state
+from hwloop.device import SettingsRefused, contention, harness, state
 
 INPUT_SEED = 7
 BURST_S = 0.02
@@ -37,6 +37,8 @@ class OrtRuntime:
             raise SettingsRefused(
                 f"settings.threads is {self.threads}, only {cores} cores can be used there"
             )
+        fine = self.threads == 1 and contention.thread_clock_is_fine()
+        self.clock = "thread" if fine else "wall"
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -47,6 +49,7 @@ class OrtRuntime:
                 ["threads", str(self.threads)],
                 ["isa", state.isa()],
                 ["governor", state.governor()],
+                ["clock", self.clock],
                 ["harness", str(harness.VERSION)],
             ],
         }
@@ -70,12 +73,25 @@ class OrtRuntime:
         protocol: dict[str, Any],
     ) -> dict[str, Any]:
         """Time a candidate against a reference, both given as (ONNX bytes, hints)."""
-        with self._pinned():
-            return harness.compare(
-                lambda: bound_run(self.build(*candidate)),
-                lambda: bound_run(self.build(*reference)),
-                protocol,
+        interrupted: tuple[list[list[bool]], ...] = ([], [])
+
+        def opened(side: int, model: tuple[bytes, dict[str, Any]]) -> harness.HostSampler:
+            run = bound_run(self.build(*model))
+            if self.clock == "wall":
+                return harness.HostSampler(run, time.perf_counter)
+            sampler = contention.ThreadSampler(run)
+            interrupted[side].append(sampler.interrupted)
+            return sampler
+
+        with self._pinned() as cores:
+            others = contention.Contention(cores)
+            found = harness.compare(
+                lambda: opened(0, candidate), lambda: opened(1, reference), protocol
             )
+            shares = others.shares()
+        by_side = [float(np.mean(np.concatenate(side))) for side in interrupted if side]
+        share = max(by_side, default=None)
+        return {**found, "clock": self.clock, "interrupted_share": share, **shares}
 
     @contextmanager
     def running(self, model: bytes, hints: dict[str, Any]) -> Iterator[Callable[[], int]]:
@@ -102,12 +118,13 @@ class OrtRuntime:
         return [np.concatenate(parts) for parts in zip(*results)]  # noqa: B905
 
     @contextmanager
-    def _pinned(self) -> Iterator[None]:
-        """Keep this thread, and the threads that a session starts, on fixed cores."""
+    def _pinned(self) -> Iterator[list[int]]:
+        """Keep this thread, and the threads that a session starts, on fixed cores: which."""
         before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, set(sorted(before)[-self.threads :]))
+        cores = sorted(before)[-self.threads :]
+        os.sched_setaffinity(0, cores)
         try:
-            yield
+            yield cores
         finally:
             os.sched_setaffinity(0, before)
 

@@ -96,6 +96,7 @@ class Sampling:
         found = harness.compare(lambda: opener(0), lambda: opener(1), protocol, clock=self._clock)
         return {
             **found,
+            "clock": "gpu",
             "cuda_graph": graph,
             "runs_per_graph": runs[0],
             "host_share": max(median(value for part in side for value in part) for side in shares),
