@@ -11,7 +11,7 @@ import numpy as np
 
 from hwloop import stats
 from hwloop.errors import CandidateError, TargetError
-from hwloop.records import HOST_BOUND, HOST_BOUND_SHARE, MAX_SAMPLES, Measurement
+from hwloop.records import CLOCKS, HOST_BOUND, HOST_BOUND_SHARE, MAX_SAMPLES, Measurement
 
 MAX_LATENCY_MS = 1e7
 MAX_NAMES = 64
@@ -182,14 +182,16 @@ def measurement(reply: Any, reference_latency_ms: float) -> Measurement:
         heat = reply["temperature_c"]
         overhead = reply.get("launch_overhead_ms")
         reformats = reply.get("reformats")
-        rounds = tuple(_count(value) for value in reply["rounds"])
+        rounds = _rounds(reply["rounds"], len(reference))
+        if reply["clock"] not in CLOCKS:
+            raise ValueError(f"milliseconds of the clock {str(reply['clock'])[:40]!r}")
         quiet_ms = stats.median(stats.quiet_times(reference, rounds)) if reference else 0.0
         return Measurement(
             samples_ms=samples,
             reference_ms=reference,
             reference_latency_ms=reference_latency_ms or quiet_ms,
             rounds=rounds,
-            clock=str(reply["clock"]),
+            clock=reply["clock"],
             warmup_count=_count(reply["warmup_count"]),
             stopped=str(reply["stopped"])[:20],
             temperature_c=None if heat is None else float(heat),
@@ -202,6 +204,14 @@ def measurement(reply: Any, reference_latency_ms: float) -> Measurement:
         )
     except WRONG as error:
         raise Nonsense(f"the measurement is not one: {error}") from error
+
+
+def _rounds(values: Any, count: int) -> tuple[int, ...]:
+    """How many samples each round has: at least one, and ``count`` in all."""
+    found = tuple(_count(value) for value in values)
+    if 0 in found or sum(found) != count:
+        raise ValueError(f"rounds of {str(found)[:60]} samples for {count}")
+    return found
 
 
 def _reasons(reply: Any) -> tuple[str, ...]:

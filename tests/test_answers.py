@@ -67,6 +67,22 @@ def test_times_are_finite_positive_numbers(value: Any) -> None:
         answers.measurement({**TIMES, "samples_ms": [1.0, value]}, 2.0)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"rounds": value} for value in ([2, 1], [1], [0, 2], [-1, 3], [1.0, 1.0], 2, None)),
+        *({"clock": value} for value in ("sundial", None, 7, ["wall"], "\x1b[2J")),
+        *({"interrupted_share": value} for value in (-0.1, 1.1, math.nan, "some")),
+        *({"core_taken_share": value} for value in (2.0, math.inf)),
+        {"other_cores_busy_share": -1},
+    ],
+    ids=repr,
+)
+def test_rounds_clock_and_shares_are_possible_ones(change: dict[str, Any]) -> None:
+    with pytest.raises(Nonsense):
+        answers.measurement({**TIMES, **change}, 2.0)
+
+
 def test_a_measurement_keeps_what_the_device_said_about_it() -> None:
     found = answers.measurement(
         {**TIMES, "launch_overhead_ms": 0.02, "graph_refused": "not capturable"}, 2.0

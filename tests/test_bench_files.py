@@ -359,8 +359,7 @@ def products(path: Path, size: int, count: int) -> Path:
     weights = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32) / size
     names = [f"t{number}" for number in range(count + 1)]
     nodes = [
-        helper.make_node("MatMul", [before, "w"], [after])
-        for before, after in pairwise(names)
+        helper.make_node("MatMul", [before, "w"], [after]) for before, after in pairwise(names)
     ]
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size])
