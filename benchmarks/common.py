@@ -16,18 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from hwloop import identity, prepare, space
+from hwloop.compress import space
+from hwloop.compress.recover import RECALIBRATED, Recipe, Recovery
+from hwloop.compress.subject import Subject, subject
 from hwloop.device import state
-from hwloop.distill import RECALIBRATED, Recipe, Recovery
-from hwloop.evaluate import Evaluator, Stopwatch, Subject, subject
 from hwloop.files import write_atomically
-from hwloop.profile import load_profile
-from hwloop.progress import ConsoleProgress
-from hwloop.scope import Scope
+from hwloop.measure.profile import load_profile, rules_for
+from hwloop.measure.progress import ConsoleProgress
+from hwloop.measure.scope import Scope
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.store import Store
+from hwloop.measure.table import LatencyTable, Predictor
+from hwloop.run import identity, prepare
+from hwloop.run.evaluate import Evaluator, Stopwatch
 from hwloop.search.problem import Problem
-from hwloop.store import Store
-from hwloop.table import LatencyTable, Predictor
-from hwloop.targets import DeviceSession
 from hwloop.task import Task, load_model
 from hwloop.tasks import load_task
 
@@ -81,6 +83,7 @@ class Bench:
             predict_ms=self.predictor,
             baseline_ms=self.evaluator.baseline.latency_ms,
             damage=prepare.damage(self.evaluator, ConsoleProgress()),
+            menu_features=space.menu_features(),
             **limits,
         )
 
@@ -93,7 +96,7 @@ def prepared_demo(name: str, *, loop_recipe: Recipe = RECALIBRATED) -> Iterator[
     profile = load_profile("cpu")
     CACHE.mkdir(exist_ok=True)
     with DeviceSession(profile) as session, Store(CACHE / f"{name}.sqlite") as store:
-        found = subject(task, module, profile, isa=session.isa, name="demo")
+        found = subject(task, module, rules_for(profile, session.isa), isa=session.isa, name="demo")
         inputs = identity.inputs_of(task, module, found.float_graph, profile)
         evaluator = Evaluator(
             found,

@@ -28,12 +28,13 @@ from common import print_table, write_result
 from disturb import disturbed
 from torch import nn
 
-from hwloop import benching, space
-from hwloop.evaluate import subject
-from hwloop.export import export_onnx
-from hwloop.profile import load_profile
-from hwloop.progress import Progress
-from hwloop.tables import unrecovered
+from hwloop.compress import space
+from hwloop.compress.export import export_onnx
+from hwloop.compress.subject import subject
+from hwloop.measure import bench as benching
+from hwloop.measure.profile import load_profile, rules_for
+from hwloop.measure.progress import Progress
+from hwloop.run.table_check import unrecovered
 from hwloop.task import load_model
 from hwloop.tasks import load_task
 
@@ -117,7 +118,9 @@ def _graph(network: nn.Module, example: torch.Tensor) -> bytes:
 
 def _demo_graphs() -> list[bytes]:
     task = load_task("demo")
-    found = subject(task, load_model(task, None), load_profile("cpu"), isa="", name="demo")
+    found = subject(
+        task, load_model(task, None), rules_for(load_profile("cpu"), ""), isa="", name="demo"
+    )
     half = next(
         index
         for index, action in enumerate(space.ACTIONS)

@@ -22,9 +22,10 @@ from board import Board, board
 from common import print_table, write_result
 from scoring import MapsTask, Peak, maps_model
 
-from hwloop.accuracy import ScoredSplit
-from hwloop.profile import TargetProfile, load_profile
-from hwloop.targets import DeviceSession, Model
+from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.session import DeviceSession
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.tasks.score import ScoredSplit
 
 ENGINES_MIB = (4, 32, 256)
 LINK = ("rate", "32mbit", "burst", "64kb", "latency", "400ms")
@@ -51,7 +52,7 @@ def transferred(there: TargetProfile, mib: int) -> dict[str, Any]:
     profile = replace(there, settings={**there.settings, "engine_bytes": mib << 20})
     with DeviceSession(profile) as session:
         before, started = session.state()["pid"], time.monotonic()
-        size_bytes = len(session.engine(Model(maps_model())).data)
+        size_bytes = len(session.engine(OnnxModel(maps_model())).data)
         seconds = time.monotonic() - started
         lost = session.state()["pid"] != before
     return {"size_bytes": size_bytes, "seconds": seconds, "worker_lost": lost}
@@ -59,7 +60,7 @@ def transferred(there: TargetProfile, mib: int) -> dict[str, Any]:
 
 def scored(profile: TargetProfile) -> dict[str, Any]:
     """What scoring takes of memory, in MiB above the start."""
-    task, model = MapsTask(INPUTS), Model(maps_model())
+    task, model = MapsTask(INPUTS), OnnxModel(maps_model())
     with DeviceSession(profile) as session:
         before, started = session.state()["pid"], time.monotonic()
         with Peak(os.getpid()) as host, Peak(before) as worker:

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from common import print_table, write_result
 
-from hwloop.benching import compare
-from hwloop.export import export_onnx
-from hwloop.profile import load_profile
-from hwloop.progress import Progress
+from hwloop.compress.export import export_onnx
+from hwloop.measure.bench import compare
+from hwloop.measure.profile import load_profile
+from hwloop.measure.progress import Progress
 from hwloop.task import load_model
 from hwloop.tasks import load_task
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from common import prepared_demo, print_table, write_result
 
-from hwloop.reward import Reward
 from hwloop.search.env import NetCompressEnv
 from hwloop.search.planner import Planner
 from hwloop.search.prior import Prior
 from hwloop.search.problem import Choices, Score
+from hwloop.search.reward import Reward
 
 STEPS = 5_000
 WORK = ("measure", "train", "score", "export")

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from common import CACHE, prepared_demo, print_table, write_result
 
-from hwloop import space, stats
-from hwloop.accuracy import ScoredSplit
-from hwloop.distill import NO_RECOVERY, RECALIBRATED, Recipe
-from hwloop.store import Store
-from hwloop.tables import random_choices
+from hwloop import stats
+from hwloop.compress import space
+from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recipe
+from hwloop.measure.store import Store
+from hwloop.run.table_check import random_choices
+from hwloop.tasks.score import ScoredSplit
 
 BANDS = ((1.7, 1.9), (2.2, 2.4), (2.7, 3.0))
 PER_BAND = 9

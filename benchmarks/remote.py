@@ -28,19 +28,21 @@ import numpy as np
 from board import Board, board
 from common import CACHE, print_table, write_result
 
-from hwloop import api, measure
-from hwloop.profile import TargetProfile, load_profile, resolve
+from hwloop import api
+from hwloop.measure import paired as measure
+from hwloop.measure.profile import TargetProfile, load_profile, resolve
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.store import Store
+from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.records import Fingerprint, LayerConfig, Measurement, Protocol
-from hwloop.rows import row_onnx
-from hwloop.store import Store
-from hwloop.table import EMPTY, REFERENCE, LatencyTable
-from hwloop.targets import DeviceSession, Model
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.rows import row_onnx
 
 REPEATS = 20
 TIMED = Protocol(
     warmup_s=0.0, rounds=1, sample_s=0.002, min_samples=20, max_samples=20, time_limit_s=5.0
 )
-MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
+MODEL = OnnxModel(row_onnx(REFERENCE), (REFERENCE,))
 TIMES = {"cut": 5, "lose": 10, "kill": 10, "stop": 10, "host": 5}
 ROWS = [
     LayerConfig(op="conv", in_shape=(1, channels, 14, 14), out_channels=width, kernel=(3, 3),
@@ -217,7 +219,7 @@ def _build(made: Board, profile: TargetProfile, rng: random.Random) -> Tally:
     """A large graph, opened on the board when the link is cut."""
     tally = Tally()
     big = LayerConfig(op="linear", in_shape=(1, 4096), out_channels=8192, tail=("bias",))
-    model = Model(row_onnx(big), (big,))
+    model = OnnxModel(row_onnx(big), (big,))
     with DeviceSession(profile) as session:
         session.build(model)
         striker = threading.Timer(rng.uniform(0.0, 0.1), _cut, (made, session))
@@ -311,14 +313,14 @@ with DeviceSession(profile) as session, Store(Path(sys.argv[2])) as store:
 
 def demo() -> dict[str, Any]:
     """The bundled demo over ssh; then its network against the dense one, here and there in turn."""
-    from hwloop.progress import ConsoleProgress
+    from hwloop.measure.progress import ConsoleProgress
 
     run = CACHE / "remote-demo"
     with reachable(namespace=False) as (made, profile):
         path = made.profile(made.folder / "there.toml", runtime="onnxruntime")
         report = api.optimize(target=str(path), run=run, progress=ConsoleProgress())
-        dense = Model((run / "dense.onnx").read_bytes())
-        best = Model((run / "best" / "model.onnx").read_bytes())
+        dense = OnnxModel((run / "dense.onnx").read_bytes())
+        best = OnnxModel((run / "best" / "model.onnx").read_bytes())
         speedups: dict[str, list[float]] = {"local": [], "ssh": []}
         protocol = profile.protocols.final
         with DeviceSession(load_profile("cpu")) as here, DeviceSession(profile) as there:

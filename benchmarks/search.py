@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from common import CACHE, prepared_demo, print_table, write_result
 
-from hwloop import space, stats
-from hwloop.distill import Recipe
+from hwloop import stats
+from hwloop.compress import space
+from hwloop.compress.recover import Recipe
 from hwloop.errors import CandidateError
-from hwloop.reward import Reward
+from hwloop.measure.store import Store
 from hwloop.search.methods import METHODS
 from hwloop.search.problem import Choices, Score
-from hwloop.store import Store
+from hwloop.search.reward import Reward
 
 EVALUATIONS = 60
 SEEDS = (0, 1, 2)

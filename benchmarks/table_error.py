@@ -22,15 +22,17 @@ import torchvision
 from common import CACHE, print_table, write_result
 from disturb import disturbed
 
-from hwloop import measure, space, stats
-from hwloop.evaluate import subject
-from hwloop.profile import load_profile
-from hwloop.progress import ConsoleProgress
+from hwloop import stats
+from hwloop.compress import space
+from hwloop.compress.subject import subject
+from hwloop.measure import paired as measure
+from hwloop.measure.profile import load_profile, rules_for
+from hwloop.measure.progress import ConsoleProgress
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.store import Store
+from hwloop.measure.table import EMPTY, LatencyTable, add_up, fit, prediction_error
 from hwloop.records import LayerConfig, to_json
-from hwloop.store import Store
-from hwloop.table import EMPTY, LatencyTable, add_up, fit, prediction_error
-from hwloop.tables import random_choices, unrecovered
-from hwloop.targets import DeviceSession
+from hwloop.run.table_check import random_choices, unrecovered
 from hwloop.task import ClassificationTask, Task, load_model
 from hwloop.tasks import load_task
 
@@ -64,7 +66,13 @@ def study(name: str, label: str, count: int, *, ablation: bool) -> None:
     progress = ConsoleProgress()
     CACHE.mkdir(exist_ok=True)
     with DeviceSession(profile) as session, Store(CACHE / f"table_{label}.sqlite") as store:
-        found = subject(task, load_model(task, None), profile, isa=session.isa, name=name)
+        found = subject(
+            task,
+            load_model(task, None),
+            rules_for(profile, session.isa),
+            isa=session.isa,
+            name=name,
+        )
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
         masks = space.masks(found.network, found.rules)
         rng = np.random.default_rng(11)

@@ -20,16 +20,16 @@ import torch
 import torchvision
 from common import print_table, write_result
 
-from hwloop import space
+from hwloop.compress import space
+from hwloop.compress.export import export_onnx
+from hwloop.compress.model import describe
+from hwloop.compress.space import SpaceRules
 from hwloop.device import trt_build
 from hwloop.errors import CandidateError, EnvironmentProblem
-from hwloop.export import export_onnx
-from hwloop.model import describe
-from hwloop.proof import Proof, bindings, prove
-from hwloop.rows import row_onnx
-from hwloop.space import SpaceRules
-from hwloop.table import EMPTY, REFERENCE
-from hwloop.tables import random_choices, unrecovered_graph
+from hwloop.measure.table import EMPTY, REFERENCE
+from hwloop.run.table_check import random_choices, unrecovered_graph
+from hwloop.runtimes.proof import Proof, bindings, prove
+from hwloop.runtimes.rows import row_onnx
 from hwloop.task import load_model
 from hwloop.tasks import load_task
 

@@ -18,8 +18,8 @@ import numpy as np
 from common import write_result
 from disturb import disturbed
 
+from hwloop.compress.export import export_onnx
 from hwloop.device.ort import OrtRuntime, bound_run
-from hwloop.export import export_onnx
 from hwloop.files import write_atomically
 from hwloop.stats import QUIET
 from hwloop.task import load_model

@@ -1,5 +1,5 @@
 """``python -m hwloop``: the command, where its script is not on the PATH."""
 
-from hwloop.cli import run
+from hwloop.cli.main import run
 
 run()

@@ -14,9 +14,13 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from hwloop import benching, loading
 from hwloop.files import RunFolder
-from hwloop.options import (
+from hwloop.measure import bench as benching
+from hwloop.measure.profile import resolve
+from hwloop.measure.progress import Progress
+from hwloop.report.facts import write_report
+from hwloop.run import loading
+from hwloop.run.options import (
     a_flag,
     a_host,
     a_progress,
@@ -25,10 +29,7 @@ from hwloop.options import (
     settings_of,
     target_name,
 )
-from hwloop.profile import resolve
-from hwloop.progress import Progress
-from hwloop.report import write_report
-from hwloop.stages import run as run_stages
+from hwloop.run.stages import run as run_stages
 from hwloop.task import Task, load_model
 from hwloop.tasks import as_task, load_task
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwloop.errors import UsageError
-from hwloop.spec import call_factory, call_user, load_object, needed_arguments, shown
-from hwloop.splits import FolderSplit, Split, TensorSplit, spread
+from hwloop.tasks.spec import call_factory, call_user, load_object, needed_arguments, shown
+from hwloop.tasks.splits import FolderSplit, Split, TensorSplit, spread
 
 __all__ = [
     "ClassificationTask",

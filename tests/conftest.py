@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from board import Board, board
 
-from hwloop import link, targets
+from hwloop.measure import link
+from hwloop.measure import session as targets
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from hwloop.profile import load_profile
+from hwloop.compress.space import (
+    SpaceRules,
+    legal_actions,
+    masks,
+    network_configs,
+    reachable_configs,
+)
+from hwloop.measure.profile import load_profile
+from hwloop.measure.table import population
 from hwloop.records import (
     Action,
     Candidate,
@@ -19,10 +27,8 @@ from hwloop.records import (
     digest,
     to_json,
 )
-from hwloop.rowkinds import kind_of
-from hwloop.rows import row_onnx
-from hwloop.space import SpaceRules, legal_actions, masks, network_configs, reachable_configs
-from hwloop.table import population
+from hwloop.runtimes.rowkinds import kind_of
+from hwloop.runtimes.rows import row_onnx
 
 FOUND = Fingerprint(
     device="AMD EPYC",

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from hwloop.proof import bindings
+from hwloop.runtimes.proof import bindings
 
 NO_BUILDER = """NVIDIA's builder is not installed: pip install "hwloop[rtx]\""""
 needs_builder = pytest.mark.skipif(bindings() is None, reason=NO_BUILDER)

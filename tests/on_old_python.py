@@ -52,7 +52,8 @@ def what_is_no_runtime_of_ours_is_not_there(scratch: Path) -> None:
 
 @check
 def without_cuda_each_way_says_what_it_lacks(scratch: Path) -> None:
-    from hwloop.device.cuda import CudaError, open_backend
+    from hwloop.device.cuda import CudaError
+    from hwloop.device.cuda_backends import open_backend
 
     for choice, reason in (
         ("cuda-bindings", "No module named 'cuda'"),

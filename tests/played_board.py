@@ -11,9 +11,9 @@ from hwloop.device import state
 from hwloop.device.recordings import recordings
 from hwloop.errors import CandidateError, TargetError
 from hwloop.records import Fingerprint
-from hwloop.rowkinds import INT8_KINDS
-from hwloop.rows import row_onnx
-from hwloop.targets import Model
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.rowkinds import INT8_KINDS
+from hwloop.runtimes.rows import row_onnx
 
 FLOOR = {"single_ms": 0.0124, "in_graph_ms": 0.0031, "runs_per_graph": 32, "host_share": 0.4}
 PROFILE = {"layers": 34, "reformats": 3, "reformat_share": 0.042, "source": "trtexec 10.3.0"}
@@ -66,7 +66,7 @@ class PlayedBoard:
         found = state.snapshot(self.root)
         return {**found, "pid": 4711, "python": "3.10.12", "numpy": "1.26.4", "runtime": "x"}
 
-    def build(self, model: Model) -> float:
+    def build(self, model: OnnxModel) -> float:
         self._maybe_lost("build")
         kind = KIND_OF_GRAPH[model.data]
         self.built.append(kind)
@@ -75,18 +75,18 @@ class PlayedBoard:
             raise CandidateError("build", self.refuses[kind])
         return 1.5
 
-    def forget(self, model: Model) -> None:
+    def forget(self, model: OnnxModel) -> None:
         pass
 
-    def launch_floor(self, model: Model) -> Any:
+    def launch_floor(self, model: OnnxModel) -> Any:
         self._maybe_lost("launch_floor")
         return self._answer(self.floor)
 
-    def layer_profile(self, model: Model) -> Any:
+    def layer_profile(self, model: OnnxModel) -> Any:
         self._maybe_lost("layer_profile")
         return self._answer(self.profile)
 
-    def energy(self, model: Model, *, seconds: float) -> Any:
+    def energy(self, model: OnnxModel, *, seconds: float) -> Any:
         return self._answer(self.power)
 
     def recordings(self) -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import torch
 
-from hwloop.splits import Indices
 from hwloop.task import ClassificationTask
+from hwloop.tasks.splits import Indices
 
 MAPS = (21, 128, 128)
 POLL_S = 0.01

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hwloop.compress.space import ACTIONS, menu_features
 from hwloop.search.problem import Choices, Evaluate, Problem, Score
 
 
@@ -39,6 +40,7 @@ def problem(groups: int, actions: int, *, seed: int = 0, **limits: Any) -> Probl
         predict_ms=predict_ms,
         baseline_ms=baseline_ms,
         damage=damage,
+        menu_features=menu_features() if actions == len(ACTIONS) else (),
         **limits,
     )
 

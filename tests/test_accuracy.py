@@ -14,12 +14,13 @@ import torch
 from scoring import Peak
 from torch import nn
 
-from hwloop import accuracy, bulk
-from hwloop.accuracy import CHUNK, ScoredSplit, mean_kl, torch_run
-from hwloop.bulk import Stack, handed_back
 from hwloop.errors import CandidateError, EnvironmentProblem, UsageError
-from hwloop.splits import Indices
 from hwloop.task import ClassificationTask, TensorSplit
+from hwloop.tasks import bulk
+from hwloop.tasks import score as accuracy
+from hwloop.tasks.bulk import Stack, handed_back
+from hwloop.tasks.score import CHUNK, ScoredSplit, mean_kl, torch_run
+from hwloop.tasks.splits import Indices
 
 COUNT = 2 * CHUNK + 7
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwloop import answers
-from hwloop.answers import Nonsense
+from hwloop.measure import answers
+from hwloop.measure.answers import Nonsense
 
 TIMES = {
     "samples_ms": [1.0, 1.1],

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -13,111 +14,120 @@ import pytest
 import hwloop
 
 ROOT = Path(hwloop.__file__).parent
-ORDER = (
-    [
-        "errors",
-        "versions",
-        "stats",
-        "parsing",
-        "records",
-        "choice",
-        "rowkinds",
-        "space",
-        "rowkinds",
-        "reward",
-        "progress",
-        "inputs",
-        "files",
-        "hosts",
-        "profile",
-        "store",
-        "scope",
-    ]
-    + ["table", "spec", "sources", "splits", "task", "demo", "tasks"]
-    + [
-        "host_runtime",
-        "compress.prune",
-        "model",
-        "fp16",
-        "compress.qdq_ort",
-        "compress.qdq_tensorrt",
-    ]
-    + ["compress.quantize", "compress.apply"]
-    + [
-        "distill",
-        "bulk",
-        "accuracy",
-        "sanity",
-        "export",
-        "fp16_range",
-        "rowgraph",
-        "rows",
-        "proof",
-        "refusals",
-        "link",
-        "answers",
-        "exchange",
-        "targets",
-        "measure",
-        "search",
-    ]
-    + [
-        "identity",
-        "evaluate",
-        "prepare",
-        "runs",
-        "beside",
-        "config",
-        "trials",
-        "finalists",
-        "artefacts",
-    ]
-    + ["admission", "stages", "reading", "report", "tables", "modelfile", "benching", "options"]
-    + ["estimate", "plan", "doctor", "checking", "loading", "api"]
-    + ["cli_common", "cli_table", "cli_target", "cli", "__main__"]
-)
-PURE = ("errors", "versions", "parsing", "records", "choice", "stats", "space", "reward")
-NUMBERS_ONLY = {"search", "reward", "records", "space", "errors", "stats"}
+WORDS = ("errors", "parsing", "stats", "records", "files", "inputs")
+"""Files above the rooms that know nothing of them; ``task``, ``api`` and ``__main__`` do."""
+
+MAY_IMPORT = {
+    "tasks": (),
+    "runtimes": (),
+    "device": (),
+    "compress": ("tasks", "runtimes"),
+    "measure": ("tasks", "runtimes", "compress"),
+    "search": (),
+    "run": ("tasks", "runtimes", "compress", "measure", "search"),
+    "report": ("tasks", "runtimes", "compress", "measure", "run"),
+    "cli": ("tasks", "runtimes", "compress", "measure", "search", "run", "report"),
+}
+"""Room to the rooms that it may import beside the words."""
+
+BESIDE: dict[str, tuple[str, ...]] = {
+    "runtimes": ("device",),
+    "measure": ("device", "task"),
+    "run": ("device", "task"),
+    "tasks": ("task",),
+    "compress": ("task",),
+    "cli": ("api",),
+    "task": ("tasks",),
+    "api": ("task", *MAY_IMPORT),
+    "__main__": ("cli",),
+    "__init__": ("api",),
+}
+"""Who may import the board's side, the public names of tasks, and what the public files import."""
+
+MOST_FILES = 10
+PURE = ("errors", "parsing", "records", "stats", "run.versions", "run.choice", "compress.space")
+PURE = (*PURE, "search.reward")
+NUMBERS_ONLY = {"search", "records", "errors", "stats"}
 
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
+    return ".".join(part for part in parts if part != "__init__") or "__init__"
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, modules: Container[str] = ()) -> set[str]:
+    """Names of the modules that a file imports; ``from package import module`` is the module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-            if node.module == "hwloop":
-                names = [f"hwloop.{alias.name}" for alias in node.names]
-            found.update(names)
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner.removeprefix("hwloop.") in modules else node.module)
         elif isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
     return found
 
 
-def rank(name: str) -> int:
-    """Position in the order: of the module itself, or of the package that it is in."""
-    candidates = [name.rsplit(".", drop)[0] for drop in range(name.count(".") + 1)]
-    return next(ORDER.index(item) for item in candidates if item in ORDER)
-
-
 def sources() -> list[Path]:
-    skipped = {"", "compress", "demo.train"}
-    paths = [p for p in sorted(ROOT.rglob("*.py")) if module_name(p) not in skipped]
-    return [p for p in paths if not module_name(p).startswith("device")]
+    return [path for path in sorted(ROOT.rglob("*.py")) if "__pycache__" not in path.parts]
 
 
-@pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_imports_point_one_way(path: Path) -> None:
-    own = rank(module_name(path))
-    for name in imports(path):
-        if name.startswith("hwloop.") and not name.startswith("hwloop.device"):
-            wanted = name.removeprefix("hwloop.")
-            if wanted not in ("__version__",):
-                assert rank(wanted) <= own, f"{module_name(path)} imports {wanted}"
+def room(name: str) -> str:
+    """The room that a module is in, or its own name above the rooms."""
+    return name.partition(".")[0]
+
+
+def edges() -> dict[str, set[str]]:
+    """Which modules of hwloop each of them imports, also within functions."""
+    names = {module_name(path): path for path in sources()}
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        wanted = {item.removeprefix("hwloop.") for item in imports(path, names)}
+        wanted = {"__init__" if item == "hwloop" else item for item in wanted}
+        found[name] = {item for item in wanted if item in names and item != name}
+    return found
+
+
+def test_there_are_few_rooms_and_few_files_beside_them() -> None:
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert rooms == set(MAY_IMPORT)
+    assert len(rooms) <= 9
+    assert len(list(ROOT.glob("*.py"))) <= MOST_FILES
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_a_room_says_its_purpose_in_a_sentence(name: str) -> None:
+    text = ast.get_docstring(ast.parse((ROOT / name / "__init__.py").read_text()))
+    assert text
+    assert text.partition("\n")[0].endswith(".")
+    assert f"`{name}/`" in (ROOT.parent / "docs" / "architecture.md").read_text()
+
+
+def test_imports_point_one_way() -> None:
+    """Between rooms by the table above; the words import words only."""
+    for name, wanted in edges().items():
+        own = room(name)
+        allowed = {*WORDS, own, "__init__"}  # everybody may ask for the version
+        if own in WORDS:
+            allowed = set(WORDS)
+        elif own == "device":
+            allowed = {"device"}
+        else:
+            allowed |= {*MAY_IMPORT.get(own, ()), *BESIDE.get(own, ())}
+        wrong = sorted(item for item in wanted if room(item) not in allowed)
+        assert not wrong, f"{name} imports {', '.join(wrong)}"
+
+
+def test_no_two_files_import_each_other() -> None:
+    """Not by way of others either, and not within functions."""
+    left = edges()
+    del left[
+        "__init__"
+    ]  # the package's face names what is below, and everybody may ask its version
+    left = {name: wanted - {"__init__"} for name, wanted in left.items()}
+    while free := [name for name, wanted in left.items() if not wanted]:
+        left = {name: wanted - set(free) for name, wanted in left.items() if name not in free}
+    assert not left, f"in a circle, or behind one: {', '.join(sorted(left))}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "device").glob("*.py")), ids=module_name)
@@ -136,7 +146,7 @@ def test_the_search_knows_numbers_only(path: Path) -> None:
 
 @pytest.mark.parametrize("name", PURE)
 def test_the_vocabulary_has_no_torch_and_no_files(name: str) -> None:
-    outside = {item.partition(".")[0] for item in imports(ROOT / f"{name}.py")}
+    outside = {item.partition(".")[0] for item in imports(ROOT / f"{name.replace('.', '/')}.py")}
     assert not outside & {"torch", "onnx", "onnxruntime", "pathlib", "os", "sqlite3", "subprocess"}
 
 

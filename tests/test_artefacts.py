@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny import TinyTask
 
-from hwloop import artefacts
-from hwloop.answers import Engine
-from hwloop.evaluate import Built, Subject, subject
-from hwloop.profile import load_profile
+from hwloop.compress.subject import Built, Subject, subject
+from hwloop.measure.answers import Engine
+from hwloop.measure.profile import load_profile, rules_for
+from hwloop.measure.session import DeviceSession
 from hwloop.records import Fingerprint, Goal
-from hwloop.runs import Settings
-from hwloop.targets import DeviceSession
+from hwloop.run import artefacts
+from hwloop.run.result import Settings
 
 ORIN = Fingerprint(device="Orin", runtime="tensorrt", runtime_version="10.3.0")
 SETTINGS = Settings(
@@ -31,7 +31,9 @@ def found() -> Subject:
     task = TinyTask()
     profile = load_profile("fake")
     with DeviceSession(profile) as session:
-        return subject(task, task.model().eval(), profile, isa=session.isa, name="tiny")
+        return subject(
+            task, task.model().eval(), rules_for(profile, session.isa), isa=session.isa, name="tiny"
+        )
 
 
 def contents(found: Subject, engine: Engine | None) -> dict[str, bytes]:

@@ -17,10 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny import inside
 
 import hwloop
-from hwloop import benching, modelfile
 from hwloop.errors import UsageError
-from hwloop.profile import load_profile
-from hwloop.progress import Progress
+from hwloop.measure import bench as benching
+from hwloop.measure import modelfile
+from hwloop.measure.profile import load_profile
+from hwloop.measure.progress import Progress
 
 Capsys = pytest.CaptureFixture[str]
 Dims = Sequence[int | str | None]

@@ -12,15 +12,17 @@ import pytest
 from test_measure import ROWS, STEADY, found
 from tiny import ON_FAKE, Said, inside, profile
 
-from hwloop import benching, beside, stages
 from hwloop.errors import CandidateError
-from hwloop.fp16 import FALLBACKS
-from hwloop.profile import TargetProfile, load_profile
+from hwloop.measure import bench as benching
+from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.store import Store
+from hwloop.measure.table import REFERENCE, LatencyTable, row_doubts
 from hwloop.records import Fingerprint, Measurement
-from hwloop.rows import row_onnx
-from hwloop.store import Store
-from hwloop.table import REFERENCE, LatencyTable, row_doubts
-from hwloop.targets import DeviceSession, Model
+from hwloop.run import beside, stages
+from hwloop.runtimes.fp16 import FALLBACKS
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.rows import row_onnx
 
 NOBODY: dict[str, Any] = {"core_taken_share": 0.01, "other_cores_busy_share": None}
 Capsys = pytest.CaptureFixture[str]
@@ -234,7 +236,7 @@ class Stopwatch:
     def measure(self, *unused: object, **more: object) -> Measurement:
         return measured(reference_latency_ms=self.latency_ms)
 
-    def cross_check(self, model: Model) -> dict[str, Any]:
+    def cross_check(self, model: OnnxModel) -> dict[str, Any]:
         return {"trtexec_ms": 1.2 * self.latency_ms}
 
 

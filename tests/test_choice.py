@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hwloop import choice, finalists
-from hwloop.choice import Seen
-from hwloop.distill import Recipe
+from hwloop.compress.recover import Recipe
+from hwloop.compress.space import ACTIONS
+from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
-from hwloop.evaluate import Built, Scored
 from hwloop.files import RunFolder
-from hwloop.finalists import Finals
-from hwloop.progress import Progress
+from hwloop.measure.progress import Progress
+from hwloop.measure.scope import Scope
+from hwloop.measure.store import IN_MEMORY, Store
 from hwloop.records import (
     KEEP,
     Candidate,
@@ -33,9 +33,10 @@ from hwloop.records import (
     Trial,
     TrialState,
 )
-from hwloop.scope import Scope
-from hwloop.space import ACTIONS
-from hwloop.store import IN_MEMORY, Store
+from hwloop.run import choice, finalists
+from hwloop.run.choice import Seen
+from hwloop.run.evaluate import Scored
+from hwloop.run.finalists import Finals
 
 GROUPS = 3
 BASELINE_MS = 10.0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny import ON_FAKE, SMALL, SPEC, Said, hwloop, inside
 
-from hwloop.export import export_onnx
+from hwloop.compress.export import export_onnx
 
 Capsys = pytest.CaptureFixture[str]
 

@@ -14,9 +14,9 @@ from test_identity import StopsAt
 from tiny import HERE, MINI, Said, inside
 
 import hwloop
-from hwloop import config
 from hwloop.records import Goal
-from hwloop.runs import Settings
+from hwloop.run import config
+from hwloop.run.result import Settings
 
 Capsys = pytest.CaptureFixture[str]
 MINE = f"""
@@ -170,11 +170,13 @@ def test_every_setting_comes_back_from_the_command(tmp_path: Path, capsys: Capsy
     run = tmp_path / "run"
     seen: list[Settings] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hwloop.plan.config.settle", lambda folder, found, inputs: seen.append(found))
-        patch.setattr("hwloop.plan.load_task", lambda *given, **named: None)
-        patch.setattr("hwloop.plan.load_model", lambda *given: None)
-        patch.setattr("hwloop.plan.checked", lambda *given: (b"", {}, ()))
-        patch.setattr("hwloop.plan._known", lambda *given: (_ for _ in ()).throw(ValueError))
+        patch.setattr(
+            "hwloop.run.dry_run.config.settle", lambda folder, found, inputs: seen.append(found)
+        )
+        patch.setattr("hwloop.run.dry_run.load_task", lambda *given, **named: None)
+        patch.setattr("hwloop.run.dry_run.load_model", lambda *given: None)
+        patch.setattr("hwloop.run.dry_run.checked", lambda *given: (b"", {}, ()))
+        patch.setattr("hwloop.run.dry_run._known", lambda *given: (_ for _ in ()).throw(ValueError))
         stored = config.portable(settings, run)
         typed(capsys, config.command(stored, run) + " --dry-run")
     assert seen == [stored]

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hwloop import identity, splits
-from hwloop.splits import FolderSplit, TensorSplit, content_of
+from hwloop.run import identity
+from hwloop.tasks import splits
+from hwloop.tasks.splits import FolderSplit, TensorSplit, content_of
 
 INPUTS = torch.randn(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(300) % 3

@@ -13,13 +13,13 @@ import torchvision
 from tiny import TinyNet
 from torch import Tensor, nn
 
-from hwloop import space
-from hwloop.accuracy import Run
+from hwloop.compress import space
 from hwloop.compress.apply import compress
-from hwloop.demo.network import ResNet20
-from hwloop.export import check_outputs, export_onnx
-from hwloop.model import describe, graph_configs
-from hwloop.space import ACTIONS, SpaceRules
+from hwloop.compress.export import check_outputs, export_onnx
+from hwloop.compress.model import describe, graph_configs
+from hwloop.compress.space import ACTIONS, SpaceRules
+from hwloop.tasks.demo.network import ResNet20
+from hwloop.tasks.score import Run
 
 
 class Grouped(nn.Module):

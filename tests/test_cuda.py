@@ -16,7 +16,8 @@ import pytest
 from test_jetson import plant
 
 from hwloop.device import cuda_bindings, cuda_library
-from hwloop.device.cuda import CudaError, install_hint, open_backend, version_text
+from hwloop.device.cuda import CudaError, version_text
+from hwloop.device.cuda_backends import install_hint, open_backend
 from hwloop.device.cuda_bindings import CudaBindings
 from hwloop.device.cuda_library import CudaLibrary, Cudart, find
 from hwloop.device.cuda_pycuda import PyCuda

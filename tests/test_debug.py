@@ -13,13 +13,15 @@ import pytest
 from test_help import PAGES, command_at, page
 from tiny import environment, inside
 
-from hwloop import profile
-from hwloop.cli import main
+from hwloop.cli.main import main
 from hwloop.errors import ExitCode
+from hwloop.measure import profile
 
 Capsys = pytest.CaptureFixture[str]
 
-BUG = r"^hwloop: internal error: (.*) \(at (.*/hwloop/\w+\.py):(\d+)\)\n  fix: repeat with --debug"
+BUG = (
+    r"^hwloop: internal error: (.*) \(at (.*/hwloop/[\w/]+\.py):(\d+)\)\n  fix: repeat with --debug"
+)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_a_bug_is_one_line_that_asks_for_a_report(bug: None, capsys: Capsys) -> 
     found = re.match(BUG, said.err)
     assert found, said.err
     assert found.group(1) == "ZeroDivisionError: two lines"
-    assert found.group(2).endswith("hwloop/cli_target.py")
+    assert found.group(2).endswith("hwloop/cli/target.py")
     assert said.err.count("\n") == 2
     assert said.out == ""
 

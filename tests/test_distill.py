@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from hwloop.accuracy import ScoredSplit, mean_kl, torch_run
-from hwloop.distill import NO_RECOVERY, RECALIBRATED, Recipe, Recovery
+from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recipe, Recovery
 from hwloop.errors import CandidateError, UsageError
 from hwloop.task import ClassificationTask, TensorSplit
+from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
 
 
 class Small(ClassificationTask):

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from test_jetson import plant
 
-from hwloop import doctor
 from hwloop.device import state
-from hwloop.doctor import Check, HostFacts, wheels
-from hwloop.doctor.facts import NEEDED
-from hwloop.profile import TargetProfile, load_profile
+from hwloop.measure import doctor
+from hwloop.measure.doctor import Check, HostFacts, wheels
+from hwloop.measure.doctor.facts import NEEDED
+from hwloop.measure.profile import TargetProfile, load_profile
 from hwloop.records import to_json
 
 if sys.version_info >= (3, 11):

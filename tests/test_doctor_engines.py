@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from played_board import FLOOR, POWER, PROFILE, PlayedBoard
 
-from hwloop.doctor import Check, engines
-from hwloop.doctor.engines import Finding, Line, Task
 from hwloop.errors import CandidateError
-from hwloop.profile import load_profile
-from hwloop.progress import Progress
-from hwloop.rowkinds import INT8_KINDS
+from hwloop.measure.doctor import Check, engines
+from hwloop.measure.doctor.engines import Finding, Line, Task
+from hwloop.measure.profile import load_profile
+from hwloop.measure.progress import Progress
+from hwloop.runtimes.rowkinds import INT8_KINDS
 
 ORIN, CUDA = load_profile("jetson-orin"), load_profile("cuda")
 NAMES = ["import", "launch_floor", "int8_kinds", "layers", "power"]

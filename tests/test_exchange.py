@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from hwloop import link
-from hwloop.answers import Nonsense, WorkerLost
 from hwloop.device.serve import INLINE_BYTES, Worker, serve
 from hwloop.errors import CandidateError
-from hwloop.exchange import PART_BYTES, WINDOW, Exchange
-from hwloop.refusals import LinkLost
+from hwloop.measure import link
+from hwloop.measure.answers import Nonsense, WorkerLost
+from hwloop.measure.exchange import PART_BYTES, WINDOW, Exchange
+from hwloop.measure.refusals import LinkLost
 
 LARGE = bytes(range(256)) * 4096 + b"end"
 LIMIT = 1 << 30

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from tiny import ON_FAKE, SMALL, SPEC, START, Said, environment, faulty, hwloop, inside
 
-from hwloop.cli_common import Stop
+from hwloop.cli.common import Stop
 from hwloop.errors import ExitCode
-from hwloop.progress import ConsoleProgress
+from hwloop.measure.progress import ConsoleProgress
 
 Capsys = pytest.CaptureFixture[str]
 

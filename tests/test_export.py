@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hwloop.compress.export import check_deployed, check_outputs, export_onnx, host_run
 from hwloop.errors import CandidateError
-from hwloop.export import check_deployed, check_outputs, export_onnx, host_run
 
 
 class Awkward(nn.Module):

@@ -13,9 +13,9 @@ import torch
 from tiny import MINI, inside
 
 import hwloop
-from hwloop.progress import Progress
-from hwloop.store import Store
-from hwloop.trials import RECIPE
+from hwloop.measure.progress import Progress
+from hwloop.measure.store import Store
+from hwloop.run.trials import RECIPE
 
 Capsys = pytest.CaptureFixture[str]
 OPTIONS: dict[str, Any] = {

@@ -13,20 +13,22 @@ from graphs import needs_builder, nodes, weights
 from tiny import TinyTask, network
 from torch import Tensor, nn
 
-from hwloop import prepare
 from hwloop.compress.apply import in_base_precision
-from hwloop.distill import NO_RECOVERY, Recovery
+from hwloop.compress.export import check_deployed, export_onnx, host_run
+from hwloop.compress.fp16_range import Kept, kept_float
+from hwloop.compress.recover import NO_RECOVERY, Recovery
+from hwloop.compress.subject import Subject, subject
 from hwloop.errors import CandidateError, UsageError
-from hwloop.evaluate import Evaluator, Stopwatch, Subject, subject
-from hwloop.export import check_deployed, export_onnx, host_run
-from hwloop.fp16 import FALLBACKS, sort_nodes, to_fp16
-from hwloop.fp16_range import Kept, kept_float
-from hwloop.profile import TargetProfile, load_profile
-from hwloop.proof import layer_types, prove
+from hwloop.measure.profile import TargetProfile, load_profile, rules_for
+from hwloop.measure.scope import Scope
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.store import Store
 from hwloop.records import Action, Candidate, to_json
-from hwloop.scope import Scope
-from hwloop.store import Store
-from hwloop.targets import DeviceSession, Model
+from hwloop.run import prepare
+from hwloop.run.evaluate import Evaluator, Stopwatch
+from hwloop.runtimes.fp16 import FALLBACKS, sort_nodes, to_fp16
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.proof import layer_types, prove
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -253,7 +255,9 @@ def test_what_an_fp16_target_gets_is_fp16_and_int8(
 ) -> None:
     task, module = TinyTask(), network()
     with DeviceSession(fp16_profile()) as session, Store(tmp_path / "s.sqlite") as store:
-        found = subject(task, module, session.profile, isa=session.isa, name="tiny")
+        found = subject(
+            task, module, rules_for(session.profile, session.isa), isa=session.isa, name="tiny"
+        )
         assert found.rules.recipe == "tensorrt"
         assert found.graph == to_fp16(found.float_graph) != found.float_graph
         evaluator = Evaluator(
@@ -289,18 +293,27 @@ def test_a_network_that_fp16_cannot_hold_is_refused_at_once() -> None:
         DeviceSession(fp16_profile()) as session,
         pytest.raises(UsageError, match=r"FP16: tensor 'fc.bias'"),
     ):
-        subject(TinyTask(), module, session.profile, isa=session.isa, name="tiny")
+        subject(
+            TinyTask(),
+            module,
+            rules_for(session.profile, session.isa),
+            isa=session.isa,
+            name="tiny",
+        )
 
 
 def test_what_was_decided_before_holds_for_the_network_and_its_candidates() -> None:
     profile = fp16_profile()
     before = Kept(operators=FALLBACKS[1], reason="as it was")
-    found = subject(TinyTask(), network(), profile, isa="", name="tiny", fp16=before)
+    found = subject(TinyTask(), network(), rules_for(profile, ""), isa="", name="tiny", fp16=before)
     assert found.fp16 == before
     assert found.rules.kept_float == FALLBACKS[1]
     plain = export_onnx(Normalised().eval(), torch.zeros(1, 16))
     assert in_base_precision(plain, found.rules) == to_fp16(plain, FALLBACKS[1])
-    assert subject(TinyTask(), network(), load_profile("fake"), isa="", name="t").fp16 is None
+    assert (
+        subject(TinyTask(), network(), rules_for(load_profile("fake"), ""), isa="", name="t").fp16
+        is None
+    )
 
 
 def normed() -> Subject:
@@ -308,7 +321,7 @@ def normed() -> Subject:
     torch.manual_seed(0)
     layers = (nn.Linear(64, 16), nn.LayerNorm(16), nn.Linear(16, 4), nn.Softmax(-1))
     module = nn.Sequential(nn.Flatten(), *layers).eval()
-    return subject(TinyTask(), module, fp16_profile(), isa="", name="tiny")
+    return subject(TinyTask(), module, rules_for(fp16_profile(), ""), isa="", name="tiny")
 
 
 class Drifting(DeviceSession):
@@ -319,13 +332,13 @@ class Drifting(DeviceSession):
         self.wrong = wrong
         self.stage = stage
 
-    def infer(self, model: Model, inputs: np.ndarray) -> np.ndarray:
+    def infer(self, model: OnnxModel, inputs: np.ndarray) -> np.ndarray:
         if self.stage:
             raise CandidateError(self.stage, "the builder says no")
         self.wrong -= 1
         return (1.5 if self.wrong >= 0 else 1.0) * host_run(model.data)(inputs)
 
-    def forget(self, model: Model) -> None:
+    def forget(self, model: OnnxModel) -> None:
         pass
 
 
@@ -339,7 +352,7 @@ def test_the_target_has_the_last_word_on_fp16(wrong: int) -> None:
 
 
 def test_where_every_choice_is_the_same_graph_none_is_tried() -> None:
-    found = subject(TinyTask(), network(), fp16_profile(), isa="", name="tiny")
+    found = subject(TinyTask(), network(), rules_for(fp16_profile(), ""), isa="", name="tiny")
     assert prepare.held_on_target(found, Drifting(5)) == found
 
 

@@ -29,16 +29,20 @@ from test_table import filled
 from tiny import HERE, ON_FAKE, SPEC, TinyNet, TinyTask, inside, network
 
 import hwloop
-from hwloop import benching, checking, config, plan, stages, tables
-from hwloop.cli import main
-from hwloop.demo import task as demo
+from hwloop.cli.main import main
+from hwloop.compress.export import export_onnx
 from hwloop.errors import ExitCode, HwloopError, TargetError
-from hwloop.export import export_onnx
 from hwloop.files import RunFolder
-from hwloop.options import settings_of
-from hwloop.progress import Progress
-from hwloop.store import Store
-from hwloop.table import REFERENCE, export_rows
+from hwloop.measure import bench as benching
+from hwloop.measure import checking
+from hwloop.measure.progress import Progress
+from hwloop.measure.store import Store
+from hwloop.measure.table import REFERENCE, export_rows
+from hwloop.run import config, stages
+from hwloop.run import dry_run as plan
+from hwloop.run import table_check as tables
+from hwloop.run.options import settings_of
+from hwloop.tasks.demo import task as demo
 from hwloop.tasks.download import no_downloads
 
 Capsys = pytest.CaptureFixture[str]

@@ -23,7 +23,7 @@ from PIL import Image
 from tiny import ON_FAKE, SMALL, inside
 
 from hwloop import api
-from hwloop.cli import main
+from hwloop.cli.main import main
 
 Capsys = pytest.CaptureFixture[str]
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from tiny import inside
 
-from hwloop import checking, refusals
 from hwloop.device import SettingsRefused, state
 from hwloop.device.ort import OrtRuntime
-from hwloop.doctor import host_checks
 from hwloop.errors import TargetError, UsageError
-from hwloop.profile import document, load_profile, resolve
+from hwloop.measure import checking, refusals
+from hwloop.measure.doctor import host_checks
+from hwloop.measure.profile import document, load_profile, resolve
+from hwloop.measure.session import DeviceSession
 from hwloop.records import Measurement
-from hwloop.targets import DeviceSession
 
 Capsys = pytest.CaptureFixture[str]
 HEAD = 'description = "d"\nruntime = "onnxruntime"\n'
@@ -134,7 +134,7 @@ def test_the_guide_to_hardware_is_a_file_that_exists() -> None:
 def test_what_is_installed_is_named_before_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hwloop import profile
+    from hwloop.measure import profile
 
     monkeypatch.setattr(profile, "PACKAGE", tmp_path / "hwloop")
     assert document("docs/a.md") == tmp_path / "docs" / "a.md"
@@ -144,7 +144,7 @@ def test_what_is_installed_is_named_before_the_checkout(
 
 
 def test_both_texts_are_in_the_wheel() -> None:
-    from hwloop.profile import PACKAGE, tomllib
+    from hwloop.measure.profile import PACKAGE, tomllib
 
     build = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     included = build["targets"]["wheel"]["force-include"]

@@ -26,11 +26,13 @@ from test_identity import snapshot
 from tiny import SMALL, SPEC, Said, TinyNet, TinyTask, inside, network
 
 import hwloop
-from hwloop import benching, plan, stages
 from hwloop.errors import ExitCode, HwloopError, TargetError, UsageError
 from hwloop.files import sha256
-from hwloop.profile import load_profile
-from hwloop.targets import DeviceSession
+from hwloop.measure import bench as benching
+from hwloop.measure.profile import load_profile
+from hwloop.measure.session import DeviceSession
+from hwloop.run import dry_run as plan
+from hwloop.run import stages
 
 Capsys = pytest.CaptureFixture[str]
 Alter = Callable[[Path], Any]

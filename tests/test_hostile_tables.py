@@ -18,8 +18,8 @@ import pytest
 from test_table import HERE, filled
 from tiny import ON_FAKE, Said, inside
 
-from hwloop.store import Store
-from hwloop.table import EMPTY, REFERENCE, LatencyTable, export_rows
+from hwloop.measure.store import Store
+from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable, export_rows
 
 Capsys = pytest.CaptureFixture[str]
 Alter = Callable[[Path], None]
@@ -242,7 +242,7 @@ def test_an_altered_value_is_refused(folder: Path, capsys: Capsys, name: str) ->
 
 def test_a_run_does_not_read_an_altered_row_or_refusal(folder: Path) -> None:
     from hwloop.errors import UsageError
-    from hwloop.profile import Protocols
+    from hwloop.measure.profile import Protocols
 
     for alter in (row(samples_ms=["x"] * 3), text("refused/", lambda value: '{"reason": 1}')):
         table = Path(shutil.copy(folder / "t.sqlite", folder / "copy.sqlite"))

@@ -9,9 +9,9 @@ from tiny import inside
 
 import hwloop
 from hwloop.errors import UsageError
-from hwloop.hosts import Host, check_python, parse_host
-from hwloop.link import ssh_command
-from hwloop.profile import load_profile, resolve
+from hwloop.measure.hosts import Host, check_python, parse_host
+from hwloop.measure.link import ssh_command
+from hwloop.measure.profile import load_profile, resolve
 
 HOSTILE = [
     "",

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny import HERE, network, split
 
 import hwloop
-from hwloop import versions
-from hwloop.progress import Progress
+from hwloop.measure.progress import Progress
+from hwloop.run import versions
 
 MINE = f"""
 import sys

@@ -12,19 +12,22 @@ import pytest
 from test_space import TENSORRT, chain
 from tiny import ON_FAKE, SPEC, Said, inside, network, profile
 
-from hwloop import measure, prepare, space
-from hwloop.answers import LostTwice
+from hwloop.compress import space
+from hwloop.compress.space import ACTIONS, SpaceRules
+from hwloop.compress.subject import Subject, subject
 from hwloop.errors import CandidateError, TargetError, UsageError
-from hwloop.evaluate import Subject, subject
-from hwloop.profile import TargetProfile, load_profile
-from hwloop.progress import Progress
+from hwloop.measure import paired as measure
+from hwloop.measure.answers import LostTwice
+from hwloop.measure.profile import TargetProfile, load_profile, rules_for
+from hwloop.measure.progress import Progress
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.store import Store
+from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable, stored_refused_kinds
 from hwloop.records import Action, LayerConfig
-from hwloop.rowkinds import kind_of
-from hwloop.space import ACTIONS, SpaceRules
-from hwloop.store import Store
-from hwloop.table import EMPTY, REFERENCE, LatencyTable, stored_refused_kinds
-from hwloop.tables import show
-from hwloop.targets import DeviceSession, Model
+from hwloop.run import prepare
+from hwloop.run.table_check import show
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.rowkinds import kind_of
 from hwloop.tasks import load_task
 
 FAKE = load_profile("fake")
@@ -43,7 +46,7 @@ class Builder(DeviceSession):
         self.error = error
         self.asked: list[LayerConfig] = []
 
-    def build(self, model: Model) -> float:
+    def build(self, model: OnnxModel) -> float:
         (config,) = model.configs
         assert model.row
         self.asked.append(config)
@@ -51,7 +54,7 @@ class Builder(DeviceSession):
             raise self.error("build", "could not find any implementation for node")
         return 0.1
 
-    def forget(self, model: Model) -> None:
+    def forget(self, model: OnnxModel) -> None:
         pass
 
 
@@ -159,7 +162,7 @@ def on_tensorrt(precisions: tuple[str, ...] = ("base", "int8"), *kinds: str) -> 
 
 
 def tiny_subject(profile: TargetProfile) -> Subject:
-    return subject(load_task(SPEC), network(), profile, isa="", name="tiny")
+    return subject(load_task(SPEC), network(), rules_for(profile, ""), isa="", name="tiny")
 
 
 def test_a_network_with_nothing_left_is_refused_with_the_kinds(table: LatencyTable) -> None:

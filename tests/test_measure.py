@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 
-from hwloop import measure
 from hwloop.errors import TargetError
-from hwloop.profile import TargetProfile, load_profile
+from hwloop.measure import paired as measure
+from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.store import Store
+from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable, row_doubts
 from hwloop.records import Fingerprint, LayerConfig, Measurement
-from hwloop.rows import row_onnx
-from hwloop.store import Store
-from hwloop.table import EMPTY, REFERENCE, LatencyTable, row_doubts
-from hwloop.targets import DeviceSession, Model
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.rows import row_onnx
 
 FAKE = load_profile("fake")
 LOOP = FAKE.protocols.loop
-MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
+MODEL = OnnxModel(row_onnx(REFERENCE), (REFERENCE,))
 ROWS = [
     LayerConfig(op="linear", in_shape=(1, 8), out_channels=width, tail=("bias",))
     for width in (4, 5, 6, 7)
@@ -211,7 +212,7 @@ def test_a_build_that_was_stopped_takes_a_disturbed_row_once_more_only(tmp_path:
 
 def test_rows_say_that_they_are_rows(tmp_path: Path) -> None:
     class Rows(Readings):
-        def measure(self, *models: Model, **more: Any) -> Measurement:
+        def measure(self, *models: OnnxModel, **more: Any) -> Measurement:
             assert [model.row for model in models] == [True, True]
             return super().measure(*models, **more)
 

@@ -21,16 +21,17 @@ from test_cuda import compiled
 
 from hwloop import device
 from hwloop.errors import CandidateError, TargetError
-from hwloop.link import sources
-from hwloop.profile import load_profile
+from hwloop.measure.link import sources
+from hwloop.measure.profile import load_profile
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.table import REFERENCE
 from hwloop.records import Protocol
-from hwloop.rows import row_onnx
-from hwloop.table import REFERENCE
-from hwloop.targets import DeviceSession, Model
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.rows import row_onnx
 
 TESTS = Path(__file__).parent
 NUMPY = ("1.21.5", "1.26.4")
-MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
+MODEL = OnnxModel(row_onnx(REFERENCE), (REFERENCE,))
 SHORT = Protocol(warmup_s=0.01, rounds=1, sample_s=0.001, time_limit_s=0.2)
 
 

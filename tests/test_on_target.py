@@ -11,16 +11,18 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from hwloop import api, measure, space
-from hwloop.checking import check_target
-from hwloop.doctor.engines import Line, Task, examine
-from hwloop.evaluate import Subject, subject
-from hwloop.profile import TargetProfile, resolve
-from hwloop.progress import Progress
-from hwloop.store import Store
-from hwloop.table import LatencyTable
-from hwloop.tables import unrecovered
-from hwloop.targets import DeviceSession
+from hwloop import api
+from hwloop.compress import space
+from hwloop.compress.subject import Subject, subject
+from hwloop.measure import paired as measure
+from hwloop.measure.checking import check_target
+from hwloop.measure.doctor.engines import Line, Task, examine
+from hwloop.measure.profile import TargetProfile, resolve, rules_for
+from hwloop.measure.progress import Progress
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.store import Store
+from hwloop.measure.table import LatencyTable
+from hwloop.run.table_check import unrecovered
 from hwloop.task import load_model
 from hwloop.tasks import load_task
 
@@ -46,7 +48,9 @@ def session(profile: TargetProfile) -> Iterator[DeviceSession]:
 @pytest.fixture(scope="module")
 def demo(profile: TargetProfile, session: DeviceSession) -> Subject:
     task = load_task("demo")
-    return subject(task, load_model(task, None), profile, isa=session.isa, name="demo")
+    return subject(
+        task, load_model(task, None), rules_for(profile, session.isa), isa=session.isa, name="demo"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,9 @@ def test_the_worker_says_what_it_runs_on(session: DeviceSession, profile: Target
 def test_a_layer_is_as_fast_as_itself(profile: TargetProfile, session: DeviceSession) -> None:
     """The protocol's noise: the dense demo against itself is within 2 %."""
     task = load_task("demo")
-    found = subject(task, load_model(task, None), profile, isa=session.isa, name="demo")
+    found = subject(
+        task, load_model(task, None), rules_for(profile, session.isa), isa=session.isa, name="demo"
+    )
     dense = found.model(found.dense_candidate, found.graph)
     measured = measure.baseline(session, dense, profile.protocols.loop)
     assert measured.ratio == pytest.approx(1.0, abs=0.02)

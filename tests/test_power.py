@@ -12,8 +12,8 @@ import pytest
 from test_jetson import DATA, plant
 
 from hwloop.device import power
-from hwloop.rows import row_onnx
-from hwloop.table import REFERENCE
+from hwloop.measure.table import REFERENCE
+from hwloop.runtimes.rows import row_onnx
 
 LINES = json.loads((DATA / "tegrastats.json").read_text())
 AGX_RAILS = ("VDDQ_VDD2_1V8AO", "VDD_CPU_CV", "VDD_GPU_SOC", "VIN_SYS_5V0")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hwloop.errors import UsageError
-from hwloop.profile import known_profiles, load_profile, recipe_for, rules_for
+from hwloop.measure.profile import known_profiles, load_profile, recipe_for, rules_for
 
 HEAD = 'description = "d"\nruntime = "onnxruntime"\n'
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hwloop.errors import UsageError
-from hwloop.profile import (
+from hwloop.measure.profile import (
     CHECKOUT,
     known_profiles,
     load_profile,

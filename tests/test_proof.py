@@ -13,16 +13,17 @@ import torchvision
 from graphs import needs_builder, node_graph, nodes
 from torch import nn
 
-from hwloop import proof, space
-from hwloop.demo.network import ResNet20
+from hwloop.compress import space
+from hwloop.compress.export import export_onnx
+from hwloop.compress.model import describe
+from hwloop.compress.space import SpaceRules
 from hwloop.errors import CandidateError
-from hwloop.export import export_onnx
-from hwloop.fp16 import to_fp16
-from hwloop.model import describe
-from hwloop.proof import prove
 from hwloop.records import Action, Candidate, Network
-from hwloop.space import SpaceRules
-from hwloop.tables import random_choices, unrecovered_graph
+from hwloop.run.table_check import random_choices, unrecovered_graph
+from hwloop.runtimes import proof
+from hwloop.runtimes.fp16 import to_fp16
+from hwloop.runtimes.proof import prove
+from hwloop.tasks.demo.network import ResNet20
 
 RULES = SpaceRules(base_precision="fp16", recipe="tensorrt")
 MIXED = -1

@@ -8,11 +8,11 @@ import torchvision
 from torch import Tensor, nn
 
 from hwloop.compress.apply import compress
+from hwloop.compress.export import export_onnx
+from hwloop.compress.model import describe
 from hwloop.compress.prune import couplings, prune
+from hwloop.compress.space import ACTIONS, SpaceRules, candidate
 from hwloop.errors import CandidateError, UsageError
-from hwloop.export import export_onnx
-from hwloop.model import describe
-from hwloop.space import ACTIONS, SpaceRules, candidate
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 

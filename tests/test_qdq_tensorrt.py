@@ -9,11 +9,11 @@ import torch
 from graphs import needs_builder, nodes, weights
 from torch import Tensor, nn
 
-from hwloop.compress.quantize import quantize
+from hwloop.compress.export import export_onnx, host_run
 from hwloop.errors import CandidateError
-from hwloop.export import export_onnx, host_run
-from hwloop.fp16 import to_fp16
-from hwloop.proof import prove
+from hwloop.runtimes.fp16 import to_fp16
+from hwloop.runtimes.proof import prove
+from hwloop.runtimes.quantize import quantize
 from hwloop.task import load_model
 from hwloop.tasks import load_task
 

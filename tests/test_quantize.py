@@ -12,14 +12,14 @@ import pytest
 import torch
 from graphs import optimized_ops
 
-from hwloop import space
+from hwloop.compress import space
 from hwloop.compress.apply import quantized
-from hwloop.compress.quantize import quantize
+from hwloop.compress.export import export_onnx
+from hwloop.compress.model import describe
 from hwloop.device import state
-from hwloop.evaluate import CALIBRATION_INPUTS
-from hwloop.export import export_onnx
-from hwloop.model import describe
 from hwloop.records import Action, Candidate, Network
+from hwloop.run.evaluate import CALIBRATION_INPUTS
+from hwloop.runtimes.quantize import quantize
 from hwloop.task import load_model
 from hwloop.tasks import load_task
 

@@ -19,20 +19,22 @@ import pytest
 from board import Board, needs_board
 from scoring import MapsTask, Peak, maps_model
 
-from hwloop import link, targets
-from hwloop.accuracy import ScoredSplit
 from hwloop.errors import TargetError
-from hwloop.hosts import parse_host
-from hwloop.link import LIMITS, Limits
-from hwloop.profile import TargetProfile, load_profile
+from hwloop.measure import link
+from hwloop.measure import session as targets
+from hwloop.measure.hosts import parse_host
+from hwloop.measure.link import LIMITS, Limits
+from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.table import REFERENCE
 from hwloop.records import Measurement, Protocol
-from hwloop.rows import row_onnx
-from hwloop.table import REFERENCE
-from hwloop.targets import DeviceSession, Model
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.rows import row_onnx
+from hwloop.tasks.score import ScoredSplit
 
 pytestmark = [needs_board, pytest.mark.usefixtures("reachable")]
 
-MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
+MODEL = OnnxModel(row_onnx(REFERENCE), (REFERENCE,))
 LONG = Protocol(
     warmup_s=0.1, rounds=1, sample_s=0.01, max_samples=300, target_halfwidth=1e-9, time_limit_s=1.5
 )
@@ -250,7 +252,7 @@ def test_a_board_that_cannot_be_reached_is_not_called_again(
 
 def test_scoring_takes_memory_for_a_chunk_and_not_for_all(there: Board, tmp_path: Path) -> None:
     """340 MB of outputs and 160 MB of inputs; before, either side held several times as much."""
-    task, model = MapsTask(260), Model(maps_model())
+    task, model = MapsTask(260), OnnxModel(maps_model())
     with DeviceSession(profile_of(there, tmp_path)) as session:
         with Peak(os.getpid()) as here, Peak(session.state()["pid"]) as far:
             split = ScoredSplit(task, task.search())

@@ -14,7 +14,7 @@ from board import Board, needs_board
 from tiny import MINI, START, Said, environment, inside
 
 import hwloop as package
-from hwloop.store import Store
+from hwloop.measure.store import Store
 
 pytestmark = [needs_board, pytest.mark.usefixtures("reachable")]
 

@@ -15,18 +15,19 @@ import pytest
 from board import Board, board, needs_link
 
 from hwloop.errors import TargetError
-from hwloop.link import LIMITS, Limits
-from hwloop.measure import build_rows
-from hwloop.profile import TargetProfile, load_profile
+from hwloop.measure.link import LIMITS, Limits
+from hwloop.measure.paired import build_rows
+from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.store import Store
+from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.records import LayerConfig, Protocol
-from hwloop.rows import row_onnx
-from hwloop.store import Store
-from hwloop.table import EMPTY, REFERENCE, LatencyTable
-from hwloop.targets import DeviceSession, Model
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.rows import row_onnx
 
 pytestmark = needs_link
 
-MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
+MODEL = OnnxModel(row_onnx(REFERENCE), (REFERENCE,))
 QUICK = Limits(worker_s=3, host_s=4.0, beat_s=0.5)
 """Where it does not matter how long the silence is that ends a worker."""
 

@@ -12,9 +12,9 @@ from board import Board, needs_board
 from tiny import SPEC, hwloop
 
 from hwloop.errors import HwloopError, TargetError
-from hwloop.hosts import parse_host
-from hwloop.profile import TargetProfile, load_profile
-from hwloop.targets import DeviceSession
+from hwloop.measure.hosts import parse_host
+from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.session import DeviceSession
 
 pytestmark = needs_board
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from hwloop.reward import FAILED_REWARD, Reward, linear_reward
 from hwloop.search.problem import EpisodeLimits, Score
+from hwloop.search.reward import FAILED_REWARD, Reward, linear_reward
 
 
 def limits(*, budget_ms: float | None = None, max_drop: float | None = None) -> EpisodeLimits:

@@ -12,15 +12,15 @@ import torchvision
 from graphs import needs_builder
 from torch import nn
 
-from hwloop import space
-from hwloop.demo.network import ResNet20
-from hwloop.export import export_onnx
-from hwloop.model import describe
-from hwloop.proof import prove
+from hwloop.compress import space
+from hwloop.compress.export import export_onnx
+from hwloop.compress.model import describe
+from hwloop.compress.space import SpaceRules
 from hwloop.records import LayerConfig
-from hwloop.rowkinds import INT8_KINDS, kind_of
-from hwloop.rows import row_onnx
-from hwloop.space import SpaceRules
+from hwloop.runtimes.proof import prove
+from hwloop.runtimes.rowkinds import INT8_KINDS, kind_of
+from hwloop.runtimes.rows import row_onnx
+from hwloop.tasks.demo.network import ResNet20
 
 KINDS = [kind for kind, _ in INT8_KINDS]
 

@@ -14,16 +14,16 @@ import torch
 from graphs import needs_builder, optimized_ops
 from torch import nn
 
-from hwloop import space
-from hwloop.compress.quantize import quantize
-from hwloop.demo.network import ResNet20
-from hwloop.export import export_onnx, host_run
-from hwloop.model import describe
-from hwloop.proof import prove
+from hwloop.compress import space
+from hwloop.compress.export import export_onnx, host_run
+from hwloop.compress.model import describe
+from hwloop.compress.space import SpaceRules
+from hwloop.measure.table import EMPTY, REFERENCE
 from hwloop.records import LayerConfig
-from hwloop.rows import row_onnx
-from hwloop.space import SpaceRules
-from hwloop.table import EMPTY, REFERENCE
+from hwloop.runtimes.proof import prove
+from hwloop.runtimes.quantize import quantize
+from hwloop.runtimes.rows import row_onnx
+from hwloop.tasks.demo.network import ResNet20
 
 
 def channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:

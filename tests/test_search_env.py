@@ -11,11 +11,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from synthetic import problem, scorer
 
-from hwloop.reward import Reward
 from hwloop.search.env import ENV_ID, NetCompressEnv, register
 from hwloop.search.planner import Planner
 from hwloop.search.prior import Prior
 from hwloop.search.problem import Problem, Score
+from hwloop.search.reward import Reward
 
 LIMITS: tuple[dict[str, Any], ...] = (
     {"max_drop": 0.01},

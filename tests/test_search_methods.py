@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from synthetic import problem, scorer
 
-from hwloop.reward import Reward
 from hwloop.search.methods import METHODS
 from hwloop.search.problem import BudgetSpent, Choices, Evaluate, Problem, Score
+from hwloop.search.reward import Reward
 
 NAMES = sorted(METHODS)
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from tiny import environment
 
-from hwloop.sources import code_digest, is_users_file, normalised
 from hwloop.task import ClassificationTask
+from hwloop.tasks.sources import code_digest, is_users_file, normalised
 
 CODE = '''
 import functools

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hwloop import space
+from hwloop.compress import space
+from hwloop.compress.space import ACTIONS, SpaceRules
 from hwloop.records import Action, Group, Layer, LayerConfig, Network, digest
-from hwloop.space import ACTIONS, SpaceRules
 
 
 def chain(channels: tuple[int, ...] = (16, 32, 48)) -> Network:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hwloop.errors import TargetError, UsageError
-from hwloop.spec import call_user, load_object, parse_spec
+from hwloop.tasks.spec import call_user, load_object, parse_spec
 
 USER_FILE = """\
 import math

@@ -16,8 +16,8 @@ import pytest
 
 from hwloop.errors import HwloopError, UsageError
 from hwloop.files import write_atomically
+from hwloop.measure.store import Store
 from hwloop.records import Action, Candidate, Measurement, Trial, TrialState
-from hwloop.store import Store
 
 WRITER = """
 import sys

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from test_space import chain
 
-from hwloop import space
+from hwloop.compress import space
+from hwloop.compress.space import SpaceRules
 from hwloop.errors import TargetError, UsageError
-from hwloop.profile import Protocols
-from hwloop.records import Fingerprint, LayerConfig, Measurement
-from hwloop.space import SpaceRules
-from hwloop.store import Store
-from hwloop.table import (
+from hwloop.measure.profile import Protocols
+from hwloop.measure.store import Store
+from hwloop.measure.table import (
     CASTS,
     EMPTY,
     REFERENCE,
@@ -27,6 +26,7 @@ from hwloop.table import (
     prediction_error,
     read_rows,
 )
+from hwloop.records import Fingerprint, LayerConfig, Measurement
 
 HERE = Fingerprint(device="here", runtime="r", runtime_version="1")
 THERE = Fingerprint(device="there", runtime="r", runtime_version="1")

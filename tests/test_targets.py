@@ -17,19 +17,21 @@ import onnxruntime
 import pytest
 from scoring import MapsTask, Peak, maps_model
 
-from hwloop import link, targets
-from hwloop.accuracy import ScoredSplit
 from hwloop.errors import CandidateError, TargetError
-from hwloop.link import LIMITS
-from hwloop.measure import baseline, build_rows
-from hwloop.profile import TargetProfile, load_profile
+from hwloop.measure import link
+from hwloop.measure import session as targets
+from hwloop.measure.link import LIMITS
+from hwloop.measure.paired import baseline, build_rows
+from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.session import DeviceSession
+from hwloop.measure.store import Store
+from hwloop.measure.table import REFERENCE, LatencyTable
 from hwloop.records import LayerConfig, Measurement, Protocol
-from hwloop.rows import row_onnx
-from hwloop.store import Store
-from hwloop.table import REFERENCE, LatencyTable
-from hwloop.targets import DeviceSession, Model
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.rows import row_onnx
+from hwloop.tasks.score import ScoredSplit
 
-MODEL = Model(row_onnx(REFERENCE), (REFERENCE,))
+MODEL = OnnxModel(row_onnx(REFERENCE), (REFERENCE,))
 SHORT = Protocol(warmup_s=0.01, rounds=2, sample_s=0.001, time_limit_s=0.5)
 
 
@@ -78,7 +80,7 @@ def test_outputs_are_those_of_onnx_runtime_here() -> None:
 def test_a_graph_that_cannot_run_is_the_candidates_failure() -> None:
     with DeviceSession(load_profile("cpu")) as session:
         with pytest.raises(CandidateError, match="build"):
-            session.build(Model(b"no graph"))
+            session.build(OnnxModel(b"no graph"))
         assert session.build(MODEL) > 0
 
 
@@ -226,7 +228,7 @@ def test_what_a_runtime_does_not_have_is_absent_or_said() -> None:
 
 
 def test_a_file_is_another_model_as_a_row() -> None:
-    row = Model(MODEL.data, MODEL.configs, row=True)
+    row = OnnxModel(MODEL.data, MODEL.configs, row=True)
     assert "row" not in MODEL.hints
     assert row.hints == {**MODEL.hints, "row": True}
     with DeviceSession(load_profile("fake")) as session:
@@ -247,7 +249,7 @@ def test_an_engine_arrives_as_it_was_built() -> None:
 
 
 def test_scoring_takes_memory_for_a_chunk_and_not_for_all() -> None:
-    task, model = MapsTask(260), Model(maps_model())
+    task, model = MapsTask(260), OnnxModel(maps_model())
     with DeviceSession(load_profile("fake")) as session:
         with Peak(os.getpid()) as here, Peak(session.state()["pid"]) as worker:
             split = ScoredSplit(task, task.search())
@@ -267,7 +269,7 @@ def test_inputs_go_in_chunks_that_outputs_of_their_size_fit_in(
     with DeviceSession(load_profile("fake")) as session:
         sent = session._infer_chunk
 
-        def watched(model: Model, chunk: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        def watched(model: OnnxModel, chunk: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             sizes.append(len(chunk))
             return sent(model, chunk)
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hwloop.demo.data import MEAN, STD
 from hwloop.errors import EnvironmentProblem, UsageError
 from hwloop.task import Split, Task, load_model, validate_task
 from hwloop.tasks import TASKS, cifar10, download, fashion_mnist, load_task
+from hwloop.tasks.demo.data import MEAN, STD
 
 TINY_TRAIN, TINY_TEST = 200, 20
 

@@ -20,7 +20,6 @@ import pytest
 from fake_cuda import DEVICE, FakeCuda
 from test_jetson import plant
 
-from hwloop import answers
 from hwloop.device import trt_child
 from hwloop.device.cuda import CudaError
 from hwloop.device.trt import NoTensorRT, TrtRuntime, check_version, import_tensorrt
@@ -29,6 +28,7 @@ from hwloop.device.trt_build import BuildRequest, build
 from hwloop.device.trt_limits import default_workspace_mib
 from hwloop.device.trt_run import OpenEngine, RunFailed
 from hwloop.device.trt_timing import EventSampler
+from hwloop.measure import answers
 from hwloop.records import Measurement, Protocol
 
 DATA = Path(__file__).parent / "data"

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from tiny import COUNTS, HERE, TinyNet, TinyTask, inside, network, split
 from torch import Tensor, nn
 
+from hwloop.compress.export import check_exported, export_onnx, value_dependent_lines
 from hwloop.errors import UsageError
-from hwloop.export import check_exported, export_onnx, value_dependent_lines
-from hwloop.sanity import check_goal, doubts
-from hwloop.splits import TensorSplit
 from hwloop.task import Task, as_model, load_model
 from hwloop.tasks import as_task, cifar10, fashion_mnist, load_task
 from hwloop.tasks.download import no_downloads
+from hwloop.tasks.sanity import check_goal, doubts
+from hwloop.tasks.splits import TensorSplit
 
 Capsys = pytest.CaptureFixture[str]
 

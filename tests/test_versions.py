@@ -14,27 +14,28 @@ from typing import Any
 import pytest
 
 import hwloop
-from hwloop.sources import normalised
-from hwloop.versions import RESULTS
+from hwloop.run.versions import RESULTS
+from hwloop.tasks.sources import normalised
 
 SOURCES = Path(hwloop.__file__).parent
 HELD = Path(__file__).parent / "data" / "result_sources.json"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 AREAS: dict[str, tuple[str, ...]] = {
-    "export": ("export.py",),
-    "prune": ("compress/prune.py", "compress/apply.py", "model.py"),
+    "export": ("compress/export.py",),
+    "prune": ("compress/prune.py", "compress/apply.py", "compress/model.py"),
     "quantize": (
-        "compress/quantize.py",
-        "compress/qdq_ort.py",
-        "compress/qdq_tensorrt.py",
-        "fp16.py",
-        "fp16_range.py",
+        "runtimes/quantize.py",
+        "runtimes/qdq_ort.py",
+        "runtimes/qdq_tensorrt.py",
+        "runtimes/fp16.py",
+        "compress/fp16_range.py",
     ),
-    "recover": ("distill.py",),
-    "score": ("accuracy.py",),
+    "recover": ("compress/recover.py",),
+    "score": ("tasks/score.py",),
     "search": (
         "search/*.py",
-        *("reward.py", "rowkinds.py", "space.py", "prepare.py", "finalists.py", "choice.py"),
+        *("runtimes/rowkinds.py", "compress/space.py"),
+        *("run/prepare.py", "run/finalists.py", "run/choice.py"),
     ),
 }
 
@@ -65,8 +66,8 @@ def complaint(area: str, held: dict[str, Any], found: dict[str, str], version: i
     if held["version"] != version:
         return f"RESULTS[{area!r}] is {version}, {held['version']} is held: {renew}"
     return (
-        f"{', '.join(changed)} changed: raise RESULTS[{area!r}] in hwloop/versions.py if stored "
-        f"figures would change, then {renew}"
+        f"{', '.join(changed)} changed: raise RESULTS[{area!r}] in hwloop/run/versions.py "
+        f"if stored figures would change, then {renew}"
     )
 
 
@@ -85,14 +86,17 @@ def test_every_area_is_held_and_has_sources() -> None:
 
 
 def test_a_change_is_named_with_what_to_do_and_a_comment_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "distill.py"
+    path = tmp_path / "compress" / "recover.py"
+    path.parent.mkdir()
     path.write_text("def step():\n    return 1\n")
     held = {"version": 1, "sources": digests("recover", tmp_path)}
     path.write_text('def step():\n    """One."""\n    return 1  # a comment\n')
     assert complaint("recover", held, digests("recover", tmp_path), 1) == ""
     path.write_text("def step():\n    return 2\n")
     said = complaint("recover", held, digests("recover", tmp_path), 1)
-    assert said.startswith("distill.py changed: raise RESULTS['recover'] in hwloop/versions.py if")
+    assert said.startswith(
+        "compress/recover.py changed: raise RESULTS['recover'] in hwloop/run/versions.py if"
+    )
     assert said.endswith("renew with: python tests/test_versions.py")
     assert "is held" in complaint("recover", held, digests("recover", tmp_path), 2)
 

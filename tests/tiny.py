@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hwloop.splits import TensorSplit
 from hwloop.task import ClassificationTask
+from hwloop.tasks.splits import TensorSplit
 
 HERE = Path(__file__).resolve().parent
 SPEC = f"{HERE / 'tiny.py'}:TinyTask"
@@ -199,7 +199,7 @@ def hwloop(*arguments: str | Path, **options: str) -> Said:
 
 def inside(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Said:
     """Run the command in this process, which has imported torch already."""
-    from hwloop import cli
+    from hwloop.cli import main as cli
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     argv, handlers = sys.argv, [signal.getsignal(number) for number in numbers]

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from hwloop import space
+from hwloop.compress import space
+from hwloop.compress.model import weighted_calls, weighted_nodes
 from hwloop.compress.prune import prune
-from hwloop.compress.quantize import quantize
-from hwloop.fp16 import to_fp16
-from hwloop.model import weighted_calls, weighted_nodes
+from hwloop.compress.space import SpaceRules
 from hwloop.records import Candidate, Network
-from hwloop.space import SpaceRules
+from hwloop.runtimes.fp16 import to_fp16
+from hwloop.runtimes.quantize import quantize
 
 
 def compress(

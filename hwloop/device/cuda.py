@@ -1,35 +1,21 @@
-"""CUDA through one small door: memory, streams, events and graphs, by three ways.
+"""CUDA through one small door: memory, streams, events and graphs; ``cuda_backends`` opens it.
 
-The runtime library itself, cuda-bindings, or pycuda; none is loaded before it is wanted. All use
-the device's primary context, which TensorRT shares; ``pycuda.autoinit`` would make a second one,
-in which TensorRT's objects are invalid.
+Every backend uses the device's primary context, which TensorRT shares; ``pycuda.autoinit`` would
+make a second one, in which TensorRT's objects are invalid.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from hwloop.device import jetson
-
-CHOICES = ("auto", "pycuda", "cuda-bindings", "cudart")
 NON_BLOCKING = 1
 """The flag of a stream that does not wait for the default one."""
 
-ON_A_JETSON = (
-    "CUDA comes with JetPack and needs nothing of pip: sudo apt install nvidia-cuda; a container "
-    "needs --runtime nvidia, and ls -l /dev/nvmap shows the group that may use the GPU"
-)
-ON_A_CARD = (
-    "nvidia-smi must show the GPU, else its driver is missing; then {python} -m pip install "
-    '"cuda-bindings<13" where nvidia-smi says CUDA Version 12, cuda-bindings where it says 13'
-)
 if TYPE_CHECKING:  # numpy 1.21, which JetPack 6 has, cannot subscript its types
     Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -113,59 +99,6 @@ class CudaBackend(Protocol):
     def replay(self, graph: Any, stream: Any) -> None: ...
 
     def free_graph(self, graph: Any) -> None: ...
-
-
-def open_backend(choice: str = "auto", *, graph: bool = True) -> CudaBackend:
-    """The first backend that works.
-
-    Args:
-        choice: auto, pycuda, cuda-bindings or cudart.
-        graph: whether graphs are wanted; pycuda has none, so ``auto`` then tries it last.
-
-    Raises:
-        CudaError: none works; the message has the reason of each and what to install.
-        ValueError: unknown choice.
-    """
-    known: dict[str, Callable[[], CudaBackend]] = {
-        "cuda-bindings": _cuda_bindings,
-        "cudart": _cudart,
-        "pycuda": _pycuda,
-    }
-    if choice not in CHOICES:
-        raise ValueError(f"settings.cuda is {choice!r}, not one of {', '.join(CHOICES)}")
-    names = list(known) if graph else list(reversed(known))
-    reasons = []
-    for name in names if choice == "auto" else [choice]:
-        try:
-            return known[name]()
-        except Exception as error:  # the driver's own exceptions have no common class
-            reasons.append(f"{name}: {error}")
-    raise CudaError(f"no way to CUDA ({'; '.join(reasons)}); {install_hint()}")
-
-
-def install_hint(root: Path = jetson.ROOT) -> str:
-    """What makes CUDA usable on this machine: a Jetson has other ways than a graphics card."""
-    if jetson.snapshot(root) is not None:
-        return ON_A_JETSON
-    return ON_A_CARD.format(python=sys.executable)
-
-
-def _cuda_bindings() -> CudaBackend:
-    from hwloop.device.cuda_bindings import CudaBindings
-
-    return CudaBindings()
-
-
-def _cudart() -> CudaBackend:
-    from hwloop.device.cuda_library import CudaLibrary
-
-    return CudaLibrary()
-
-
-def _pycuda() -> CudaBackend:
-    from hwloop.device.cuda_pycuda import PyCuda
-
-    return PyCuda()
 
 
 def version_text(number: Any) -> str:

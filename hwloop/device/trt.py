@@ -25,7 +25,8 @@ from hwloop.device import (
     trt_timing,
     trtexec,
 )
-from hwloop.device.cuda import CudaBackend, open_backend
+from hwloop.device.cuda import CudaBackend
+from hwloop.device.cuda_backends import open_backend
 from hwloop.device.trt_build import DEADLINE_S, BuildRequest
 from hwloop.device.trt_run import OpenEngine
 from hwloop.device.trt_sampling import Sampling

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwloop.reward import Reward
 from hwloop.search.dqn import DQN, DQNConfig
 from hwloop.search.env import NetCompressEnv
 from hwloop.search.ledger import Ledger, fits, mutated
 from hwloop.search.planner import Planner
 from hwloop.search.prior import Prior
 from hwloop.search.problem import BudgetSpent, Choices, Evaluate, Problem, Score
+from hwloop.search.reward import Reward
 from hwloop.search.trust import Trust
 
 ANCHORED = DQNConfig(

@@ -8,9 +8,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from hwloop.reward import Reward
 from hwloop.search.prior import Prior
 from hwloop.search.problem import Choices, Evaluate, Problem
+from hwloop.search.reward import Reward
 
 ENV_ID = "hwloop/NetCompress-v0"
 Observation = NDArray[np.float32]

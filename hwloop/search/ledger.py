@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hwloop.reward import Reward
 from hwloop.search.problem import BudgetSpent, Choices, Evaluate, Method, Problem, Score
+from hwloop.search.reward import Reward
 
 MISSES_PER_EVALUATION = 50
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hwloop.reward import Reward
 from hwloop.search import baselines
 from hwloop.search.problem import Evaluate, Method, Problem
+from hwloop.search.reward import Reward
 
 
 def _dqn(

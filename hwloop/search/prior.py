@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from hwloop.reward import BEST_REWARD, FAILED_REWARD, Reward
 from hwloop.search.planner import Planner
 from hwloop.search.problem import Array, Problem
+from hwloop.search.reward import BEST_REWARD, FAILED_REWARD, Reward
 
 
 class Prior:

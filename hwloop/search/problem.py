@@ -11,8 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hwloop.reward import Reward
-from hwloop.space import ACTIONS
+from hwloop.search.reward import Reward
 
 Array = NDArray[np.float64]
 Choices = tuple[int, ...]
@@ -83,6 +82,7 @@ class Problem:
         drop_scale: a drop that counts as one unit of reward.
         allowance: plans may sum up to ``allowance * max_drop`` of damage, because recovery
             training gives part of it back.
+        menu_features: (A, 2) width and precision of each action in [-1, 1], or nothing.
 
     Raises:
         ValueError: shapes disagree, a feature leaves [-1, 1] or keep is illegal somewhere.
@@ -97,6 +97,7 @@ class Problem:
     max_drop: float | None = None
     drop_scale: float = 0.05
     allowance: float = 2.0
+    menu_features: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         shape = (self.group_count, self.action_count)
@@ -197,12 +198,10 @@ class Problem:
     def action_features(self) -> tuple[tuple[float, float], ...]:
         """(A, 2) width and precision of each action in [-1, 1].
 
-        A menu other than :data:`hwloop.space.ACTIONS` is taken to be ordered by width.
+        Where ``menu_features`` are not given, the menu is taken to be ordered by width.
         """
-        if self.action_count == len(ACTIONS):
-            return tuple(
-                (2 * a.amount - 1, 1.0 if a.precision == "base" else -1.0) for a in ACTIONS
-            )
+        if self.menu_features:
+            return self.menu_features
         last = max(self.action_count - 1, 1)
         return tuple((1 - 2 * index / last, 0.0) for index in range(self.action_count))
 

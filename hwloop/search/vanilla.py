@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hwloop.reward import Reward
 from hwloop.search.dqn import DQN, DQNConfig
 from hwloop.search.env import NetCompressEnv
 from hwloop.search.ledger import Ledger
 from hwloop.search.problem import BudgetSpent, Choices, Evaluate, Problem, Score
+from hwloop.search.reward import Reward
 
 PLAIN = DQNConfig(gamma=1.0)
 """Episodes are short and of fixed length: nothing is discounted."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwloop.errors import UsageError, closest
-from hwloop.spec import call_factory, load_object, shown
+from hwloop.tasks.spec import call_factory, load_object, shown
 
 if TYPE_CHECKING:  # the names below are shown by --help, which must not wait for torch
     from hwloop.task import Task
@@ -85,7 +85,7 @@ def as_task(found: Any, *, spec: str | None = None) -> Task:
 
 def _shipped(name: str, data: Path | None) -> Task:
     if name == "demo":
-        from hwloop.demo.task import DemoTask
+        from hwloop.tasks.demo.task import DemoTask
 
         return DemoTask()
     if name == "fashion-mnist":

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwloop.demo.data import CLASSES, SEED, Bytes
 from hwloop.errors import EnvironmentProblem, UsageError
-from hwloop.splits import TensorSplit
 from hwloop.task import ClassificationTask
 from hwloop.tasks.cut import search_cut
+from hwloop.tasks.demo.data import CLASSES, SEED, Bytes
 from hwloop.tasks.download import cache_folder, fetch
+from hwloop.tasks.splits import TensorSplit
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hwloop.demo.data import CLASSES, Bytes, stratified
 from hwloop.errors import UsageError
+from hwloop.tasks.demo.data import CLASSES, Bytes, stratified
 
 SEARCH_COUNT = 2_000
 LARGEST_SHARE = 10  # of a small data set, at most one in ten

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from hwloop.demo.data import SEED, Bytes, read_idx
-from hwloop.demo.network import ResNet20
-from hwloop.demo.task import byte_split, trained_network
 from hwloop.errors import UsageError
-from hwloop.splits import TensorSplit
 from hwloop.task import ClassificationTask
 from hwloop.tasks.cut import search_cut
+from hwloop.tasks.demo.data import SEED, Bytes, read_idx
+from hwloop.tasks.demo.network import ResNet20
+from hwloop.tasks.demo.task import byte_split, trained_network
 from hwloop.tasks.download import cache_folder, fetch
+from hwloop.tasks.splits import TensorSplit
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from hwloop.errors import UsageError
-from hwloop.splits import FolderSplit
 from hwloop.task import ClassificationTask
+from hwloop.tasks.splits import FolderSplit
 
 SEED = 20
 SEARCH_COUNT = 5_000

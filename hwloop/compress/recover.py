@@ -1,0 +1,185 @@
+"""Recovery after compression: batch-norm recalibration and distillation from the dense network.
+
+The batches are a fixed, seeded sequence, so the teacher's outputs are computed once and shared by
+all candidates, and the same candidate always recovers to the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hwloop.errors import CandidateError
+from hwloop.task import Task
+from hwloop.tasks.spec import call_user
+
+SHRINKS = (1.0, 0.1, 0.01)
+"""Of the peak rate: what suits residual networks of a classifier is far too fast for others."""
+
+DIVERGED = 10.0
+"""Times the first loss, or times one where that is less."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a candidate recovers.
+
+    Attributes:
+        steps: gradient steps; 0 leaves the weights alone.
+        peak_lr: of the one-cycle schedule (Smith and Topin, 2019).
+        batch_size: samples per step.
+        recalibration_batches: batches that renew the batch-norm statistics; 0 for none.
+        label_share: weight of the task's own loss; the rest is distillation.
+        weight_decay: of SGD with Nesterov momentum 0.9.
+    """
+
+    steps: int
+    peak_lr: float = 0.05
+    batch_size: int = 128
+    recalibration_batches: int = 8
+    label_share: float = 0.1
+    weight_decay: float = 1e-4
+    warmup_share: float = 0.2
+
+
+NO_RECOVERY = Recipe(steps=0, recalibration_batches=0)
+RECALIBRATED = Recipe(steps=0)
+IN_LOOP = Recipe(steps=20)
+
+
+class Recovery:
+    """Recovers compressed copies of one dense network on one task's training split."""
+
+    def __init__(self, task: Task, dense: nn.Module, *, seed: int) -> None:
+        self.task = task
+        self.dense = dense
+        self.seed = seed
+        self.split = task.train()
+        self._order = np.empty(0, dtype=np.int64)
+        self._epochs = 0
+        self._teacher: dict[tuple[int, int], Tensor] = {}
+
+    def recover(
+        self, module: nn.Module, recipe: Recipe, *, tick: Callable[[int, int], None] | None = None
+    ) -> nn.Module:
+        """Train in place by ``recipe``, then renew the batch-norm statistics.
+
+        Args:
+            tick: called with (steps done, steps) after each step.
+
+        Raises:
+            CandidateError: stage ``recover``: training diverges at every rate that was tried.
+        """
+        if recipe.steps:
+            self._train(module, recipe, tick or (lambda done, total: None))
+        if recipe.recalibration_batches:
+            self.recalibrate(module, recipe)
+        return module.eval()
+
+    def recalibrate(self, module: nn.Module, recipe: Recipe = RECALIBRATED) -> None:
+        """Replace the batch-norm statistics by those of the compressed network.
+
+        A plain average over the batches (EagleEye, Li et al., ECCV 2020, section 3.3).
+        """
+        norms = [child for child in module.modules() if isinstance(child, BATCH_NORMS)]
+        if not norms:
+            return
+        module.eval()
+        before = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        with torch.no_grad():
+            for step in range(recipe.recalibration_batches):
+                module(self._batch(step, recipe.batch_size)[0])
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+        module.eval()
+
+    def calibration_inputs(self, count: int) -> NDArray[np.float32]:
+        """The first inputs of the sequence: what int8 ranges are taken from."""
+        return self._batch(0, count)[0].numpy().astype(np.float32)
+
+    def _train(self, module: nn.Module, recipe: Recipe, tick: Callable[[int, int], None]) -> None:
+        """By the recipe; where that diverges, anew with a tenth of its rate, and once more."""
+        inherited = copy.deepcopy(module.state_dict())
+        for shrink in SHRINKS:
+            if self._converges(module, replace(recipe, peak_lr=recipe.peak_lr * shrink), tick):
+                return
+            module.load_state_dict(inherited)
+        raise CandidateError(
+            "recover",
+            f"training diverges at a peak rate of {recipe.peak_lr:g}, and at a hundredth of it",
+        )
+
+    def _converges(
+        self, module: nn.Module, recipe: Recipe, tick: Callable[[int, int], None]
+    ) -> bool:
+        """Train in place; False as soon as the loss is not finite, or far above the first one."""
+        # Also what was frozen: that was a choice for another training, and pruning undoes it.
+        parameters = [p.requires_grad_() for p in module.parameters() if p.is_floating_point()]
+        optimizer = torch.optim.SGD(
+            parameters,
+            recipe.peak_lr,
+            momentum=0.9,
+            weight_decay=recipe.weight_decay,
+            nesterov=True,
+        )
+        # One step more than is taken; below six, OneCycleLR divides by zero.
+        total = max(recipe.steps + 1, 6)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, recipe.peak_lr, total_steps=total, pct_start=recipe.warmup_share
+        )
+        module.train()
+        limit = math.inf
+        for step in range(recipe.steps):
+            inputs, targets = self._batch(step, recipe.batch_size)
+            outputs = module(inputs)
+            teacher = self._teacher_outputs(step, recipe.batch_size, inputs)
+            loss = self._loss(outputs, targets, teacher, label_share=recipe.label_share)
+            if not loss.item() < limit:
+                return False
+            limit = DIVERGED * max(loss.item(), 1.0) if limit == math.inf else limit
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            tick(step + 1, recipe.steps)
+        return True
+
+    def _loss(
+        self, outputs: Tensor, targets: Tensor, teacher: Tensor, *, label_share: float
+    ) -> Tensor:
+        task, what = self.task, f"loss of the task {self.task.name}"
+        distilled = call_user(task.distillation_loss, outputs, teacher, what=f"distillation_{what}")
+        return (1 - label_share) * distilled + label_share * call_user(
+            task.loss, outputs, targets, what=what
+        )
+
+    def _teacher_outputs(self, step: int, batch_size: int, inputs: Tensor) -> Tensor:
+        key = (step, batch_size)
+        if key not in self._teacher:
+            self.dense.eval()
+            with torch.no_grad():
+                self._teacher[key] = self.dense(inputs)
+        return self._teacher[key]
+
+    def _batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Batch number ``step`` of the seeded sequence of shuffled epochs."""
+        end = (step + 1) * batch_size
+        while len(self._order) < end:
+            rng = np.random.default_rng([self.seed, self._epochs])
+            self._order = np.concatenate([self._order, rng.permutation(len(self.split))])
+            self._epochs += 1
+        chosen = self._order[end - batch_size : end]
+        return call_user(self.split.batch, chosen, what=f"the train split of {self.task.name}")

@@ -1,0 +1,1 @@
+"""What was found, told: reads records and computes nothing new."""

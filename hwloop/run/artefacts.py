@@ -1,0 +1,62 @@
+"""The files of a network that ships, or that is the best so far: what ``best/`` holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hwloop.compress.subject import Built, Subject
+from hwloop.files import sha256
+from hwloop.measure.answers import Engine
+from hwloop.records import Fingerprint, canonical_json, digest
+from hwloop.run.finalists import weights
+from hwloop.run.result import Settings
+
+
+def files(
+    settings: Settings,
+    subject: Subject,
+    built: Built,
+    *,
+    note: dict[str, Any],
+    fingerprint: Fingerprint,
+    engine: Engine | None = None,
+) -> dict[str, bytes]:
+    """Contents by file name: model.onnx, model.safetensors, candidate.json.
+
+    Args:
+        settings: with portable paths; see :func:`hwloop.config.portable`.
+        note: added to candidate.json.
+        fingerprint: of the device that the engine was built on, and is valid for.
+        engine: adds model.engine, and engine.json with its SHA-256, its audit and that device.
+    """
+    state = weights(built)
+    candidate = {
+        "candidate": built.candidate,
+        "groups": [group.name for group in subject.network.groups],
+        "align": subject.rules.align,
+        "input_shape": list(subject.example.shape),
+        "model": settings.model,
+        "task": settings.task,
+        "data": settings.data,
+        "safetensors_sha256": sha256(state),
+        "onnx_sha256": built.model.digest,
+        **note,
+    }
+    found = {
+        "model.onnx": built.model.data,
+        "model.safetensors": state,
+        "candidate.json": _line(candidate),
+    }
+    if engine is not None:
+        about = {"sha256": engine.sha256, "audit": engine.audit, "valid_for": fingerprint}
+        found.update({"model.engine": engine.data, "engine.json": _line(about)})
+    return found
+
+
+def name(contents: dict[str, bytes]) -> str:
+    """A folder name that is different for different contents."""
+    return digest({key: sha256(value) for key, value in contents.items()})
+
+
+def _line(value: Any) -> bytes:
+    return (canonical_json(value) + "\n").encode()

@@ -1,0 +1,240 @@
+"""The options of a run, checked: what cannot be meant is refused before anything is done."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from pathlib import Path
+from typing import Any
+
+from hwloop.errors import UsageError, closest
+from hwloop.measure.progress import Progress
+from hwloop.parsing import a_text
+from hwloop.records import Goal
+from hwloop.run.config import OBJECT
+from hwloop.run.result import Settings
+from hwloop.search.methods import METHODS
+from hwloop.tasks import task_for
+from hwloop.tasks.spec import shown
+
+DEFAULT_LAM = 0.1
+MOST = 10_000_000
+LARGEST = 1e12
+LARGEST_SEED = 2**32 - 1
+LONGEST_TEXT = 4096
+COUNTS = {
+    "evaluations": (1, MOST),
+    "finalists": (1, MOST),
+    "loop_steps": (0, MOST),
+    "final_steps": (0, MOST),
+    "seed": (0, LARGEST_SEED),
+}
+REWARDS = ("goal", "linear")
+AN_EXAMPLE = {
+    "run": "runs/mine",
+    "table": "rows.sqlite",
+    "data": "datasets/mine",
+    "target": "cpu",
+}
+
+
+def settings_of(
+    model: Any,
+    *,
+    task: Any,
+    target: Any,
+    data: Any,
+    max_drop: Any,
+    max_latency_ms: Any,
+    min_speedup: Any,
+    table: Any,
+    agent: Any,
+    reward: Any,
+    lam: Any,
+    time_limit_s: Any,
+    simulate: Any,
+    host: Any,
+    **counts: Any,
+) -> Settings:
+    """The options of :func:`hwloop.optimize` as the record that is stored with the run.
+
+    Raises:
+        UsageError: an option of another type, an impossible value, or two that exclude each other.
+    """
+    task = task_for(model, task)
+    settings = Settings(
+        model=None if model is None else _named(model),
+        task=_named(task),
+        data=None if data is None else path_text("data", data),
+        target=target_name(target),
+        goal=goal_of(max_drop, max_latency_ms, min_speedup),
+        table=None if table is None else path_text("table", table),
+        agent=_word("agent", agent, tuple(METHODS)),
+        reward=_word("reward", reward, REWARDS),
+        lam=_lam(lam, reward),
+        time_limit_s=_limit("time_limit_s", time_limit_s),
+        simulate=a_flag("simulate", simulate),
+        host=a_host(host),
+        **{name: _count(name, counts[name]) for name in COUNTS},
+    )
+    if simulate and table is not None:
+        raise UsageError(
+            "simulated latencies never enter a table of measured rows", "leave --table out"
+        )
+    return settings
+
+
+def goal_of(max_drop: Any, max_latency_ms: Any, min_speedup: Any) -> Goal:
+    """The limits as a record. Raises UsageError for values that no network can be held against."""
+    goal = Goal(
+        max_drop=_limit("max_drop", max_drop, zero=True),
+        max_latency_ms=_limit("max_latency_ms", max_latency_ms),
+        min_speedup=_limit("min_speedup", min_speedup),
+    )
+    if goal.min_speedup is not None and goal.min_speedup < 1:
+        raise UsageError(
+            f"--min-speedup is {goal.min_speedup}: below 1 the network may become slower",
+            "--min-speedup 1.5",
+        )
+    if goal == Goal():
+        raise UsageError(
+            "without a limit on the drop a run needs a limit on the latency",
+            "--max-drop 0.01, or add --min-speedup 2 or --max-latency-ms 5",
+        )
+    return goal
+
+
+def run_folder(run: Any) -> Path:
+    """The folder of a run. Raises UsageError for a name that is none."""
+    return Path(path_text("run", run))
+
+
+def target_name(target: Any) -> str:
+    """The target's name or path: the one given, HWLOOP_TARGET, or cpu."""
+    if target is None:
+        target = os.environ.get("HWLOOP_TARGET") or "cpu"
+    is_name = isinstance(target, str) and not target.endswith(".toml")
+    return target if is_name else path_text("target", target)  # a name is looked up, not opened
+
+
+def path_text(name: str, value: Any, hint: str = "") -> str:
+    """A path as text. Raises UsageError for what is none."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise _wrong(name, value, "a path")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not _is_text(text):
+        example = hint or f"--{name} {AN_EXAMPLE[name]}"
+        raise UsageError(f"--{name} is {shown(value)}: no path", example)
+    return text
+
+
+def a_flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that would pass for them. Raises UsageError."""
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "True or False")
+    return value
+
+
+def a_host(value: Any) -> str | None:
+    """A host as text; whether it is one is seen where it is used. Raises UsageError."""
+    if value is not None and not isinstance(value, str):
+        raise _wrong("host", value, "a name")
+    return value
+
+
+def a_progress(value: Any) -> Progress:
+    """Who is told how far a job is; nobody for None. Raises UsageError."""
+    if value is not None and not isinstance(value, Progress):
+        raise _wrong("progress", value, "a hwloop.progress.Progress")
+    return value or Progress()
+
+
+def option_name(name: str) -> str:
+    """An argument of the Python call as the option of the command."""
+    return "--" + name.removesuffix("_s").replace("_", "-")
+
+
+def _named(value: Any) -> str:
+    """A SPEC as it is; an object by what it is, because it cannot be found again by name."""
+    if isinstance(value, str):
+        return _text("task or model", value)
+    named = hasattr(value, "__qualname__") and hasattr(value, "__module__")
+    kind = value if named else type(value)  # a generator has only the first
+    return f"{OBJECT}{kind.__module__}.{kind.__qualname__}"
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not _is_text(value):
+        raise _wrong(name, value, "a name")
+    return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether config.json can hold it: one line of Unicode, of a length that can be meant."""
+    try:
+        a_text(LONGEST_TEXT)(value).encode()
+    except ValueError:
+        return False
+    return bool(value.strip())
+
+
+def _word(name: str, value: Any, known: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in known:
+        advice = closest(value, known) if isinstance(value, str) else "known: " + ", ".join(known)
+        raise UsageError(f"unknown {name} {shown(value)}: {advice}", f"--{name} {known[0]}")
+    return value
+
+
+def _count(name: str, value: Any) -> int:
+    low, high = COUNTS[name]
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise _wrong(name, value, "a whole number")
+    if not low <= int(value) <= high:
+        raise UsageError(
+            f"{option_name(name)} is {shown(value)}: from {low} to {high}",
+            f"{option_name(name)} {low}",
+        )
+    return int(value)
+
+
+def _limit(name: str, value: Any, *, zero: bool = False) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise _wrong(name, value, "a number")
+    least = "zero or more" if zero else "above zero"
+    try:
+        found = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        found = math.inf
+    if not 0 <= found <= LARGEST or (found == 0 and not zero):
+        raise UsageError(
+            f"{option_name(name)} is {shown(value)}: it must be {least} and finite, "
+            f"at most {LARGEST:g}",
+            f"{option_name(name)} {'0.01' if zero else '10'}",
+        )
+    return found
+
+
+def _lam(lam: Any, reward: Any) -> float:
+    if lam is None:
+        return DEFAULT_LAM
+    if reward != "linear":
+        raise UsageError(
+            "--lam is the weight of the latency in the linear reward, and the reward is goal",
+            "add --reward linear, or leave --lam out",
+        )
+    found = _limit("lam", lam, zero=True)
+    return DEFAULT_LAM if found is None else found
+
+
+def _wrong(name: str, value: Any, wanted: str) -> UsageError:
+    return UsageError(
+        f"{name.replace(' ', '_')}={shown(value)} is {_a(type(value).__name__)}, not {wanted}",
+        f"see hwloop optimize --help, {option_name(name)}",
+    )
+
+
+def _a(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"

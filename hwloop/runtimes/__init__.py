@@ -1,0 +1,1 @@
+"""What each runtime makes of a graph, on the host."""

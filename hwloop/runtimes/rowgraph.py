@@ -1,0 +1,125 @@
+"""What the graphs of rows have in common for all runtimes: the operator and how a graph is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from hwloop.records import LayerConfig
+from hwloop.runtimes.graph import OPSET
+
+TAIL_OPS = {"relu": "Relu", "sigmoid": "Sigmoid", "hardswish": "HardSwish", "tanh": "Tanh"}
+
+
+class RowGraph:
+    """Builds the nodes of one row; a runtime's own class says what int8 looks like.
+
+    Attributes:
+        types: ONNX type of each precision's tensors.
+        domains: operator sets that it needs beside ONNX's own.
+        floats: numpy type of the weights that are not quantized.
+    """
+
+    types: dict[str, int]
+    domains: tuple[str, ...] = ()
+    floats: Any = np.float32
+
+    def __init__(self, config: LayerConfig) -> None:
+        self.config = config
+        self.rng = np.random.default_rng(0)
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+        self.inputs: list[Any] = []
+        self.int8 = config.precision == "int8"
+
+    def build(self) -> bytes:
+        """The finished graph, checked."""
+        raise NotImplementedError
+
+    def _quantized_weight(self, shape: tuple[int, ...]) -> str:
+        raise NotImplementedError
+
+    def _quantized_bias(self, count: int) -> str:
+        raise NotImplementedError
+
+    # --------------------------------------------------------------------- the operator
+
+    def _operator(self, value: str) -> tuple[tuple[int, ...], str]:
+        """Add the operator behind ``value``; its output's shape and name."""
+        config = self.config
+        batch = config.in_shape[0]
+        if config.op == "linear":
+            weight = self._quantizable((config.out_channels, config.in_shape[1]))
+            inputs = [value, weight, *self._bias()]
+            return (batch, config.out_channels), self._node("Gemm", inputs, "linear", transB=1)
+        if config.op == "elementwise":
+            return config.in_shape, value
+        if config.op == "globalavgpool":
+            pooled = (batch, config.out_channels, 1, 1)
+            return pooled, self._node("GlobalAveragePool", [value], "pool")
+        shape = (batch, config.out_channels, *spatial(config))
+        if config.op in ("maxpool", "avgpool"):
+            op = "MaxPool" if config.op == "maxpool" else "AveragePool"
+            return shape, self._node(op, [value], "pool", **window(config))
+        per_group = config.in_shape[1] // config.groups
+        weight = self._quantizable((config.out_channels, per_group, *config.kernel))
+        inputs = [value, weight, *self._bias()]
+        return shape, self._node("Conv", inputs, "conv", group=config.groups, **window(config))
+
+    def _quantizable(self, shape: tuple[int, ...]) -> str:
+        if self.int8:
+            return self._quantized_weight(shape)
+        values = self.rng.standard_normal(shape).astype(np.float32) * 0.1
+        return self._weight(values.astype(self.floats))
+
+    def _bias(self) -> list[str]:
+        if "bias" not in self.config.tail:
+            return []
+        count = self.config.out_channels
+        if self.int8:
+            return [self._quantized_bias(count)]
+        values = self.rng.standard_normal(count).astype(np.float32)
+        return [self._weight(values.astype(self.floats))]
+
+    # ---------------------------------------------------------------------- the pieces
+
+    def _input(self, name: str, shape: tuple[int, ...], precision: str) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, self.types[precision], shape))
+        return name
+
+    def _weight(self, value: Any) -> str:
+        name = f"weight{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def _node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def _finish(self, shape: tuple[int, ...], precision: str) -> bytes:
+        output = helper.make_tensor_value_info("output", self.types[precision], shape)
+        graph = helper.make_graph(self.nodes, "row", self.inputs, [output], self.weights)
+        opsets = [helper.make_opsetid("", OPSET)]
+        opsets += [helper.make_opsetid(domain, 1) for domain in self.domains]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        onnx.checker.check_model(model)
+        return bytes(model.SerializeToString())
+
+
+def window(config: LayerConfig) -> dict[str, Any]:
+    """ONNX attributes of a kernel that moves over an image."""
+    pads = [*config.padding, *config.padding]
+    return {"kernel_shape": config.kernel, "strides": config.stride, "pads": pads}
+
+
+def spatial(config: LayerConfig) -> tuple[int, ...]:
+    """(height, width) of the output."""
+    return tuple(
+        (size + 2 * pad - kernel) // stride + 1
+        for size, kernel, stride, pad in zip(
+            config.in_shape[2:], config.kernel, config.stride, config.padding, strict=True
+        )
+    )

@@ -1,0 +1,155 @@
+"""How the bundled demo was made: train ResNet-20 on Fashion-MNIST and cut the bundled subset.
+
+    python -m hwloop.demo.train --data FOLDER --out hwloop/demo
+
+FOLDER holds the four IDX files of Fashion-MNIST (``apt-get install dataset-fashion-mnist`` puts
+them under /usr/share/datasets/fashion-mnist). 2,000 of the 60,000 training images are set aside
+first, for the search split, so that the network has seen neither them nor the test images.
+Writes ``weights.safetensors``, ``data.npz`` and ``training.json`` (the log, with seed and scores).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hwloop.tasks.demo.data import (
+    MEAN,
+    SEED,
+    STD,
+    SUBSET_COUNTS,
+    normalised,
+    read_idx,
+    stratified,
+)
+from hwloop.tasks.demo.network import ResNet20
+
+EPOCHS = 8
+BATCH_SIZE = 128
+PEAK_LR = 0.2
+WEIGHT_DECAY = 5e-4
+
+
+def augmented(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Flip half of the images and shift each by up to two pixels."""
+    flip = torch.rand(len(batch), generator=generator) < 0.5
+    batch = torch.where(flip[:, None, None, None], batch.flip(3), batch)
+    padded = nn.functional.pad(batch, (2, 2, 2, 2), value=-MEAN / STD)
+    rows = torch.randint(0, 5, (len(batch), 1), generator=generator) + torch.arange(28)
+    cols = torch.randint(0, 5, (len(batch), 1), generator=generator) + torch.arange(28)
+    index = torch.arange(len(batch))[:, None, None]
+    return padded[index, 0, rows[:, :, None], cols[:, None, :]].unsqueeze(1)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    model.eval()
+    hits = 0
+    for start in range(0, len(inputs), 500):
+        logits = model(inputs[start : start + 500])
+        hits += int((logits.argmax(1) == labels[start : start + 500]).sum())
+    return hits / len(inputs)
+
+
+def train(
+    model: nn.Module, inputs: Tensor, labels: Tensor, evaluate: Any
+) -> list[dict[str, float]]:
+    """One-cycle SGD with cross-entropy; returns one log record per epoch."""
+    steps_per_epoch = len(inputs) // BATCH_SIZE
+    optimizer = torch.optim.SGD(
+        model.parameters(), PEAK_LR, momentum=0.9, weight_decay=WEIGHT_DECAY, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, PEAK_LR, total_steps=EPOCHS * steps_per_epoch, pct_start=0.25
+    )
+    generator = torch.Generator().manual_seed(SEED)
+    log = []
+    for epoch in range(EPOCHS):
+        started = time.monotonic()
+        model.train()
+        order = torch.randperm(len(inputs), generator=generator)
+        total = 0.0
+        for step in range(steps_per_epoch):
+            chosen = order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
+            batch = augmented(inputs[chosen], generator).to(memory_format=torch.channels_last)
+            loss = nn.functional.cross_entropy(model(batch), labels[chosen])
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        record = {
+            "epoch": epoch + 1,
+            "train_loss": round(total / steps_per_epoch, 4),
+            "search_accuracy": evaluate(model),
+            "wall_s": round(time.monotonic() - started, 1),
+        }
+        print(json.dumps(record), flush=True)
+        log.append(record)
+    return log
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    options = parser.parse_args()
+
+    rng = np.random.default_rng(SEED)
+    torch.manual_seed(SEED)
+    images, labels = read_idx(options.data, "train")
+    test_images, test_labels = read_idx(options.data, "t10k")
+    search = stratified(labels, SUBSET_COUNTS["search"], rng)
+    remaining = np.setdiff1d(np.arange(len(labels)), search)
+    subset = remaining[stratified(labels[remaining], SUBSET_COUNTS["train"], rng)]
+    test = stratified(test_labels, SUBSET_COUNTS["test"], rng)
+    np.savez_compressed(
+        options.out / "data.npz",
+        train_images=images[subset],
+        train_labels=labels[subset],
+        search_images=images[search],
+        search_labels=labels[search],
+        test_images=test_images[test],
+        test_labels=test_labels[test],
+    )
+
+    model = ResNet20().to(memory_format=torch.channels_last)
+    search_inputs = normalised(images[search])
+    search_targets = torch.from_numpy(labels[search].astype(np.int64))
+    log = train(
+        model,
+        normalised(images[remaining]),
+        torch.from_numpy(labels[remaining].astype(np.int64)),
+        lambda net: accuracy(net, search_inputs, search_targets),
+    )
+    all_test = torch.from_numpy(test_labels.astype(np.int64))
+    scores = {
+        "test_accuracy_10000": accuracy(model, normalised(test_images), all_test),
+        "test_accuracy_subset": accuracy(model, normalised(test_images[test]), all_test[test]),
+        "search_accuracy": accuracy(model, search_inputs, search_targets),
+    }
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, options.out / "weights.safetensors")
+    record = {
+        "command": "python -m hwloop.demo.train",
+        "seed": SEED,
+        "train_images": len(remaining),
+        "recipe": f"SGD one-cycle, peak lr {PEAK_LR}, {EPOCHS} epochs, batch {BATCH_SIZE}",
+        "torch": torch.__version__,
+        "scores": scores,
+        "epochs": log,
+    }
+    (options.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(scores))
+
+
+if __name__ == "__main__":
+    main()
