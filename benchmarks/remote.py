@@ -295,10 +295,10 @@ _BUILD = """
 import sys
 from pathlib import Path
 from hwloop import measure
-from hwloop.profile import load_profile
-from hwloop.store import Store
-from hwloop.table import LatencyTable
-from hwloop.targets import DeviceSession
+from hwloop.measure.profile import load_profile
+from hwloop.measure.store import Store
+from hwloop.measure.table import LatencyTable
+from hwloop.measure.session import DeviceSession
 from remote import ROWS
 
 profile = load_profile(sys.argv[1])

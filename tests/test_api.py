@@ -13,7 +13,7 @@ from hwloop.errors import UsageError
 
 @pytest.mark.parametrize("name", ["optimize", "load", "bench"])
 def test_public_names_stay_functions_after_every_module_was_imported(name: str) -> None:
-    for module in ("api", "stages", "benching", "cli", "report"):
+    for module in ("api", "run.stages", "measure.bench", "cli", "report.facts"):
         importlib.import_module(f"hwloop.{module}")
     assert inspect.isfunction(getattr(hwloop, name))
 

@@ -19,7 +19,7 @@ import sys
 sys.path.insert(0, {str(HERE)!r})
 import torch
 from torch import nn
-from hwloop.splits import TensorSplit
+from hwloop.task import TensorSplit
 from tiny import TinyNet, TinyTask, network, split
 """
 TASKS = {

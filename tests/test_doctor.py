@@ -97,7 +97,8 @@ def test_this_machine_is_examined_without_importing_a_framework() -> None:
     import subprocess
 
     code = (
-        "import sys; from hwloop import doctor; found = doctor.host_checks(None); assert found; "
+        "import sys; from hwloop.measure import doctor\n"
+        "found = doctor.host_checks(None); assert found\n"
         "sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'tensorrt'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

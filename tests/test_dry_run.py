@@ -188,7 +188,7 @@ def test_homes_and_ssh_are_left_alone(project: Path, tmp_path: Path) -> None:
 def test_onnx_runtime_reports_nothing_to_its_makers() -> None:
     code = (
         "import os\nos.environ.pop('ORT_DISABLE_TELEMETRY', None)\n"
-        "from hwloop.host_runtime import part_of_onnxruntime\n"
+        "from hwloop.runtimes.host import part_of_onnxruntime\n"
         "part_of_onnxruntime('onnxruntime', needed_for='a test needs')\n"
         "print(os.environ['ORT_DISABLE_TELEMETRY'])\n"
     )

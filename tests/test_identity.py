@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from hwloop.splits import TensorSplit
+from hwloop.task import TensorSplit
 from tiny import TinyTask, TinyNet
 
 FOLDER = Path(__file__).parent

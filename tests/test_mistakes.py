@@ -18,7 +18,7 @@ MINE = f"""
 import sys
 sys.path.insert(0, {str(HERE)!r})
 import torch
-from hwloop.splits import TensorSplit
+from hwloop.task import TensorSplit
 from tiny import MiniNet, MiniTask, network, split
 
 class Turns(MiniNet):

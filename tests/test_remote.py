@@ -130,8 +130,8 @@ def test_the_worker_ends_when_its_host_is_killed(there: Board, tmp_path: Path) -
     there.profile(tmp_path / "there.toml")
     script = (
         "import sys, time\n"
-        "from hwloop.profile import load_profile\n"
-        "from hwloop.targets import DeviceSession\n"
+        "from hwloop.measure.profile import load_profile\n"
+        "from hwloop.measure.session import DeviceSession\n"
         f"with DeviceSession(load_profile({str(tmp_path / 'there.toml')!r})) as session:\n"
         "    print('open', flush=True)\n"
         "    time.sleep(60)\n"

@@ -233,7 +233,7 @@ def test_a_set_in_code_counts_the_same_in_every_process() -> None:
     code = "def f(x): return x in {'alpha', 'beta', 'gamma', 'delta'}"
     script = f"""
 import sys
-from hwloop.sources import code_digest
+from hwloop.tasks.sources import code_digest
 space = {{}}
 exec(compile({code!r}, "<stdin>", "exec"), space)
 print(code_digest(space["f"], {{"alpha", "beta", "gamma"}}))

@@ -22,7 +22,7 @@ from hwloop.records import Action, Candidate, Measurement, Trial, TrialState
 WRITER = """
 import sys
 from pathlib import Path
-from hwloop.store import Store
+from hwloop.measure.store import Store
 store = Store(Path(sys.argv[1]))
 for number in range(100_000):
     store.add("row", f"{sys.argv[2]}{number:06d}", {"number": number})
@@ -34,7 +34,7 @@ NO_SPACE = """
 import resource, sys
 from pathlib import Path
 from hwloop.errors import HwloopError
-from hwloop.store import Store
+from hwloop.measure.store import Store
 store = Store(Path(sys.argv[1]))
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -51,7 +51,7 @@ NO_PERMISSION = """
 import os, sys
 from pathlib import Path
 from hwloop.errors import HwloopError
-from hwloop.store import Store
+from hwloop.measure.store import Store
 if os.getuid() == 0:
     os.setuid(65534)
 try:
@@ -248,7 +248,7 @@ def test_a_store_is_read_where_nothing_may_be_written() -> None:
 READER = """
 import os
 from pathlib import Path
-from hwloop.store import Store
+from hwloop.measure.store import Store
 if os.getuid() == 0:
     os.setuid(65534)
 print(Store(Path({path!r}), read_only=True).get("a", "k"))
@@ -256,7 +256,7 @@ print(Store(Path({path!r}), read_only=True).get("a", "k"))
 HALF = """
 import os, sys
 from pathlib import Path
-from hwloop.store import Store
+from hwloop.measure.store import Store
 store = Store(Path(sys.argv[1]))
 store._db.execute("PRAGMA cache_size = 1")
 with store._writing() as db:
