@@ -200,10 +200,6 @@ class Action:
     amount: float = 1.0
     precision: str = "base"
 
-    def __str__(self) -> str:
-        width = "keep" if self.kind == "keep" else f"{self.kind} to {self.amount:.0%}"
-        return width if self.precision == "base" else f"{width}, {self.precision}"
-
 
 KEEP = Action()
 
@@ -224,7 +220,7 @@ class Candidate:
 
 
 _ACTION: dict[str, Check] = {
-    "kind": one_of("keep", "prune", "lowrank", "sparse24", "drop"),
+    "kind": a_text(31, r"[a-z][a-z0-9-]*"),
     "amount": a_number(1e-9, 1.0),
     "precision": one_of("base", "int8"),
 }

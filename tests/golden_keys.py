@@ -7,13 +7,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from hwloop.compress.space import (
-    SpaceRules,
-    legal_actions,
-    masks,
-    network_configs,
-    reachable_configs,
-)
+from hwloop.compress.methods import describe
+from hwloop.compress.rows import network_configs
+from hwloop.compress.rules import SpaceRules
+from hwloop.compress.space import legal_actions, masks, reachable_configs
 from hwloop.measure.profile import load_profile
 from hwloop.measure.table import population
 from hwloop.records import (
@@ -94,7 +91,7 @@ def keys() -> dict[str, Any]:
     return {
         "fingerprint": FOUND.digest(),
         "candidates": [candidate.digest() for candidate in candidates()],
-        "candidate_words": [[str(action) for action in c.actions] for c in candidates()],
+        "candidate_words": [[describe(action) for action in c.actions] for c in candidates()],
         "populations": {
             target: population(FOUND, load_profile(target).protocols.row) for target in TARGETS
         },
@@ -102,7 +99,9 @@ def keys() -> dict[str, Any]:
         "menus": {
             name: [list(mask) for mask in masks(dense, each)] for name, each in rules().items()
         },
-        "unknown_layers": [list(legal_actions(group, SpaceRules(), ())) for group in dense.groups],
+        "unknown_layers": [
+            list(legal_actions(group, SpaceRules(recipe="ort-x86"), ())) for group in dense.groups
+        ],
         "rows_of_candidates": {
             name: [[row.key() for row in network_configs(dense, c, each)] for c in candidates()]
             for name, each in rules().items()

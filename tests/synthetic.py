@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from hwloop.compress.space import ACTIONS, menu_features
+from hwloop.compress.rules import SpaceRules
+from hwloop.compress.space import menu, menu_features
 from hwloop.search.problem import Choices, Evaluate, Problem, Score
+
+RULES = SpaceRules()
 
 
 def problem(groups: int, actions: int, *, seed: int = 0, **limits: Any) -> Problem:
@@ -40,7 +43,7 @@ def problem(groups: int, actions: int, *, seed: int = 0, **limits: Any) -> Probl
         predict_ms=predict_ms,
         baseline_ms=baseline_ms,
         damage=damage,
-        menu_features=menu_features() if actions == len(ACTIONS) else (),
+        menu_features=menu_features(RULES) if actions == len(menu(RULES)) else (),
         **limits,
     )
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hwloop.compress.recover import Recipe
-from hwloop.compress.space import ACTIONS
+from hwloop.compress.rules import SpaceRules
+from hwloop.compress.space import menu
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
 from hwloop.files import RunFolder
@@ -130,6 +131,7 @@ def quick_files() -> Any:
         yield
 
 
+ACTIONS = menu(SpaceRules())
 CANDIDATES = st.tuples(*[st.sampled_from(ACTIONS)] * GROUPS).map(lambda a: Candidate(actions=a))
 GOALS = st.builds(
     Goal,

@@ -24,7 +24,7 @@ from hwloop.measure.scope import Scope
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.records import Action, Candidate, to_json
-from hwloop.run import prepare
+from hwloop.run import target_limits
 from hwloop.run.evaluate import Evaluator, Stopwatch
 from hwloop.runtimes.fp16 import FALLBACKS, sort_nodes, to_fp16
 from hwloop.runtimes.graph import OnnxModel
@@ -345,7 +345,7 @@ class Drifting(DeviceSession):
 @pytest.mark.parametrize("wrong", [0, 1, 2, 5])
 def test_the_target_has_the_last_word_on_fp16(wrong: int) -> None:
     found = normed()
-    held = prepare.held_on_target(found, Drifting(wrong))
+    held = target_limits.held_on_target(found, Drifting(wrong))
     assert held.fp16.operators == FALLBACKS[min(wrong, 2)] == held.rules.kept_float
     assert held.graph == to_fp16(found.float_graph, held.fp16.operators)
     assert ("on the target, FP16 and FP32 differ" in held.fp16.reason) == (wrong > 0)
@@ -353,9 +353,9 @@ def test_the_target_has_the_last_word_on_fp16(wrong: int) -> None:
 
 def test_where_every_choice_is_the_same_graph_none_is_tried() -> None:
     found = subject(TinyTask(), network(), rules_for(fp16_profile(), ""), isa="", name="tiny")
-    assert prepare.held_on_target(found, Drifting(5)) == found
+    assert target_limits.held_on_target(found, Drifting(5)) == found
 
 
 def test_a_target_that_cannot_build_it_leaves_the_choice_alone() -> None:
     found = normed()
-    assert prepare.held_on_target(found, Drifting(0, "build")) == found
+    assert target_limits.held_on_target(found, Drifting(0, "build")) == found

@@ -37,7 +37,8 @@ from hwloop.measure import bench as benching
 from hwloop.measure import checking
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
-from hwloop.measure.table import REFERENCE, export_rows
+from hwloop.measure.table import REFERENCE
+from hwloop.measure.table_exchange import export_rows
 from hwloop.run import config, stages
 from hwloop.run import dry_run as plan
 from hwloop.run import table_check as tables

@@ -19,7 +19,8 @@ from test_table import HERE, filled
 from tiny import ON_FAKE, Said, inside
 
 from hwloop.measure.store import Store
-from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable, export_rows
+from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
+from hwloop.measure.table_exchange import export_rows
 
 Capsys = pytest.CaptureFixture[str]
 Alter = Callable[[Path], None]

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_space import TENSORRT, chain
+from test_space import INT8, TENSORRT, chain
 from tiny import ON_FAKE, SPEC, Said, inside, network, profile
 
 from hwloop.compress import space
-from hwloop.compress.space import ACTIONS, SpaceRules
+from hwloop.compress.rules import SpaceRules
 from hwloop.compress.subject import Subject, subject
 from hwloop.errors import CandidateError, TargetError, UsageError
 from hwloop.measure import paired as measure
@@ -23,15 +23,14 @@ from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable, stored_refused_kinds
-from hwloop.records import Action, LayerConfig
-from hwloop.run import prepare
+from hwloop.records import LayerConfig
+from hwloop.run import target_limits
 from hwloop.run.table_check import show
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rowkinds import kind_of
 from hwloop.tasks import load_task
 
 FAKE = load_profile("fake")
-INT8 = ACTIONS.index(Action(precision="int8"))
 NO_KERNEL = "build: could not find any implementation for node"
 
 
@@ -133,7 +132,7 @@ def test_rows_of_a_refused_kind_are_refused_without_a_try(table: LatencyTable) -
 
 
 def int8_of(rules: SpaceRules) -> list[bool]:
-    return [mask[INT8] for mask in space.masks(chain(), rules)]
+    return [mask[space.menu(rules).index(INT8)] for mask in space.masks(chain(), rules)]
 
 
 def test_groups_that_need_a_refused_kind_are_masked_and_no_others() -> None:
@@ -146,7 +145,7 @@ def test_groups_that_need_a_refused_kind_are_masked_and_no_others() -> None:
 
 def test_without_a_quantize_there_is_no_int8_and_widths_are_left() -> None:
     found = space.masks(chain(), replace(TENSORRT, refused_kinds=("quantize",)))
-    legal = {ACTIONS[i].precision for mask in found for i, ok in enumerate(mask) if ok}
+    legal = {space.menu(TENSORRT)[i].precision for mask in found for i, ok in enumerate(mask) if ok}
     assert legal == {"base"}
     assert sum(found[0]) > 1
 
@@ -169,13 +168,13 @@ def test_a_network_with_nothing_left_is_refused_with_the_kinds(table: LatencyTab
     found = tiny_subject(on_tensorrt(("base", "int8"), "keep"))
     everything = Builder(lambda config: config.precision == "int8")
     with pytest.raises(UsageError, match=r"it builds no INT8 .*conv 3x3"):
-        prepare.buildable(found, everything, table, Progress())
+        target_limits.buildable(found, everything, table, Progress())
 
 
 def test_other_recipes_are_not_asked(table: LatencyTable) -> None:
     found = tiny_subject(FAKE)
     session = Builder(of_kind())
-    assert prepare.buildable(found, session, table, Progress()) == (found, {})
+    assert target_limits.buildable(found, session, table, Progress()) == (found, {})
     assert session.asked == []
 
 

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from hwloop import api
-from hwloop.compress import space
+from hwloop.compress.methods import describe
 from hwloop.compress.subject import Subject, subject
 from hwloop.measure import paired as measure
 from hwloop.measure.checking import check_target
@@ -22,6 +22,7 @@ from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import LatencyTable
+from hwloop.records import Action
 from hwloop.run.table_check import unrecovered
 from hwloop.task import load_model
 from hwloop.tasks import load_task
@@ -31,6 +32,9 @@ pytestmark = pytest.mark.hardware
 MAX_FP16_DIFFERENCE = 0.02
 MIN_AGREEMENT = 0.95
 MAX_CROSS_CHECK = 0.15
+
+HALF, INT8 = Action(kind="prune", amount=0.5), Action(precision="int8")
+HALF_INT8 = Action(kind="prune", amount=0.5, precision="int8")
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +60,6 @@ def demo(profile: TargetProfile, session: DeviceSession) -> Subject:
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
     return load_task("demo").search().batch(range(200))[0].numpy()
-
-
-def uniform(found: Subject, index: int) -> tuple[int, ...]:
-    return space.uniform(space.masks(found.network, found.rules), index)
 
 
 def engines_only(profile: TargetProfile) -> None:
@@ -99,12 +99,12 @@ def test_the_dense_engine_gives_the_networks_outputs(
     assert np.abs(found - expected).max() <= MAX_FP16_DIFFERENCE * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("index", [2, 4, 6], ids=["half width", "int8", "half width, int8"])
+@pytest.mark.parametrize("action", [HALF, INT8, HALF_INT8], ids=describe)
 def test_a_compressed_engine_gives_its_graphs_classes(
-    session: DeviceSession, demo: Subject, images: np.ndarray, index: int
+    session: DeviceSession, demo: Subject, images: np.ndarray, action: Action
 ) -> None:
     """Pruned and INT8 engines build, run, and pick the classes that their graphs pick."""
-    model = unrecovered(demo, uniform(demo, index))
+    model = unrecovered(demo, demo.uniform(action))
     local = onnxruntime.InferenceSession(model.data, providers=["CPUExecutionProvider"])
     expected = np.concatenate([local.run(None, {"input": image[None]})[0] for image in images])
     found = session.infer(model, images)
@@ -116,7 +116,7 @@ def test_an_int8_engine_is_int8(
 ) -> None:
     """The inspector finds INT8 kernels where INT8 was asked for, and the file's SHA-256 holds."""
     engines_only(profile)
-    engine = session.engine(unrecovered(demo, uniform(demo, 4)))
+    engine = session.engine(unrecovered(demo, demo.uniform(INT8)))
     assert engine.audit["precisions"].get("INT8", 0) > 0, json.dumps(engine.audit)[:2000]
 
 
@@ -147,7 +147,7 @@ def test_rows_are_measured_on_it(
     profile: TargetProfile, session: DeviceSession, demo: Subject, tmp_path: Path
 ) -> None:
     """Twelve rows of the latency table are built, timed and stored."""
-    rows = space.reachable_configs(demo.network, demo.rules)[:12]
+    rows = demo.reachable()[:12]
     with Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
         measure.build_rows(session, table, rows, recipe=demo.rules.recipe)

@@ -16,17 +16,16 @@ from torch import nn
 from hwloop.compress import space
 from hwloop.compress.export import export_onnx
 from hwloop.compress.model import describe
-from hwloop.compress.space import SpaceRules
+from hwloop.compress.rules import SpaceRules
 from hwloop.errors import CandidateError
 from hwloop.records import Action, Candidate, Network
-from hwloop.run.table_check import random_choices, unrecovered_graph
+from hwloop.run.table_check import random_candidate, unrecovered_graph
 from hwloop.runtimes import proof
 from hwloop.runtimes.fp16 import to_fp16
 from hwloop.runtimes.proof import prove
 from hwloop.tasks.demo.network import ResNet20
 
 RULES = SpaceRules(base_precision="fp16", recipe="tensorrt")
-MIXED = -1
 PRUNED_GROUPS = 2  # cutting a group takes about a second; benchmarks/trt_build.py cuts them all
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "demo": (ResNet20, (1, 1, 28, 28)),
@@ -36,7 +35,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "efficientnet_b0": (torchvision.models.efficientnet_b0, (1, 3, 32, 32)),
 }
 # The dense network, each kind of action everywhere, and a mixture.
-KINDS = {"dense": 0, "narrow": 2, "int8": 4, "narrow int8": 6, "mixed": MIXED}
+KINDS: dict[str, Action | None] = {
+    "dense": Action(),
+    "narrow": Action(kind="prune", amount=0.5),
+    "int8": Action(precision="int8"),
+    "narrow int8": Action(kind="prune", amount=0.5, precision="int8"),
+    "mixed": None,
+}
 CASES = [
     *[("demo", kind) for kind in KINDS],
     *[("resnet18", kind) for kind in ("int8", "mixed")],
@@ -55,10 +60,12 @@ def described(name: str) -> tuple[nn.Module, torch.Tensor, Network]:
 
 def chosen(network: Network, kind: str, rng: np.random.Generator) -> Candidate:
     """The kind of action in every group where it is legal; widths in a few only."""
-    masks = space.masks(network, RULES)
-    index = KINDS[kind]
-    choices = random_choices(masks, rng) if index == MIXED else space.uniform(masks, index)
-    actions = list(space.candidate(choices).actions)
+    action = KINDS[kind]
+    if action is None:
+        found = random_candidate(network, RULES, rng)
+    else:
+        found = space.uniform(network, action, RULES)
+    actions = list(found.actions)
     pruned = [index for index, action in enumerate(actions) if action.kind == "prune"]
     for index in rng.permutation(pruned)[PRUNED_GROUPS:]:
         actions[index] = Action(precision=actions[index].precision)

@@ -11,8 +11,10 @@ from hwloop.compress.apply import compress
 from hwloop.compress.export import export_onnx
 from hwloop.compress.model import describe
 from hwloop.compress.prune import couplings, prune
-from hwloop.compress.space import ACTIONS, SpaceRules, candidate
+from hwloop.compress.rules import SpaceRules
+from hwloop.compress.space import uniform
 from hwloop.errors import CandidateError, UsageError
+from hwloop.records import Action
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
@@ -133,9 +135,9 @@ def test_the_dense_network_keeps_its_weights_and_flags() -> None:
     before = {name: value.clone() for name, value in dense.state_dict().items()}
     flags = [parameter.requires_grad for parameter in dense.parameters()]
     network = describe(dense, EXAMPLE, export_onnx(dense, EXAMPLE), name="residual")
-    half = next(i for i, a in enumerate(ACTIONS) if (a.kind, a.amount) == ("prune", 0.5))
-    choices = tuple(half if group.prunable else 0 for group in network.groups)
-    small = compress(dense, EXAMPLE, network, candidate=candidate(choices), rules=SpaceRules())
+    half, rules = Action(kind="prune", amount=0.5), SpaceRules(recipe="ort-x86")
+    chosen = uniform(network, half, rules)
+    small = compress(dense, EXAMPLE, network, candidate=chosen, rules=rules)
     assert small.stem.out_channels == 8
     assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
     assert [parameter.requires_grad for parameter in dense.parameters()] == flags

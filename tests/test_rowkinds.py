@@ -15,7 +15,7 @@ from torch import nn
 from hwloop.compress import space
 from hwloop.compress.export import export_onnx
 from hwloop.compress.model import describe
-from hwloop.compress.space import SpaceRules
+from hwloop.compress.rules import SpaceRules
 from hwloop.records import LayerConfig
 from hwloop.runtimes.proof import prove
 from hwloop.runtimes.rowkinds import INT8_KINDS, kind_of

@@ -17,7 +17,7 @@ from torch import nn
 from hwloop.compress import space
 from hwloop.compress.export import export_onnx, host_run
 from hwloop.compress.model import describe
-from hwloop.compress.space import SpaceRules
+from hwloop.compress.rules import SpaceRules
 from hwloop.measure.table import EMPTY, REFERENCE
 from hwloop.records import LayerConfig
 from hwloop.runtimes.proof import prove

@@ -10,8 +10,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hwloop.compress import space
-from hwloop.compress.space import ACTIONS, SpaceRules
-from hwloop.records import Action, Group, Layer, LayerConfig, Network, digest
+from hwloop.compress.methods import method_of
+from hwloop.compress.rows import network_configs
+from hwloop.compress.rules import SpaceRules
+from hwloop.records import KEEP, Action, Candidate, Group, Layer, LayerConfig, Network, digest
+from hwloop.runtimes.known import writing
+
+ORT = SpaceRules(recipe="ort-x86")
+MENU = space.menu(ORT)
+HALF = Action(kind="prune", amount=0.5)
+INT8 = Action(precision="int8")
+HALF_INT8 = Action(kind="prune", amount=0.5, precision="int8")
 
 
 def chain(channels: tuple[int, ...] = (16, 32, 48)) -> Network:
@@ -47,10 +56,11 @@ def test_no_two_legal_actions_have_the_same_effect(
     channels: int, align: int, prunable: bool
 ) -> None:
     group = Group(name="g", layers=("g",), channels=channels, prunable=prunable, block="")
-    mask = space.legal_actions(group, SpaceRules(align=align))
+    rules = replace(ORT, align=align)
+    mask = space.legal_actions(group, rules)
     effects = [
-        (space.width(group, action, align), action.precision)
-        for action, ok in zip(ACTIONS, mask, strict=True)
+        (method_of(action).channels(action, group, rules), action.precision)
+        for action, ok in zip(MENU, mask, strict=True)
         if ok
     ]
     assert mask[0]
@@ -61,26 +71,30 @@ def test_no_two_legal_actions_have_the_same_effect(
 
 def test_widths_are_rounded_up_to_what_the_target_likes() -> None:
     group = Group(name="g", layers=("g",), channels=44, prunable=True, block="")
-    amounts = [action for action in ACTIONS if action.precision == "base"]
-    assert [space.width(group, action, 8) for action in amounts] == [44, 40, 24, 16]
-    assert [space.width(group, action, 16) for action in amounts] == [44, 44, 32, 16]
-    assert [space.width(group, action, 64) for action in amounts] == [44] * 4
+
+    def widths(align: int) -> list[int]:
+        actions = [action for action in MENU if action.precision == "base"]
+        rules = replace(ORT, align=align)
+        return [method_of(action).channels(action, group, rules) for action in actions]
+
+    assert widths(8) == [44, 40, 24, 16]
+    assert widths(16) == [44, 44, 32, 16]
+    assert widths(64) == [44] * 4
 
 
 def test_precisions_and_kinds_that_a_target_lacks_are_masked() -> None:
     group = chain().groups[1]
-    no_int8 = space.legal_actions(group, SpaceRules(precisions=("base",)))
-    assert not any(ok for ok, a in zip(no_int8, ACTIONS, strict=True) if a.precision == "int8")
-    no_prune = space.legal_actions(group, SpaceRules(kinds=("keep",)))
-    assert not any(ok for ok, a in zip(no_prune, ACTIONS, strict=True) if a.kind == "prune")
+    no_int8 = space.legal_actions(group, replace(ORT, precisions=("base",)))
+    assert not any(ok for ok, a in zip(no_int8, MENU, strict=True) if a.precision == "int8")
+    assert not any(a.kind == "prune" for a in space.menu(replace(ORT, kinds=("keep",))))
 
 
-@given(st.lists(st.integers(0, len(ACTIONS) - 1), min_size=4, max_size=4))
+@given(st.lists(st.integers(0, len(MENU) - 1), min_size=4, max_size=4))
 def test_channels_that_leave_a_layer_arrive_at_the_next(indices: list[int]) -> None:
-    network, rules = chain(), SpaceRules()
+    network, rules = chain(), ORT
     legal = space.masks(network, rules)
     choices = tuple(i if mask[i] else 0 for i, mask in zip(indices, legal, strict=True))
-    rows = space.network_configs(network, space.candidate(choices), rules)
+    rows = network_configs(network, space.candidate(choices, rules), rules)
     layers = [row for row in rows if row.op in ("conv", "linear")]
     for before, after in itertools.pairwise(layers):
         spatial = 64 if after.op == "linear" else 1
@@ -88,14 +102,13 @@ def test_channels_that_leave_a_layer_arrive_at_the_next(indices: list[int]) -> N
 
 
 def test_each_change_of_precision_costs_one_row() -> None:
-    network, rules = chain(), SpaceRules()
-    base, int8 = 0, 4
-    rows = space.network_configs(network, space.candidate((base, int8, base, base)), rules)
+    network, rules = chain(), ORT
+    rows = network_configs(network, Candidate(actions=(KEEP, INT8, KEEP, KEEP)), rules)
     assert [row.op for row in rows if row.op in ("quantize", "dequantize")] == [
         "quantize",
         "dequantize",
     ]
-    all_int8 = space.network_configs(network, space.candidate((int8,) * 4), rules)
+    all_int8 = network_configs(network, Candidate(actions=(INT8,) * 4), rules)
     assert [row.op for row in all_int8 if "quantize" in row.op] == ["quantize"]
 
 
@@ -106,8 +119,7 @@ ASKED = "91e0c16d76b084190e432bae183bc727cb0d528490d3e89ab12381efbcc3d532"
 
 def test_tensorrt_pays_for_quantizing_alone() -> None:
     network = chain()
-    base, int8 = 0, 4
-    rows = space.network_configs(network, space.candidate((base, int8, base, base)), TENSORRT)
+    rows = network_configs(network, Candidate(actions=(KEEP, INT8, KEEP, KEEP)), TENSORRT)
     assert [row.op for row in rows if "quantize" in row.op] == ["quantize"]
     assert {row.precision for row in rows} == {"fp16", "int8"}
     (cast,) = (row for row in rows if row.op == "quantize")
@@ -141,49 +153,66 @@ def conv(in_channels: int, kernel: tuple[int, int] = (3, 3), groups: int = 1) ->
 def test_int8_is_for_layers_that_tensorrt_has_kernels_for(
     config: LayerConfig, out_channels: int, pays: bool
 ) -> None:
-    found = space.tensorrt_int8_pays(config, out_channels=out_channels, first=False)
+    found = writing("tensorrt").int8_pays(config, out_channels=out_channels, first=False)
     assert found == pays
 
 
 def test_masks_of_tensorrt_forbid_int8_where_one_layer_of_a_group_is_thin() -> None:
     network = chain((16, 32, 48))
-    int8 = ACTIONS.index(Action(precision="int8"))
+    int8 = MENU.index(INT8)
     found = [mask[int8] for mask in space.masks(network, TENSORRT)]
     assert found == [True, True, True, False]  # the first layer may be thin, a classifier not
-    assert all(mask[int8] for mask in space.masks(network, SpaceRules()))
+    assert all(mask[int8] for mask in space.masks(network, ORT))
     narrow = space.masks(network, TENSORRT)[0]
-    half = ACTIONS.index(Action(kind="prune", amount=0.5, precision="int8"))
-    assert not narrow[half]  # 8 channels from 3
+    assert not narrow[MENU.index(HALF_INT8)]  # 8 channels from 3
     thin = replace(network.layers[1], config=conv(12), out_group=2)
     both = replace(network, layers=(*network.layers, thin))
     assert not space.masks(both, TENSORRT)[2][int8]
 
 
-@pytest.mark.parametrize("rules", [SpaceRules(), TENSORRT])
+@pytest.mark.parametrize("rules", [ORT, TENSORRT])
 def test_every_row_of_any_candidate_is_reachable(rules: SpaceRules) -> None:
     network = chain((16, 32))
     reachable = set(space.reachable_configs(network, rules))
     menus = [[i for i, ok in enumerate(mask) if ok] for mask in space.masks(network, rules)]
     for choices in itertools.product(*menus):
-        assert set(space.network_configs(network, space.candidate(choices), rules)) <= reachable
+        assert set(network_configs(network, space.candidate(choices, rules), rules)) <= reachable
 
 
 def test_a_uniform_recipe_falls_back_where_it_is_illegal() -> None:
-    masks = space.masks(chain(), SpaceRules())
-    half_int8 = 6
-    choices = space.uniform(masks, half_int8)
-    assert choices[1] == half_int8
-    assert ACTIONS[choices[-1]] == Action(precision="int8")  # its width is fixed
-    assert space.uniform(masks, 2)[-1] == 0
-    no_int8 = space.masks(chain(), SpaceRules(precisions=("base",)))
-    assert space.uniform(no_int8, half_int8) == (0, 0, 0, 0)
+    found = space.uniform(chain(), HALF_INT8, ORT)
+    assert found.actions[1] == HALF_INT8
+    assert found.actions[-1] == INT8  # its width is fixed
+    assert space.uniform(chain(), HALF, ORT).actions[-1] == KEEP
+    no_int8 = space.uniform(chain(), HALF_INT8, replace(ORT, precisions=("base",)))
+    assert no_int8 == space.dense_candidate(chain())
+    unknown = space.uniform(chain(), Action(kind="lowrank", amount=0.5), ORT)
+    assert unknown == space.dense_candidate(chain())
 
 
 def test_choices_and_candidates_are_inverse() -> None:
     choices = (0, 3, 5, 7)
-    assert space.choices_of(space.candidate(choices)) == choices
+    assert space.choices_of(space.candidate(choices, ORT), ORT) == choices
+
+
+def test_a_menu_begins_with_leaving_a_group_alone_and_has_each_action_once() -> None:
+    assert MENU[0] == KEEP
+    assert len(set(MENU)) == len(MENU)
+    features = space.menu_features(ORT)
+    assert len(set(features)) == len(MENU)
+    assert all(-1 <= value <= 1 for row in features for value in row)
+
+
+def test_a_candidate_of_another_menu_or_network_is_refused() -> None:
+    whole = space.dense_candidate(chain())
+    space.check_candidate(whole, 4, ORT)
+    with pytest.raises(ValueError, match="another network"):
+        space.check_candidate(whole, 3, ORT)
+    other = Candidate(actions=(Action(kind="drop"), *whole.actions[1:]))
+    with pytest.raises(ValueError, match="another network"):
+        space.check_candidate(other, 4, ORT)
 
 
 def test_what_a_profile_asks_for_is_known_by_the_same_digest_as_ever() -> None:
     found = SpaceRules(kept_float=("Softmax",), refused_kinds=("quantize",))
-    assert digest(found.asked()) == digest(SpaceRules().asked()) == ASKED
+    assert digest(found.asked()) == digest(SpaceRules().asked()) == digest(ORT.asked()) == ASKED

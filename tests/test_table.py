@@ -10,22 +10,14 @@ import pytest
 from test_space import chain
 
 from hwloop.compress import space
-from hwloop.compress.space import SpaceRules
+from hwloop.compress.rows import layer_configs, network_configs
+from hwloop.compress.rules import SpaceRules
 from hwloop.errors import TargetError, UsageError
+from hwloop.measure.predict import CASTS, Predictor, fit, prediction_error
 from hwloop.measure.profile import Protocols
 from hwloop.measure.store import Store
-from hwloop.measure.table import (
-    CASTS,
-    EMPTY,
-    REFERENCE,
-    LatencyTable,
-    Predictor,
-    export_rows,
-    fit,
-    import_rows,
-    prediction_error,
-    read_rows,
-)
+from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
+from hwloop.measure.table_exchange import export_rows, import_rows, read_rows
 from hwloop.records import Fingerprint, LayerConfig, Measurement
 
 HERE = Fingerprint(device="here", runtime="r", runtime_version="1")
@@ -86,12 +78,12 @@ def test_one_observation_gives_one_scale() -> None:
 
 
 def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) -> None:
-    network, rules = chain(), SpaceRules()
+    network, rules = chain(), SpaceRules(recipe="ort-x86")
     with Store(tmp_path / "t.sqlite") as store:
         table = filled(store, space.reachable_configs(network, rules))
         predictor = Predictor(table, network, rules)
         for choices in [(0, 0, 0, 0), (0, 4, 2, 0), (4, 5, 6, 4)]:
-            rows = space.network_configs(network, space.candidate(choices), rules)
+            rows = network_configs(network, space.candidate(choices, rules), rules)
             blocks = [r for r in rows if r.op not in CASTS]
             base = sum(table.row_ms(r) - 0.001 for r in blocks if r.precision != "int8")
             int8 = sum(table.row_ms(r) - 0.001 for r in blocks if r.precision == "int8")
@@ -102,25 +94,25 @@ def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) ->
 
 
 def test_a_refused_block_costs_what_the_dense_one_costs(tmp_path: Path) -> None:
-    network, rules = chain(), SpaceRules()
+    network, rules = chain(), SpaceRules(recipe="ort-x86")
     configs = space.reachable_configs(network, rules)
-    dense = space.network_configs(network, space.candidate((0, 0, 0, 0)), rules)
-    (refused,) = space.layer_configs(
-        network, network.layers[1], space.candidate((0, 2, 0, 0)).actions, rules
+    dense = network_configs(network, space.dense_candidate(network), rules)
+    (refused,) = layer_configs(
+        network, network.layers[1], space.candidate((0, 2, 0, 0), rules).actions, rules
     )
     with Store(tmp_path / "t.sqlite") as store:
         table = filled(store, [config for config in configs if config != refused])
         table.refuse(refused, "build: no kernel")
         predictor = Predictor(table, network, rules)
         without = predictor.sums_ms((0, 0, 0, 0))[0]
-        thinner = space.candidate((0, 2, 0, 0)).actions
-        next_layer = space.layer_configs(network, network.layers[2], thinner, rules)
+        thinner = space.candidate((0, 2, 0, 0), rules).actions
+        next_layer = layer_configs(network, network.layers[2], thinner, rules)
         saved = table.row_ms(dense[2]) - table.row_ms(next_layer[0])
         assert predictor.sums_ms((0, 2, 0, 0))[0] == pytest.approx(without - saved)
 
 
 def test_a_refused_block_of_the_dense_network_ends_it(tmp_path: Path) -> None:
-    network, rules = chain(), SpaceRules()
+    network, rules = chain(), SpaceRules(recipe="ort-x86")
     configs = space.reachable_configs(network, rules)
     with Store(tmp_path / "t.sqlite") as store:
         table = filled(store, configs[1:])

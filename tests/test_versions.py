@@ -22,7 +22,12 @@ HELD = Path(__file__).parent / "data" / "result_sources.json"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 AREAS: dict[str, tuple[str, ...]] = {
     "export": ("compress/export.py",),
-    "prune": ("compress/prune.py", "compress/apply.py", "compress/model.py"),
+    "prune": (
+        "compress/prune.py",
+        "compress/methods/*.py",
+        "compress/apply.py",
+        "compress/model.py",
+    ),
     "quantize": (
         "runtimes/quantize.py",
         "runtimes/qdq_ort.py",
@@ -34,8 +39,9 @@ AREAS: dict[str, tuple[str, ...]] = {
     "score": ("tasks/score.py",),
     "search": (
         "search/*.py",
-        *("runtimes/rowkinds.py", "compress/space.py"),
-        *("run/prepare.py", "run/finalists.py", "run/choice.py"),
+        *("runtimes/rowkinds.py", "compress/space.py", "compress/rows.py"),
+        *("run/calibrate.py", "run/sensitivity.py", "run/features.py"),
+        *("run/finalists.py", "run/choice.py"),
     ),
 }
 

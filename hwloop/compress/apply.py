@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from hwloop.compress import space
+from hwloop.compress import methods
+from hwloop.compress.methods.method import Work
 from hwloop.compress.model import weighted_calls, weighted_nodes
-from hwloop.compress.prune import prune
-from hwloop.compress.space import SpaceRules
+from hwloop.compress.rules import SpaceRules
 from hwloop.records import Candidate, Network
 from hwloop.runtimes.fp16 import to_fp16
 from hwloop.runtimes.quantize import quantize
@@ -30,13 +30,12 @@ def compress(
         CandidateError: stage ``compress``.
     """
     module = copy.deepcopy(dense)
-    widths = {}
-    for group, action in zip(network.groups, candidate.actions, strict=True):
-        kept = space.width(group, action, rules.align)
-        if kept < group.channels:
-            widths[group.name] = kept
-    if widths:
-        prune(module, example, widths, scores=dense)
+    work = Work(module=module, dense=dense, example=example, rules=rules)
+    decided = list(zip(network.groups, candidate.actions, strict=True))
+    for method in methods.METHODS:
+        chosen = {group: action for group, action in decided if action.kind == method.kind}
+        if chosen:
+            method.apply(work, chosen)
     return module.eval()
 
 
@@ -103,5 +102,11 @@ def quantized(
         return graph
     calls = weighted_calls(module, example)
     pairs = zip(calls, weighted_nodes(graph), strict=True)
-    nodes = [node for path, node in pairs if path in int8]
+    nodes = [node for path, node in pairs if _is_in(path, int8)]
     return quantize(graph, nodes, calibration=calibration, recipe=recipe, isa=isa)
+
+
+def _is_in(path: str, layers: set[str]) -> bool:
+    """Whether a call is of one of the layers, or of what a method made of one."""
+    parts = path.split(".")
+    return any(".".join(parts[:count]) in layers for count in range(1, len(parts) + 1))

@@ -12,9 +12,11 @@ from hwloop.compress.apply import in_base_precision
 from hwloop.compress.export import export_onnx
 from hwloop.compress.fp16_range import Kept, kept_float
 from hwloop.compress.model import describe
-from hwloop.compress.space import SpaceRules
+from hwloop.compress.rows import network_configs
+from hwloop.compress.rules import SpaceRules
+from hwloop.compress.space import Choices, Masks
 from hwloop.errors import CandidateError, UsageError
-from hwloop.records import Candidate, Network
+from hwloop.records import Action, Candidate, LayerConfig, Network
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.task import Task
 
@@ -47,14 +49,37 @@ class Subject:
     fp16: Kept | None = None
 
     @property
+    def menu(self) -> tuple[Action, ...]:
+        return space.menu(self.rules)
+
+    @property
+    def masks(self) -> Masks:
+        """For each group, which actions of the menu are legal."""
+        return space.masks(self.network, self.rules)
+
+    @property
     def dense_candidate(self) -> Candidate:
-        return space.candidate((0,) * len(self.network.groups))
+        return space.dense_candidate(self.network)
+
+    def candidate(self, choices: Choices) -> Candidate:
+        return space.candidate(choices, self.rules)
+
+    def choices(self, candidate: Candidate) -> Choices:
+        return space.choices_of(candidate, self.rules)
+
+    def uniform(self, action: Action) -> Candidate:
+        """One action for all groups; see :func:`hwloop.compress.space.uniform`."""
+        return space.uniform(self.network, action, self.rules)
+
+    def reachable(self) -> tuple[LayerConfig, ...]:
+        """Every row that any candidate can cost."""
+        return space.reachable_configs(self.network, self.rules)
 
     def model(self, candidate: Candidate, graph: bytes) -> OnnxModel:
-        return OnnxModel(graph, space.network_configs(self.network, candidate, self.rules))
+        return OnnxModel(graph, network_configs(self.network, candidate, self.rules))
 
     def macs(self, candidate: Candidate) -> int:
-        configs = space.network_configs(self.network, candidate, self.rules)
+        configs = network_configs(self.network, candidate, self.rules)
         return sum(config.macs for config in configs)
 
 
@@ -126,7 +151,7 @@ def check_has_choices(found: Subject) -> None:
     Raises:
         UsageError: every group has one legal action, to be left alone.
     """
-    if any(sum(mask) > 1 for mask in space.masks(found.network, found.rules)):
+    if any(sum(mask) > 1 for mask in found.masks):
         return
     rules = found.rules
     refused = f"; it builds no INT8 {', '.join(rules.refused_kinds)}" if rules.refused_kinds else ""

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hwloop.compress.space import ACTIONS, SpaceRules
+from hwloop.compress import methods
+from hwloop.compress.rules import SpaceRules
+from hwloop.compress.space import PRECISIONS
 from hwloop.errors import UsageError, closest
 from hwloop.inputs import read_file
 from hwloop.measure.hosts import Host, check_python, parse_host
@@ -392,9 +394,9 @@ def _rules(reader: _Reader, data: Any) -> tuple[SpaceRules, int | None, str]:
     kinds = tuple(space.get("kinds", rules.kinds))
     reader.choice("space.base_precision", base, ("fp32", "fp16"))
     for value in precisions:
-        reader.choice("space.precisions", value, sorted({a.precision for a in ACTIONS}))
+        reader.choice("space.precisions", value, sorted(PRECISIONS))
     for value in kinds:
-        reader.choice("space.kinds", value, sorted({a.kind for a in ACTIONS}))
+        reader.choice("space.kinds", value, sorted(method.kind for method in methods.METHODS))
     # The dense network is the baseline of every search, so leaving a group alone is always legal.
     for where, needed, values in (("precisions", "base", precisions), ("kinds", "keep", kinds)):
         if needed not in values:

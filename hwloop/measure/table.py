@@ -1,28 +1,14 @@
-"""The latency table: measured rows by layer configuration, and the model that adds them up.
+"""The latency table: blocks measured on a target, by layer configuration.
 
-A row is a fused block measured on the target against a fixed reference row. The latency of a
-network is predicted as
-
-    scale * (blocks in the base precision) + int8_scale * (int8 blocks)
-        + cast_scale * (changes of precision) + offset,
-
-each a sum of rows less the cost of an empty call of the runtime, the four coefficients fitted to
-the end-to-end measurements of the same network so far (docs/measuring.md).
+A row is a fused block measured on the target against a fixed reference row.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
-from hwloop.compress import space
-from hwloop.compress.space import ACTIONS, SpaceRules
-from hwloop.errors import TargetError, UsageError
 from hwloop.measure.store import SCHEMA_VERSION, Store
 from hwloop.parsing import ANY_TEXT, a_text, optional, shown
 from hwloop.records import (
@@ -30,11 +16,8 @@ from hwloop.records import (
     Fingerprint,
     LayerConfig,
     Measurement,
-    Network,
     Protocol,
-    canonical_json,
     digest,
-    parse_json,
 )
 from hwloop.runtimes.rowkinds import kind_of
 
@@ -52,11 +35,6 @@ ROWS_VERSION = 2
 """Part of every population: raised when a change of ``rows`` changes what a row means."""
 
 EMPTY = LayerConfig(op="empty", in_shape=(1, 1), out_channels=1)
-CASTS = ("quantize", "dequantize")
-RIDGE = 0.02
-ITERATIONS = 20
-"""Of the robust fit. RIDGE holds the coefficients near the plain scale while there are few
-observations: 0.02 weighs like one network that is 14 % off."""
 
 
 class LatencyTable:
@@ -78,7 +56,7 @@ class LatencyTable:
         }
         self._refused = _checked(store, self._refusals, _refusal)
         self._kinds = _checked(store, self._kinds_tried, _tried_kind)
-        first = _checked(store, self._first_tries, _row)
+        first = _checked(store, self._first_tries, a_row)
         self._disturbed = {key: measurement for key, (_, measurement) in first.items()}
 
     def __len__(self) -> int:
@@ -161,178 +139,6 @@ def population(fingerprint: Fingerprint, protocol: Protocol) -> str:
     return digest([fingerprint, protocol, REFERENCE, SCHEMA_VERSION, ROWS_VERSION])
 
 
-# ------------------------------------------------------------------------------- prediction
-
-
-Sums = tuple[float, float, float]
-"""Milliseconds of a network's rows: base blocks, int8 blocks, changes of precision."""
-
-
-def add_up(rows: Iterable[tuple[LayerConfig, float]], empty_ms: float) -> Sums:
-    """Sum (configuration, milliseconds) by kind, each row less an empty call."""
-    base = int8 = casts = 0.0
-    for config, row_ms in rows:
-        cost_ms = max(row_ms - empty_ms, 0.0)
-        if config.op in CASTS:
-            casts += cost_ms
-        elif config.precision == "int8":
-            int8 += cost_ms
-        else:
-            base += cost_ms
-    return base, int8, casts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """Coefficients from summed rows to end-to-end milliseconds."""
-
-    scale: float = 1.0
-    int8_scale: float = 1.0
-    cast_scale: float = 1.0
-    offset_ms: float = 0.0
-    observations: int = 0
-
-    def __call__(self, sums: Sums) -> float:
-        base, int8, casts = sums
-        return self.scale * base + self.int8_scale * int8 + self.cast_scale * casts + self.offset_ms
-
-
-def fit(sums: Sequence[Sums], latencies_ms: Sequence[float]) -> Fit:
-    """Robust relative least squares (L1 by reweighting), shrunk towards one common scale.
-
-    Args:
-        sums: of every observed network, see :func:`add_up`.
-        latencies_ms: their measured end-to-end latencies; the first is the dense network's.
-    """
-    if not latencies_ms:
-        return Fit()
-    y = np.asarray(latencies_ms, dtype=float)
-    features = np.column_stack([np.asarray(sums, dtype=float).reshape(-1, 3), np.ones(len(y))])
-    scale = float(np.median(y / np.maximum(features[:, :3].sum(axis=1), 1e-9)))
-    prior = np.array([scale, scale, scale, 0.0])
-    # In units of the dense latency, so that shrinking means the same for every coefficient.
-    largest = np.maximum(features.max(axis=0), 1e-3 * y[0])
-    typical = np.array([features[0, 0], largest[1], largest[2], y[0]]) / y[0]
-    relative = features / y[:, None]
-    weights = np.ones(len(y))
-    solution = prior
-    for _ in range(ITERATIONS):
-        weighted = relative * weights[:, None]
-        left = weighted.T @ weighted + np.diag(RIDGE * typical**2)
-        right = weighted.T @ ((1 - relative @ prior) * weights)
-        try:
-            solution = prior + np.linalg.solve(left, right)
-        except np.linalg.LinAlgError:  # rows that no target has: somebody wrote them
-            solution = prior
-            break
-        residual = np.abs(relative @ solution - 1)
-        weights = np.sqrt(1 / np.maximum(residual, 0.01) * 0.01)
-    return Fit(
-        scale=float(solution[0]),
-        int8_scale=float(solution[1]),
-        cast_scale=float(solution[2]),
-        offset_ms=float(solution[3]),
-        observations=len(y),
-    )
-
-
-class Predictor:
-    """End-to-end latency of any choice for one network, in about 10 microseconds.
-
-    Args:
-        table: must hold every row that ``network`` can need under ``rules``, or its refusal.
-
-    Raises:
-        TargetError: the target refused a block of the dense network.
-    """
-
-    def __init__(self, table: LatencyTable, network: Network, rules: SpaceRules) -> None:
-        self.network = network
-        self.rules = rules
-        self.fit = Fit()
-        self._empty_ms = table.row_ms(EMPTY)
-        self._layers = [_LayerSums(self, layer, table) for layer in network.layers]
-        self._sums: list[Sums] = []
-        self._latencies_ms: list[float] = []
-
-    def sums_ms(self, choices: Sequence[int]) -> Sums:
-        """The rows of a choice, summed by kind."""
-        base = int8 = casts = 0.0
-        for layer in self._layers:
-            layer_base, layer_int8, layer_casts = layer(choices)
-            base += layer_base
-            int8 += layer_int8
-            casts += layer_casts
-        return base, int8, casts
-
-    def __call__(self, choices: Sequence[int]) -> float:
-        """Predicted milliseconds, at least those of an empty call."""
-        return max(self.fit(self.sums_ms(choices)), self._empty_ms)
-
-    def observe(self, choices: Sequence[int], latency_ms: float) -> None:
-        """Take an end-to-end measurement into the fit; the first one must be the dense network."""
-        self._sums.append(self.sums_ms(choices))
-        self._latencies_ms.append(latency_ms)
-        self.fit = fit(self._sums, self._latencies_ms)
-
-
-class _LayerSums:
-    """The rows of one layer, remembered by the actions of the groups that it depends on."""
-
-    def __init__(self, predictor: Predictor, layer: Any, table: LatencyTable) -> None:
-        groups = {index for index, _ in layer.in_groups}
-        groups |= set() if layer.out_group is None else {layer.out_group}
-        self.groups = sorted(groups)
-        self.layer = layer
-        self.predictor = predictor
-        self.table = table
-        keep = tuple(ACTIONS[0] for _ in predictor.network.groups)
-        self.dense = space.layer_configs(predictor.network, layer, keep, predictor.rules)[0]
-        reason = table.refusal(self.dense)
-        if reason is not None:
-            raise TargetError(f"the target does not run layer {layer.name!r}: {reason}")
-        self.known: dict[tuple[int, ...], Sums] = {}
-
-    def __call__(self, choices: Sequence[int]) -> Sums:
-        key = tuple([choices[index] for index in self.groups])
-        found = self.known.get(key)
-        if found is None:
-            found = self.known[key] = self._add_up(key)
-        return found
-
-    def _add_up(self, key: tuple[int, ...]) -> Sums:
-        network, rules = self.predictor.network, self.predictor.rules
-        actions = [ACTIONS[0]] * len(network.groups)
-        for index, choice in zip(self.groups, key, strict=True):
-            actions[index] = ACTIONS[choice]
-        configs = space.layer_configs(network, self.layer, tuple(actions), rules)
-        rows = [(config, self._priced_ms(config)) for config in configs]
-        return add_up(rows, self.predictor._empty_ms)
-
-    def _priced_ms(self, config: LayerConfig) -> float:
-        """The row, or the dense one's price for a block that the target refused.
-
-        It gains nothing in the prediction, so nothing draws the search there. A candidate that
-        has it is built all the same, and fails with its reason or runs: a row is not the network.
-        """
-        if self.table.refusal(config) is None:
-            return self.table.row_ms(config)
-        return self.predictor._empty_ms if config.op in CASTS else self.table.row_ms(self.dense)
-
-
-def prediction_error(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> dict[str, Any]:
-    """n, median_abs_pct, within_5pct, within_10pct of predictions made before measuring."""
-    if not predicted_ms:
-        return {"n": 0, "median_abs_pct": None, "within_5pct": None, "within_10pct": None}
-    errors = np.abs(np.asarray(predicted_ms) / np.asarray(measured_ms) - 1)
-    return {
-        "n": len(errors),
-        "median_abs_pct": round(float(np.median(errors)) * 100, 2),
-        "within_5pct": round(float(np.mean(errors <= 0.05)), 4),
-        "within_10pct": round(float(np.mean(errors <= 0.10)), 4),
-    }
-
-
 # ------------------------------------------------------------- what a file holds, checked
 
 Row = tuple[LayerConfig, Measurement]
@@ -361,12 +167,12 @@ def row_doubts(rows: Iterable[Row]) -> list[str]:
 
 def stored_populations(store: Store) -> dict[str, Fingerprint]:
     """The populations of a file. Raises UsageError where one is not what hwloop writes."""
-    return _checked(store, "population", lambda name, value: _header(name, value)[0])
+    return _checked(store, "population", lambda name, value: a_header(name, value)[0])
 
 
 def stored_rows(store: Store, name: str) -> list[Row]:
     """The rows of a population, in key order. Raises UsageError where one is damaged."""
-    return list(_checked(store, f"row/{name}", _row).values())
+    return list(_checked(store, f"row/{name}", a_row).values())
 
 
 def stored_refused_kinds(store: Store, name: str) -> dict[str, str]:
@@ -385,8 +191,9 @@ def _checked(store: Store, kind: str, read: Callable[[str, Any], Any]) -> dict[s
     return found
 
 
-def _header(name: str, value: Any) -> tuple[Fingerprint, Protocol]:
-    fields = _fields(value, "fingerprint", "protocol", "schema")
+def a_header(name: str, value: Any) -> tuple[Fingerprint, Protocol]:
+    """What a population is of. Raises ValueError for anything else."""
+    fields = fields_of(value, "fingerprint", "protocol", "schema")
     if fields["schema"] != SCHEMA_VERSION:
         raise ValueError(f"schema {shown(fields['schema'])}; this hwloop reads {SCHEMA_VERSION}")
     if not re.fullmatch("[0-9a-f]{64}", name):
@@ -395,8 +202,9 @@ def _header(name: str, value: Any) -> tuple[Fingerprint, Protocol]:
     return fingerprint, Protocol.from_json(fields["protocol"])
 
 
-def _row(key: str, value: Any) -> Row:
-    fields = _fields(value, "config", "measurement")
+def a_row(key: str, value: Any) -> Row:
+    """A stored row under its key. Raises ValueError for anything else."""
+    fields = fields_of(value, "config", "measurement")
     config = LayerConfig.from_json(fields["config"])
     if config.key() != key:
         raise ValueError("the key does not belong to the configuration")
@@ -404,75 +212,22 @@ def _row(key: str, value: Any) -> Row:
 
 
 def _refusal(key: str, value: Any) -> str:
-    fields = _fields(value, "config", "reason")
+    fields = fields_of(value, "config", "reason")
     if LayerConfig.from_json(fields["config"]).key() != key:
         raise ValueError("the key does not belong to the configuration")
     return str(a_text(10_000, ANY_TEXT)(fields["reason"]))
 
 
 def _tried_kind(kind: str, value: Any) -> str | None:
-    fields = _fields(value, "config", "reason")
+    fields = fields_of(value, "config", "reason")
     if kind_of(LayerConfig.from_json(fields["config"])) != kind:
         raise ValueError("the kind does not belong to the configuration")
     reason: str | None = optional(a_text(10_000, ANY_TEXT))(fields["reason"])
     return reason
 
 
-def _fields(value: Any, *names: str) -> dict[str, Any]:
+def fields_of(value: Any, *names: str) -> dict[str, Any]:
+    """An object with exactly these names. Raises ValueError for anything else."""
     if not isinstance(value, dict) or set(value) != set(names):
         raise ValueError(f"{shown(value)} does not have exactly {', '.join(names)}")
     return value
-
-
-# ------------------------------------------------------------------------- export and import
-
-
-def export_rows(store: Store, write: Callable[[str], Any]) -> int:
-    """Every population of a file as JSON lines: one header line, then its rows. Returns rows."""
-    count = 0
-    headers = store.all("population")
-    for name in stored_populations(store):
-        write(canonical_json({"population": name, **headers[name]}) + "\n")
-        for config, measurement in stored_rows(store, name):
-            row = {"key": config.key(), "config": config, "measurement": measurement}
-            write(canonical_json(row) + "\n")
-            count += 1
-    return count
-
-
-def read_rows(lines: Iterable[str | bytes], source: Path) -> list[tuple[str, str, Any]]:
-    """(kind, key, value) of exported lines, each one checked: what may be stored.
-
-    Raises:
-        UsageError: naming the line that is not JSON, of another schema, altered or impossible.
-    """
-    name = ""
-    checked: list[tuple[str, str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            value = parse_json(line)
-            if isinstance(value, dict) and "population" in value:
-                name = str(value.pop("population"))
-                if population(*_header(name, value)) != name:
-                    raise ValueError("the population does not belong to its fingerprint")
-                checked.append(("population", name, value))
-                continue
-            if not name:
-                raise ValueError("a row before the header line")
-            fields = _fields(value, "key", "config", "measurement")
-            key = str(fields.pop("key"))
-            config, measurement = _row(key, fields)
-            row = {"config": config, "measurement": measurement}
-            checked.append((f"row/{name}", key, row))
-        except ValueError as error:
-            raise UsageError(
-                f"{source}, line {number}: {error}",
-                "import a file that `hwloop table export` of the same version wrote",
-            ) from error
-    return checked
-
-
-def import_rows(store: Store, rows: list[tuple[str, str, Any]]) -> int:
-    """Add what :func:`read_rows` found; rows that exist already stand. Returns rows."""
-    store.add_all(rows)
-    return sum(kind != "population" for kind, _, _ in rows)

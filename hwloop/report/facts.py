@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from hwloop.compress import space
+from hwloop.compress.methods import describe
 from hwloop.files import RunFolder, write_atomically
 from hwloop.parsing import printable
 from hwloop.records import Trial, to_json
@@ -37,7 +38,7 @@ def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
         significant=result.measurement.significant,
         metric_drop=drop,
         actions=[
-            {"group": group.name, "layers": list(group.layers), "action": str(action)}
+            {"group": group.name, "layers": list(group.layers), "action": describe(action)}
             for group, action in zip(
                 result.subject.network.groups, result.candidate.actions, strict=True
             )
@@ -210,7 +211,7 @@ def _trial(result: Result, trial: Trial) -> dict[str, Any]:
         "speedup_ci95": [1 / high, 1 / low],
         "recovery": f"{result.settings.loop_steps} distillation steps",
         "source": trial.source,
-        "actions": [space.ACTIONS.index(action) for action in trial.candidate.actions],
+        "actions": list(result.subject.choices(trial.candidate)),
     }
 
 

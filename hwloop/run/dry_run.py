@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hwloop.compress import space
 from hwloop.compress.subject import Subject, check_has_choices, subject
 from hwloop.errors import UsageError
 from hwloop.files import RunFolder
@@ -189,8 +188,8 @@ def _as_text(
     run: str,
     warnings: tuple[str, ...],
 ) -> dict[str, str]:
-    masks = space.masks(found.network, found.rules)
-    configs = [REFERENCE, EMPTY, *space.reachable_configs(found.network, found.rules)]
+    masks = found.masks
+    configs = [REFERENCE, EMPTY, *found.reachable()]
     needed = {config.key() for config in configs}
     missing = len(needed - known.rows)
     total = settings.evaluations + len(USUAL_RECIPES)

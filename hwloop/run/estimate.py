@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hwloop.compress import space
 from hwloop.compress.export import host_run
 from hwloop.compress.recover import RECALIBRATED
 from hwloop.compress.subject import Subject
 from hwloop.errors import CandidateError, EnvironmentProblem
 from hwloop.measure.profile import TargetProfile
-from hwloop.run import prepare
+from hwloop.records import Action
+from hwloop.run import calibrate, sensitivity
 from hwloop.run import table_check as tables
 from hwloop.run.result import USUAL_RECIPES, Settings
 from hwloop.task import Task
@@ -33,7 +33,7 @@ ROW_OVERHEAD_S = 0.01
 OPENING_S = 0.1
 WORKER_S = 1.0  # until a worker on this machine has started
 FORWARD_SHARE = 1 / 3  # of a training step
-TRIED = 6  # an action that prunes and quantizes: a build with all its steps
+TRIED = Action(kind="prune", amount=0.5, precision="int8")  # a build with all its steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,10 @@ class Times:
 
 def times_of(task: Task, found: Subject, *, checks_s: float) -> Times:
     """One candidate, one training step of a copy, and a few samples, on this machine."""
-    masks = space.masks(found.network, found.rules)
 
     def build() -> None:
         with contextlib.suppress(CandidateError):
-            tables.unrecovered(found, space.uniform(masks, TRIED))
+            tables.unrecovered(found, found.uniform(TRIED))
 
     return Times(
         checks_s=checks_s,
@@ -128,19 +127,18 @@ def seconds_left(
     row_s = protocols.row.time_limit_s * waits + ROW_OVERHEAD_S
     loop_s = protocols.loop.time_limit_s * waits + OPENING_S
     score_s = times.samples * times.sample_s
-    probe_s = min(prepare.PROBE_SAMPLES, times.samples) * times.sample_s
+    probe_s = min(sensitivity.PROBE_SAMPLES, times.samples) * times.sample_s
 
     def left(what: str, total: int) -> int:
         return max(total - done.get(what, 0), 0)
 
-    masks = space.masks(found.network, found.rules)
     total = settings.evaluations + len(USUAL_RECIPES)
     trials, finalists = left("trials", total), left("finalists", settings.finalists)
-    networks = left("latencies", prepare.CALIBRATION_NETWORKS + total)
-    probes = left("probes", len(prepare.probed(masks)))
+    networks = left("latencies", calibrate.CALIBRATION_NETWORKS + total)
+    probes = left("probes", len(sensitivity.probed(found)))
     steps = trials * settings.loop_steps + finalists * settings.final_steps
     renewals = (trials + finalists) * RECALIBRATED.recalibration_batches
-    renewals += probes * prepare.PROBE_RECIPE.recalibration_batches
+    renewals += probes * sensitivity.PROBE_RECIPE.recalibration_batches
     return (
         missing * row_s
         + networks * loop_s

@@ -15,12 +15,12 @@ from safetensors.torch import load, save
 
 from hwloop.compress.apply import compress
 from hwloop.compress.recover import NO_RECOVERY, Recipe
-from hwloop.compress.space import check_candidate, choices_of
+from hwloop.compress.space import check_candidate
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
 from hwloop.files import RunFolder, sha256, write_atomically
+from hwloop.measure.predict import Predictor
 from hwloop.measure.progress import Progress
-from hwloop.measure.table import Predictor
 from hwloop.parsing import A_COUNT, A_DIGEST, ANY_NUMBER, a_flag, a_number, an_object, optional
 from hwloop.records import (
     KEEP,
@@ -127,7 +127,8 @@ class Finals:
     def _kept(self, value: Any) -> dict[str, Any]:
         """A stored finalist; it may have to be built again. Raises ValueError."""
         found: dict[str, Any] = KEPT_FINALIST(value)
-        check_candidate(found["candidate"], len(self._dense.actions))
+        rules = self.evaluator.subject.rules
+        check_candidate(found["candidate"], len(self._dense.actions), rules)
         if found["steps"] > self.recipe.steps:  # they can be raised, not lowered
             raise ValueError("it was distilled for longer than anybody asked for")
         return found
@@ -227,8 +228,8 @@ class Finals:
             if action == KEEP:
                 continue
             undone = [*actions[:index], KEEP, *actions[index + 1 :]]
-            with_it = predictor(choices_of(Candidate(actions=tuple(actions))))
-            without = predictor(choices_of(Candidate(actions=tuple(undone))))
+            with_it = predictor(evaluator.subject.choices(Candidate(actions=tuple(actions))))
+            without = predictor(evaluator.subject.choices(Candidate(actions=tuple(undone))))
             if without - with_it < MIN_GAIN * with_it:
                 actions = undone
         reverted = Candidate(actions=tuple(actions))

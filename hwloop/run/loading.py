@@ -15,9 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from hwloop.compress import methods
 from hwloop.compress.apply import compress
 from hwloop.compress.model import describe
-from hwloop.compress.space import ACTIONS, SpaceRules
+from hwloop.compress.rules import SpaceRules
+from hwloop.compress.space import menu
 from hwloop.compress.subject import dense_graph
 from hwloop.errors import CandidateError, UsageError
 from hwloop.files import RunFolder, read_json, sha256
@@ -55,12 +57,13 @@ def load(folder: RunFolder, *, model: Any, task: Any, trust: bool) -> nn.Module:
         raise _damaged(path, "it is no object")
     try:
         candidate = Candidate.from_json(note.get("candidate"))
-        rules = SpaceRules(align=an_int(1, LARGEST_ALIGN)(note.get("align")))
+        align = an_int(1, LARGEST_ALIGN)(note.get("align"))
+        rules = SpaceRules(align=align, kinds=tuple(method.kind for method in methods.METHODS))
         shape = a_list(an_int(1), 2, 6)(note.get("input_shape"))
         named = [optional(a_text(4096))(note.get(name)) for name in ("model", "task", "data")]
     except ValueError as error:
         raise _damaged(path, str(error)) from error
-    if shape[0] != 1 or any(action not in ACTIONS for action in candidate.actions):
+    if shape[0] != 1 or not set(candidate.actions) <= set(menu(rules)):
         raise _damaged(path, "its values are impossible")
     if math.prod(shape) > (MAX_TRUSTED_VALUES if trust else MAX_INPUT_VALUES):
         raise UsageError(f"{path} asks for an input of {shape}", "if that is right: trust=True")

@@ -7,9 +7,13 @@ from typing import Any
 
 from hwloop.compress.subject import Subject
 from hwloop.measure.profile import TargetProfile
-from hwloop.records import Candidate, Fingerprint, Goal, Measurement, Trial
+from hwloop.records import Action, Candidate, Fingerprint, Goal, Measurement, Trial
 
-USUAL_RECIPES = {"whole-network INT8": 4, "uniform width 50 %": 2, "uniform width 50 %, INT8": 6}
+USUAL_RECIPES = {
+    "whole-network INT8": Action(precision="int8"),
+    "uniform width 50 %": Action(kind="prune", amount=0.5),
+    "uniform width 50 %, INT8": Action(kind="prune", amount=0.5, precision="int8"),
+}
 """What people would try without a search, as one action for every group."""
 
 

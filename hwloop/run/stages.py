@@ -20,12 +20,13 @@ from hwloop.errors import CandidateError
 from hwloop.files import RunFolder, write_atomically
 from hwloop.measure import paired as measure
 from hwloop.measure.answers import Engine
+from hwloop.measure.predict import Predictor, prediction_error
 from hwloop.measure.profile import TargetProfile, rules_for
 from hwloop.measure.progress import Progress
 from hwloop.measure.scope import Scope
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
-from hwloop.measure.table import LatencyTable, Predictor, prediction_error, row_doubts
+from hwloop.measure.table import LatencyTable, row_doubts
 from hwloop.parsing import (
     A_COUNT,
     ANY_NUMBER,
@@ -35,7 +36,15 @@ from hwloop.parsing import (
     optional,
 )
 from hwloop.records import Measurement, Trial, digest
-from hwloop.run import artefacts, config, identity, prepare
+from hwloop.run import (
+    artefacts,
+    calibrate,
+    config,
+    features,
+    identity,
+    sensitivity,
+    target_limits,
+)
 from hwloop.run.admission import check_same_device, check_store, checked, expected_isa
 from hwloop.run.beside import COPIES, ENERGY, of_both
 from hwloop.run.evaluate import Evaluator, Stopwatch
@@ -116,7 +125,7 @@ def run(
                     check_has_choices(found)
                 check_same_device(store, session, folder)
                 if store.get("run", "fp16", Kept.from_json) is None:
-                    found = prepare.held_on_target(found, session)
+                    found = target_limits.held_on_target(found, session)
                 config.write(folder, stored, inputs)
                 store.add("run", "inputs", inputs)
                 if found.fp16 is not None:
@@ -171,7 +180,9 @@ class _Run:
         self._started = time.monotonic()
         write_atomically(folder.path / "dense.onnx", about.subject.graph)
         with self._table() as table:
-            found, self.int8_refused = prepare.buildable(about.subject, session, table, progress)
+            found, self.int8_refused = target_limits.buildable(
+                about.subject, session, table, progress
+            )
         self.subject = found
         self._stage("baseline")
         task = found.task
@@ -212,7 +223,7 @@ class _Run:
     def go(self) -> Result:
         with self._table() as table:
             self.store.add("run", "rows_before", len(table))
-            predictor = prepare.fitted_predictor(
+            predictor = calibrate.fitted_predictor(
                 self.evaluator, table, self.progress, seed=self.settings.seed
             )
             problem = self._problem(predictor)
@@ -227,22 +238,22 @@ class _Run:
         network, goal = self.subject.network, self.settings.goal
         baseline_ms = self.evaluator.baseline.latency_ms
         return Problem(
-            network_features=prepare.features(network),
-            masks=space.masks(network, self.subject.rules),
+            network_features=features.features(network),
+            masks=self.subject.masks,
             predict_ms=predictor,
             baseline_ms=baseline_ms,
-            damage=prepare.damage(self.evaluator, self.progress),
+            damage=sensitivity.damage(self.evaluator, self.progress),
             budget_ms=goal.budget_ms(baseline_ms),
             max_drop=self.loop_max_drop,
-            menu_features=space.menu_features(),
+            menu_features=space.menu_features(self.subject.rules),
         )
 
     def _search(self, problem: Problem, predictor: Predictor) -> None:
         self._stage("search")
         evaluate = partial(self.trials.evaluate, problem=problem, predictor=predictor)
         try:
-            for index in USUAL_RECIPES.values():
-                evaluate(space.uniform(problem.masks, index), RECIPE)
+            for action in USUAL_RECIPES.values():
+                evaluate(self.subject.choices(self.subject.uniform(action)), RECIPE)
         except BudgetSpent:
             return
         # To a method every candidate counts that it asks for, also the recipes and, in a run that
@@ -398,11 +409,9 @@ class _Run:
     # ----------------------------------------------------------------------------- inside
 
     def _recipes(self) -> dict[str, Trial]:
-        masks = space.masks(self.subject.network, self.subject.rules)
         found = {}
-        for name, index in USUAL_RECIPES.items():
-            choices = space.uniform(masks, index)
-            trial = self.trials.find(space.candidate(choices))
+        for name, action in USUAL_RECIPES.items():
+            trial = self.trials.find(self.subject.uniform(action))
             # Where a recipe has no legal action anywhere, it is the dense network under its name.
             if trial is not None and trial.candidate != self.subject.dense_candidate:
                 found[name] = trial

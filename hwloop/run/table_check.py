@@ -17,31 +17,28 @@ from hwloop import stats
 from hwloop.compress import space
 from hwloop.compress.apply import compress, deployable
 from hwloop.compress.export import export_onnx
-from hwloop.compress.space import ACTIONS, SpaceRules
+from hwloop.compress.rules import SpaceRules
 from hwloop.compress.subject import Subject, subject
 from hwloop.errors import UsageError
 from hwloop.files import write_atomically
 from hwloop.inputs import read_file
 from hwloop.measure import paired as measure
+from hwloop.measure.predict import Predictor, prediction_error
 from hwloop.measure.profile import TargetProfile, resolve, rules_for
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store, check_can_be_store
 from hwloop.measure.table import (
     LatencyTable,
-    Predictor,
-    export_rows,
     host_bound,
-    import_rows,
-    prediction_error,
-    read_rows,
     row_doubts,
     stored_populations,
     stored_refused_kinds,
     stored_rows,
 )
+from hwloop.measure.table_exchange import export_rows, import_rows, read_rows
 from hwloop.records import Candidate, LayerConfig, Network
-from hwloop.run import prepare
+from hwloop.run import target_limits
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.task import load_model
 from hwloop.tasks import load_task, task_for
@@ -104,9 +101,10 @@ def check(
         _build_rows(opened, progress)
         doubts = row_doubts(opened.table.rows())
         progress.stage("random networks")
-        found = _measured_networks(opened, networks, seed, progress)
+        measured_networks = _measured_networks(opened, networks, seed, progress)
     fitted = max(networks // 3, 2)
     predictor = Predictor(opened.table, opened.subject.network, opened.subject.rules)
+    found = [(opened.subject.choices(candidate), value) for candidate, value in measured_networks]
     for choices, measured_ms in found[: fitted + 1]:
         predictor.observe(choices, measured_ms)
     rest = found[fitted + 1 :]
@@ -225,13 +223,13 @@ def _opened(
         )
         with Store(table) as store:
             rows = LatencyTable(store, session.fingerprint, profile.protocols.row)
-            found, _ = prepare.buildable(found, session, rows, progress)
+            found, _ = target_limits.buildable(found, session, rows, progress)
             yield _Opened(subject=found, session=session, table=rows, profile=profile)
 
 
 def _build_rows(opened: _Opened, progress: Progress) -> int:
     found = opened.subject
-    rows = space.reachable_configs(found.network, found.rules)
+    rows = found.reachable()
     return measure.build_rows(
         opened.session,
         opened.table,
@@ -243,19 +241,18 @@ def _build_rows(opened: _Opened, progress: Progress) -> int:
 
 def _measured_networks(
     opened: _Opened, count: int, seed: int, progress: Progress
-) -> list[tuple[tuple[int, ...], float]]:
-    """(choices, milliseconds) of the dense network and of ``count`` random candidates."""
+) -> list[tuple[Candidate, float]]:
+    """(candidate, milliseconds) of the dense network and of ``count`` random candidates."""
     found = opened.subject
     protocol = opened.profile.protocols.loop
     dense = found.model(found.dense_candidate, found.graph)
     base = measure.baseline(opened.session, dense, protocol)
-    masks = space.masks(found.network, found.rules)
     rng = np.random.default_rng(seed)
-    measured = [((0,) * len(masks), base.latency_ms)]
+    measured = [(found.dense_candidate, base.latency_ms)]
     for number in range(count):
         progress.advance(number, count)
-        choices = random_choices(masks, rng)
-        model = unrecovered(found, choices)
+        candidate = random_candidate(found.network, found.rules, rng)
+        model = unrecovered(found, candidate)
         measurement = measure.against(
             opened.session,
             model,
@@ -264,27 +261,17 @@ def _measured_networks(
             reference_latency_ms=base.latency_ms,
         )
         opened.session.forget(model)
-        measured.append((choices, measurement.latency_ms))
+        measured.append((candidate, measurement.latency_ms))
     return measured
 
 
-def random_choices(
-    masks: tuple[tuple[bool, ...], ...], rng: np.random.Generator
-) -> tuple[int, ...]:
-    """Random legal choices with a random share of int8 groups: mixtures of all kinds."""
-    share = rng.random()
-    choices = []
-    for mask in masks:
-        legal = [index for index, allowed in enumerate(mask) if allowed]
-        wanted = "int8" if rng.random() < share else "base"
-        options = [index for index in legal if ACTIONS[index].precision == wanted] or legal
-        choices.append(int(rng.choice(options)))
-    return tuple(choices)
+def random_candidate(network: Network, rules: SpaceRules, rng: np.random.Generator) -> Candidate:
+    """Random legal actions with a random share of int8 groups: mixtures of all kinds."""
+    return space.random_candidate(network, rules, rng, int8_share=rng.random())
 
 
-def unrecovered(found: Subject, choices: tuple[int, ...]) -> OnnxModel:
+def unrecovered(found: Subject, candidate: Candidate) -> OnnxModel:
     """A candidate for timing only: compressed, in its precisions, its weights left alone."""
-    candidate = space.candidate(choices)
     rng = np.random.default_rng(0)
     shape = (CALIBRATION_INPUTS, *found.example.shape[1:])
     graph = unrecovered_graph(

@@ -10,9 +10,9 @@ from hwloop.compress import space
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
 from hwloop.files import RunFolder
+from hwloop.measure.predict import Predictor
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
-from hwloop.measure.table import Predictor
 from hwloop.parsing import ANY_NUMBER, a_flag
 from hwloop.records import Candidate, Trial, TrialState
 from hwloop.run.evaluate import Evaluator
@@ -75,7 +75,7 @@ class Trials:
         """
         try:
             groups = len(self.evaluator.subject.network.groups)
-            space.check_candidate(trial.candidate, groups)
+            space.check_candidate(trial.candidate, groups, self.evaluator.subject.rules)
             if trial.number != number:
                 raise ValueError(f"it should have the number {number}")
         except ValueError as error:
@@ -102,7 +102,7 @@ class Trials:
             BudgetSpent: the time is up, or as many candidates as asked for were evaluated: a run
                 that is given more evaluations later searches again, and goes on from there.
         """
-        trial = self.find(space.candidate(choices))
+        trial = self.find(self.evaluator.subject.candidate(choices))
         if trial is None:
             enough = source != RECIPE and self.searched >= self.evaluations
             if self._out_of_time() or enough:
@@ -115,7 +115,7 @@ class Trials:
     def _evaluated(
         self, choices: Choices, source: str, *, problem: Problem, predictor: Predictor
     ) -> Trial:
-        candidate = space.candidate(choices)
+        candidate = self.evaluator.subject.candidate(choices)
         number = len(self._known)
         started = time.monotonic()
         values: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from hwloop.search.env import NetCompressEnv
 from hwloop.search.ledger import Ledger, fits, mutated
 from hwloop.search.planner import Planner
 from hwloop.search.prior import Prior
-from hwloop.search.problem import BudgetSpent, Choices, Evaluate, Problem, Score
+from hwloop.search.problem import BudgetSpent, Choices, Evaluate, Problem
 from hwloop.search.reward import Reward
 from hwloop.search.trust import Trust
 
@@ -88,16 +88,6 @@ def search_dqn(
         return
 
 
-class _Known:
-    """An ``evaluate`` for walks whose score is known or of no interest."""
-
-    def __init__(self) -> None:
-        self.score = Score(metric_drop=None, latency_ms=None, failed="not evaluated")
-
-    def __call__(self, choices: Choices, source: str) -> Score:
-        return self.score
-
-
 class _Anchored:
     """One run of the anchored search."""
 
@@ -110,10 +100,7 @@ class _Anchored:
         self.planner = Planner(self.problem)
         self.trust = Trust(self.problem, {})
         self.plans: list[Choices] = []
-        self.known = _Known()
-        self.env = NetCompressEnv(
-            self.problem, self.known, reward=reward, prior=Prior(self.planner, reward)
-        )
+        self.env = NetCompressEnv(self.problem, reward=reward, prior=Prior(self.planner, reward))
         self.agent = DQN(self.env.observation_size, self.problem.action_count, settings.dqn, seed)
 
     def run(self) -> None:
@@ -259,31 +246,18 @@ class _Anchored:
             taken_ms = max(self.problem.latency_ms(choices), score.latency_ms or 0.0)
             stretches = (1.0, self.rng.uniform(1.0, 1.15), self.rng.uniform(1.0, 1.5))
             budgets += [taken_ms * stretch for stretch in stretches]
-        self.known.score = score
         for budget in budgets:
-            self._remember(choices, budget)
-
-    def _remember(self, choices: Choices, budget_ms: float | None) -> None:
-        observation, info = self.env.reset(options={"budget_ms": budget_ms})
-        episode = []
-        for action in choices:
-            prior = 0.0 if info["prior"] is None else float(info["prior"][action])
-            following, value, done, _, info = self.env.step(action)
-            if info["executed"] != action:  # beyond this budget's wall: the score is not its own
-                return
-            episode.append((observation, action, value, following, done, info, prior))
-            observation = following
-        for state, action, value, following, done, after, prior in episode:
-            self.agent.remember(
-                state,
-                action,
-                value,
-                following,
-                terminated=done,
-                next_mask=after["action_mask"],
-                prior=prior,
-                next_prior=after["prior"],
-            )
+            for step in self.env.replay(choices, score, budget_ms=budget):
+                self.agent.remember(
+                    step.observation,
+                    step.action,
+                    step.reward,
+                    step.following,
+                    terminated=step.terminated,
+                    next_mask=step.next_mask,
+                    prior=step.prior,
+                    next_prior=step.next_prior,
+                )
 
 
 def _between(first: float, last: float, progress: float) -> float:

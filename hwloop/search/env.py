@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -9,11 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwloop.search.prior import Prior
-from hwloop.search.problem import Choices, Evaluate, Problem
+from hwloop.search.problem import Choices, Evaluate, Problem, Score
 from hwloop.search.reward import Reward
 
 ENV_ID = "hwloop/NetCompress-v0"
 Observation = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transition:
+    """One step of an episode, as an agent remembers it.
+
+    Attributes:
+        prior: expected reward of the action; 0 where there is no prior.
+        next_mask, next_prior: of the observation that follows; see :class:`NetCompressEnv`.
+    """
+
+    observation: Observation
+    action: int
+    reward: float
+    following: Observation
+    terminated: bool
+    prior: float
+    next_mask: NDArray[np.bool_]
+    next_prior: NDArray[np.float64] | None
 
 
 def register() -> None:
@@ -40,7 +60,7 @@ class NetCompressEnv(gymnasium.Env[Observation, np.int64]):
     1                       slack: (budget - latency with rest fastest) / baseline
     1                       summed damage so far over the damage scale; unit
     1                       best prior value, divided by 3; 0 without a prior
-    2                       width and precision of the previous action; 0, 0 at the start
+    K                       features of the previous action; 0 at the start
     A                       menu: saving against keep, over the largest of any group
     A                       menu: damage over the damage scale; unit
     A                       menu: 1 legal, -1 illegal
@@ -60,7 +80,8 @@ class NetCompressEnv(gymnasium.Env[Observation, np.int64]):
 
     Args:
         problem: what is known beforehand.
-        evaluate: scores a finished candidate.
+        evaluate: scores a finished candidate; None where episodes only propose one: they are not
+            rewarded, and :meth:`replay` is given the score.
         reward: what a score is worth.
         prior: expected rewards for the observation and ``info``; None = none are given.
         source: label handed to ``evaluate``.
@@ -76,7 +97,7 @@ class NetCompressEnv(gymnasium.Env[Observation, np.int64]):
     def __init__(
         self,
         problem: Problem,
-        evaluate: Evaluate,
+        evaluate: Evaluate | None = None,
         *,
         reward: Reward | None = None,
         prior: Prior | None = None,
@@ -88,7 +109,9 @@ class NetCompressEnv(gymnasium.Env[Observation, np.int64]):
         self.prior = prior
         self.source = source
         self.action_space = gymnasium.spaces.Discrete(problem.action_count)
-        self.observation_size = problem.network_features.shape[1] + 10 + 3 * problem.action_count
+        self._no_action = (0.0,) * len(problem.action_features[0])
+        known = problem.network_features.shape[1] + len(self._no_action)
+        self.observation_size = known + 8 + 3 * problem.action_count
         self.observation_space = gymnasium.spaces.Box(
             -1.0, 1.0, (self.observation_size,), np.float32
         )
@@ -121,28 +144,45 @@ class NetCompressEnv(gymnasium.Env[Observation, np.int64]):
             RuntimeError: the episode is over.
             BudgetSpent: raised by ``evaluate``.
         """
-        group = len(self._prefix)
-        if group == self.problem.group_count:
-            raise RuntimeError("the episode is over: call reset()")
-        executed = int(action)
-        if not self._mask[executed]:
-            legal = [index for index, ok in enumerate(self._mask) if ok]
-            executed = min(legal, key=self._menu_ms.__getitem__)
-        self._prefix = (*self._prefix, executed)
-        self._damage_so_far += self._damage[group][executed]
-        if self.prior is not None:
-            self._prior_damage += float(self.prior.planner.damage[group, executed])
-        self._fast_ms = self._menu_ms[executed]
-        self._look_ahead()
-        info = self._info()
-        info["executed"] = executed
-        done = group + 1 == self.problem.group_count
-        value = 0.0
+        info = self._decide(int(action))
+        value, done = 0.0, len(self._prefix) == self.problem.group_count
         if done:
-            score = self.evaluate(self._prefix, self.source)
-            value = self.reward_of(score, self._limits)
-            info.update(candidate=self._prefix, score=score, reward=value)
+            info.update(candidate=self._prefix)
+            if self.evaluate is not None:
+                score = self.evaluate(self._prefix, self.source)
+                value = self.reward_of(score, self._limits)
+                info.update(score=score, reward=value)
         return self._observation(), value, done, False, info
+
+    def replay(
+        self, choices: Choices, score: Score, *, budget_ms: float | None
+    ) -> list[Transition]:
+        """The episode of a candidate that was evaluated before, as it is at a budget.
+
+        Returns:
+            Its transitions; none where the wall of this budget does not let the candidate pass.
+        """
+        observation, info = self.reset(options={"budget_ms": budget_ms})
+        episode = []
+        for action in choices:
+            prior = 0.0 if info["prior"] is None else float(info["prior"][action])
+            info = self._decide(action)
+            if info["executed"] != action:
+                return []
+            following, done = self._observation(), len(self._prefix) == len(choices)
+            transition = Transition(
+                observation=observation,
+                action=action,
+                reward=self.reward_of(score, self._limits) if done else 0.0,
+                following=following,
+                terminated=done,
+                prior=prior,
+                next_mask=info["action_mask"],
+                next_prior=info["prior"],
+            )
+            episode.append(transition)
+            observation = following
+        return episode
 
     # --------------------------------------------------------------------------- internals
 
@@ -154,6 +194,22 @@ class NetCompressEnv(gymnasium.Env[Observation, np.int64]):
         self._prior_damage = 0.0
         self._fast_ms = self.problem.min_ms
         self._look_ahead()
+
+    def _decide(self, action: int) -> dict[str, Any]:
+        """Take an action, or what the wall leaves of it, for the next group."""
+        group = len(self._prefix)
+        if group == self.problem.group_count:
+            raise RuntimeError("the episode is over: call reset()")
+        if not self._mask[action]:
+            legal = [index for index, ok in enumerate(self._mask) if ok]
+            action = min(legal, key=self._menu_ms.__getitem__)
+        self._prefix = (*self._prefix, action)
+        self._damage_so_far += self._damage[group][action]
+        if self.prior is not None:
+            self._prior_damage += float(self.prior.planner.damage[group, action])
+        self._fast_ms = self._menu_ms[action]
+        self._look_ahead()
+        return {**self._info(), "executed": action}
 
     def _look_ahead(self) -> None:
         """Predict the menu of the group that is decided next: one prediction per legal action."""
@@ -200,7 +256,7 @@ class NetCompressEnv(gymnasium.Env[Observation, np.int64]):
             (budget_ms - self._fast_ms) / base_ms,
             self._damage_so_far / self._damage_scale - 1,
             best,
-            *(problem.action_features[self._prefix[-1]] if self._prefix else (0.0, 0.0)),
+            *(problem.action_features[self._prefix[-1]] if self._prefix else self._no_action),
         )
         keep_ms, scale = self._menu_ms[0], self._saving_scale
         row += [(keep_ms - menu_ms) / scale for menu_ms in self._menu_ms]

@@ -82,7 +82,7 @@ class Problem:
         drop_scale: a drop that counts as one unit of reward.
         allowance: plans may sum up to ``allowance * max_drop`` of damage, because recovery
             training gives part of it back.
-        menu_features: (A, 2) width and precision of each action in [-1, 1], or nothing.
+        menu_features: (A, K) what tells the actions apart, in [-1, 1], or nothing.
 
     Raises:
         ValueError: shapes disagree, a feature leaves [-1, 1] or keep is illegal somewhere.
@@ -97,7 +97,7 @@ class Problem:
     max_drop: float | None = None
     drop_scale: float = 0.05
     allowance: float = 2.0
-    menu_features: tuple[tuple[float, float], ...] = ()
+    menu_features: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         shape = (self.group_count, self.action_count)
@@ -186,7 +186,7 @@ class Problem:
 
         def unlike(other: int) -> float:
             features = self.action_features[other]
-            return abs(features[0] - wanted[0]) + abs(features[1] - wanted[1])
+            return sum(abs(one - two) for one, two in zip(features, wanted, strict=True))
 
         return tuple(action if action in menu else min(menu, key=unlike) for menu in self.menus)
 
@@ -195,8 +195,8 @@ class Problem:
         return float(sum(self.damage[group, action] for group, action in enumerate(choices)))
 
     @cached_property
-    def action_features(self) -> tuple[tuple[float, float], ...]:
-        """(A, 2) width and precision of each action in [-1, 1].
+    def action_features(self) -> tuple[tuple[float, ...], ...]:
+        """(A, K) features of each action in [-1, 1].
 
         Where ``menu_features`` are not given, the menu is taken to be ordered by width.
         """

@@ -1,0 +1,98 @@
+"""What a compression method is, and the one that does nothing.
+
+A method is one file in this folder and one line in :data:`hwloop.compress.methods.METHODS`. It
+brings its actions, says where they are legal and what a layer costs under them, applies them, and
+has words for them. Importing a method imports no framework; :meth:`Method.apply` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hwloop.compress.rules import SpaceRules
+from hwloop.records import KEEP, Action, Group, Layer, LayerConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """What a method is given to apply its actions to.
+
+    Attributes:
+        module: the network so far, a copy: it is changed in place.
+        dense: the network that nothing was done to; what decides is read from it, so that no
+            choice depends on the order of methods.
+        example: an input of the deployed shape.
+    """
+
+    module: nn.Module
+    dense: nn.Module
+    example: Tensor
+    rules: SpaceRules
+
+
+class Method:
+    """A way to make groups of layers cheaper; as it stands here, it leaves them alone.
+
+    A method overrides what it changes. What it says of rows is held against the graphs that its
+    :meth:`apply` leads to, by tests/method_contract.py.
+
+    Attributes:
+        kind: of its actions; the word that profiles list under ``[space] kinds``.
+    """
+
+    kind = KEEP.kind
+
+    def actions(self) -> tuple[Action, ...]:
+        """Its actions in base precision, gentlest first; the menu has each in every precision."""
+        return (KEEP,)
+
+    def legal(
+        self, action: Action, group: Group, layers: tuple[Layer, ...], rules: SpaceRules
+    ) -> bool:
+        """Whether the action is possible for a group and changes anything.
+
+        Args:
+            layers: the group's convolutions and linear layers; empty where they are not known.
+        """
+        return True
+
+    def effect(self, action: Action, group: Group, rules: SpaceRules) -> Hashable:
+        """What the action comes to: of several with equal effects the first one is offered."""
+        return self.kind, action.amount
+
+    def channels(self, action: Action, group: Group, rules: SpaceRules) -> int:
+        """Channels of the group that stay."""
+        return group.channels
+
+    def rows(
+        self, config: LayerConfig, action: Action, rules: SpaceRules
+    ) -> tuple[LayerConfig, ...]:
+        """What a layer of the group costs, in forward order.
+
+        Args:
+            config: the layer with the channels and precisions that it has in the candidate.
+        """
+        return (config,)
+
+    def apply(self, work: Work, chosen: Mapping[Group, Action]) -> None:
+        """Change ``work.module`` in place.
+
+        Args:
+            chosen: the action of each group that has one of this method.
+
+        Raises:
+            CandidateError: stage ``compress``.
+        """
+
+    def describe(self, action: Action) -> str:
+        """A few words for people, without the precision."""
+        return self.kind
+
+
+class Keep(Method):
+    """Leaves a group as it is."""

@@ -1,0 +1,48 @@
+"""Structured pruning: a group of coupled layers loses whole channels."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+from hwloop.compress.methods.method import Method, Work
+from hwloop.compress.rules import SpaceRules
+from hwloop.records import Action, Group, Layer
+
+WIDTH_STEPS = 4
+
+
+class Prune(Method):
+    """Cuts a group to a share of its channels: those with the smallest weights go.
+
+    Widths are rounded up to multiples of what the target's kernels like.
+    """
+
+    kind = "prune"
+
+    def actions(self) -> tuple[Action, ...]:
+        steps = range(WIDTH_STEPS - 1, 0, -1)
+        return tuple(Action(kind=self.kind, amount=step / WIDTH_STEPS) for step in steps)
+
+    def legal(
+        self, action: Action, group: Group, layers: tuple[Layer, ...], rules: SpaceRules
+    ) -> bool:
+        return group.prunable and self.channels(action, group, rules) < group.channels
+
+    def effect(self, action: Action, group: Group, rules: SpaceRules) -> Hashable:
+        return self.kind, self.channels(action, group, rules)
+
+    def channels(self, action: Action, group: Group, rules: SpaceRules) -> int:
+        wanted = round(group.channels * action.amount)
+        aligned = -(-wanted // rules.align) * rules.align
+        return min(group.channels, max(rules.align, aligned))
+
+    def apply(self, work: Work, chosen: Mapping[Group, Action]) -> None:
+        from hwloop.compress.prune import prune
+
+        widths = {
+            group.name: self.channels(action, group, work.rules) for group, action in chosen.items()
+        }
+        prune(work.module, work.example, widths, scores=work.dense)
+
+    def describe(self, action: Action) -> str:
+        return f"{self.kind} to {action.amount:.0%}"

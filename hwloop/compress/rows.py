@@ -1,0 +1,124 @@
+"""Which rows of the latency table a candidate costs: arithmetic over the dense network's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hwloop.compress.methods import method_of
+from hwloop.compress.rules import SpaceRules
+from hwloop.records import KEEP, Action, Candidate, Layer, LayerConfig, Network
+from hwloop.runtimes.known import writing
+
+WEIGHTED = ("conv", "linear")
+
+
+def width(network: Network, group: int, action: Action, rules: SpaceRules) -> int:
+    """Channels of a group that stay under an action."""
+    return method_of(action).channels(action, network.groups[group], rules)
+
+
+def layer_configs(
+    network: Network, layer: Layer, actions: Sequence[Action], rules: SpaceRules
+) -> tuple[LayerConfig, ...]:
+    """The rows that one layer costs under a candidate: itself and its changes of precision.
+
+    A group's precision is that of its arithmetic and of its output tensor; a consumer of another
+    precision pays a quantize or dequantize row. The network's input and output are never int8.
+    Where a runtime's int8 kernels write what a float layer reads, only quantizing is paid.
+
+    Args:
+        actions: one for each group of the network.
+    """
+    action = KEEP if layer.out_group is None else actions[layer.out_group]
+    sources = _sources(network, layer, actions, rules)
+    own = _precision(action, rules)
+    if layer.config.op not in WEIGHTED:
+        own = sources[0][1] if sources else rules.base_precision
+    config = _resized(network, layer, actions, rules)
+    config = replace(config, precision_in=own, precision=own, precision_out=own)
+    rows = method_of(action).rows(config, action, rules)
+    return (*rows, *_casts(config, sources, rules))
+
+
+def network_configs(
+    network: Network, value: Candidate, rules: SpaceRules
+) -> tuple[LayerConfig, ...]:
+    """Every row that a candidate costs, in forward order."""
+    rows: list[LayerConfig] = []
+    for layer in network.layers:
+        rows.extend(layer_configs(network, layer, value.actions, rules))
+    return tuple(rows)
+
+
+def groups_of(layer: Layer) -> list[int]:
+    """The groups whose actions decide what a layer costs, in order."""
+    own = set() if layer.out_group is None else {layer.out_group}
+    return sorted({index for index, _ in layer.in_groups} | own)
+
+
+def _resized(
+    network: Network, layer: Layer, actions: Sequence[Action], rules: SpaceRules
+) -> LayerConfig:
+    """The layer with the channels that it reads and writes in a candidate."""
+    dense = layer.config
+    in_channels = dense.in_shape[1]
+    for index, per_channel in layer.in_groups:
+        kept = width(network, index, actions[index], rules)
+        in_channels -= (network.groups[index].channels - kept) * per_channel
+    out_channels = dense.out_channels
+    if layer.out_group is not None:
+        kept = width(network, layer.out_group, actions[layer.out_group], rules)
+        out_channels = out_channels * kept // network.groups[layer.out_group].channels
+    depthwise = dense.groups == dense.in_shape[1] and dense.groups > 1
+    return replace(
+        dense,
+        in_shape=(dense.in_shape[0], in_channels, *dense.in_shape[2:]),
+        out_channels=out_channels if dense.op in WEIGHTED else in_channels,
+        groups=in_channels if depthwise else dense.groups,
+    )
+
+
+def _sources(
+    network: Network, layer: Layer, actions: Sequence[Action], rules: SpaceRules
+) -> list[tuple[int, str]]:
+    """(channels, precision) of each group that a layer reads."""
+    return [
+        (
+            width(network, index, actions[index], rules) * per_channel,
+            _precision(actions[index], rules),
+        )
+        for index, per_channel in layer.in_groups
+    ]
+
+
+def _casts(
+    config: LayerConfig, sources: list[tuple[int, str]], rules: SpaceRules
+) -> list[LayerConfig]:
+    """The changes of precision in front of a layer with weights."""
+    if config.op not in WEIGHTED:
+        return []
+    own = config.precision
+    rows = []
+    for channels, precision in sources or [(config.in_shape[1], rules.base_precision)]:
+        quantizes = own == "int8" and precision != "int8"
+        dequantizes = precision == "int8" and own != "int8"
+        if quantizes or (dequantizes and writing(rules.recipe).dequantizes):
+            shape = (config.in_shape[0], channels, *config.in_shape[2:])
+            rows.append(_cast(shape, precision, own))
+    return rows
+
+
+def _precision(action: Action, rules: SpaceRules) -> str:
+    return rules.base_precision if action.precision == "base" else action.precision
+
+
+def _cast(shape: tuple[int, ...], source: str, wanted: str) -> LayerConfig:
+    return LayerConfig(
+        op="quantize" if wanted == "int8" else "dequantize",
+        in_shape=shape,
+        out_channels=shape[1],
+        precision_in=source,
+        precision=wanted,
+        precision_out=wanted,
+    )

@@ -1,0 +1,70 @@
+"""The prediction that a search plans with: rows, and a few whole networks to fit their sum to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hwloop.compress import space
+from hwloop.compress.recover import NO_RECOVERY
+from hwloop.compress.subject import Subject
+from hwloop.errors import CandidateError
+from hwloop.measure import paired as measure
+from hwloop.measure.predict import Predictor
+from hwloop.measure.progress import Progress
+from hwloop.measure.table import LatencyTable
+from hwloop.records import Candidate
+from hwloop.run.evaluate import Evaluator
+
+CALIBRATION_NETWORKS = 12
+
+
+def fitted_predictor(
+    evaluator: Evaluator, table: LatencyTable, progress: Progress, *, seed: int
+) -> Predictor:
+    """Measure missing rows and a few random networks end to end, and fit the prediction.
+
+    The fit then stays as it is, so that a resumed search makes the same decisions; the networks
+    that the search measures later are all outside the fit and tell its error.
+    """
+    subject = evaluator.subject
+    rows = subject.reachable()
+    progress.stage("latency table")
+    with evaluator.clock("measure"):
+        measure.build_rows(
+            evaluator.session,
+            table,
+            rows,
+            recipe=subject.rules.recipe,
+            progress=progress.advance,
+        )
+    predictor = Predictor(table, subject.network, subject.rules)
+    dense = subject.choices(subject.dense_candidate)
+    predictor.observe(dense, evaluator.baseline.latency_ms)
+    progress.stage("calibration networks")
+    for number, candidate in enumerate(_calibration_candidates(subject, seed)):
+        progress.advance(number, CALIBRATION_NETWORKS)
+        measurement = evaluator.latency(candidate)
+        if measurement is None:
+            try:
+                # Latency does not depend on the values of the weights: no recovery is needed.
+                built = evaluator.build(candidate, NO_RECOVERY)
+                measurement = evaluator.measurement(built)
+                evaluator.session.forget(built.model)
+            except CandidateError:
+                continue
+        predictor.observe(subject.choices(candidate), measurement.latency_ms)
+    return predictor
+
+
+def _calibration_candidates(subject: Subject, seed: int) -> list[Candidate]:
+    """Random candidates whose share of int8 groups covers the range evenly."""
+    rng = np.random.default_rng([seed, 7])
+    return [
+        space.random_candidate(
+            subject.network,
+            subject.rules,
+            rng,
+            int8_share=number / (CALIBRATION_NETWORKS - 1),
+        )
+        for number in range(CALIBRATION_NETWORKS)
+    ]
