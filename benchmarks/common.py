@@ -21,7 +21,8 @@ from hwloop.compress.recover import RECALIBRATED, Recipe, Recovery
 from hwloop.compress.subject import Subject, subject
 from hwloop.device import state
 from hwloop.files import write_atomically
-from hwloop.measure.profile import load_profile, rules_for
+from hwloop.measure.profile import rules_for
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import ConsoleProgress
 from hwloop.measure.scope import Scope
 from hwloop.measure.session import DeviceSession

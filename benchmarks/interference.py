@@ -32,7 +32,8 @@ from hwloop.compress import space
 from hwloop.compress.export import export_onnx
 from hwloop.compress.subject import subject
 from hwloop.measure import bench as benching
-from hwloop.measure.profile import load_profile, rules_for
+from hwloop.measure.profile import rules_for
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import Progress
 from hwloop.run.table_check import unrecovered
 from hwloop.task import load_model

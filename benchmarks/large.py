@@ -22,7 +22,8 @@ from board import Board, board
 from common import print_table, write_result
 from scoring import MapsTask, Peak, maps_model
 
-from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.profile import TargetProfile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.tasks.score import ScoredSplit

@@ -17,7 +17,7 @@ from common import print_table, write_result
 
 from hwloop.compress.export import export_onnx
 from hwloop.measure.bench import compare
-from hwloop.measure.profile import load_profile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import Progress
 from hwloop.task import load_model
 from hwloop.tasks import load_task

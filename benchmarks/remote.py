@@ -30,19 +30,20 @@ from common import CACHE, print_table, write_result
 
 from hwloop import api
 from hwloop.measure import paired as measure
-from hwloop.measure.profile import TargetProfile, load_profile, resolve
+from hwloop.measure.profile import TargetProfile
+from hwloop.measure.profile_file import load_profile, resolve
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.records import Fingerprint, LayerConfig, Measurement, Protocol
 from hwloop.runtimes.graph import OnnxModel
-from hwloop.runtimes.rows import row_onnx
+from hwloop.runtimes.known import writing
 
 REPEATS = 20
 TIMED = Protocol(
     warmup_s=0.0, rounds=1, sample_s=0.002, min_samples=20, max_samples=20, time_limit_s=5.0
 )
-MODEL = OnnxModel(row_onnx(REFERENCE), (REFERENCE,))
+MODEL = OnnxModel(writing("ort-x86").row_graph(REFERENCE), (REFERENCE,))
 TIMES = {"cut": 5, "lose": 10, "kill": 10, "stop": 10, "host": 5}
 ROWS = [
     LayerConfig(op="conv", in_shape=(1, channels, 14, 14), out_channels=width, kernel=(3, 3),
@@ -171,7 +172,7 @@ def _rows(
             striker = threading.Timer(rng.uniform(0.1, 2.0), strike, (made, session))
             started = time.monotonic()
             striker.start()
-            measure.build_rows(session, table, ROWS)
+            measure.build_rows(session, table, ROWS, runtime=writing("ort-x86"))
             tally.seconds.append(time.monotonic() - started)
             striker.join()
             made.mend()
@@ -219,7 +220,7 @@ def _build(made: Board, profile: TargetProfile, rng: random.Random) -> Tally:
     """A large graph, opened on the board when the link is cut."""
     tally = Tally()
     big = LayerConfig(op="linear", in_shape=(1, 4096), out_channels=8192, tail=("bias",))
-    model = OnnxModel(row_onnx(big), (big,))
+    model = OnnxModel(writing("ort-x86").row_graph(big), (big,))
     with DeviceSession(profile) as session:
         session.build(model)
         striker = threading.Timer(rng.uniform(0.0, 0.1), _cut, (made, session))
@@ -295,7 +296,7 @@ _BUILD = """
 import sys
 from pathlib import Path
 from hwloop import measure
-from hwloop.measure.profile import load_profile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.store import Store
 from hwloop.measure.table import LatencyTable
 from hwloop.measure.session import DeviceSession
@@ -304,7 +305,7 @@ from remote import ROWS
 profile = load_profile(sys.argv[1])
 with DeviceSession(profile) as session, Store(Path(sys.argv[2])) as store:
     table = LatencyTable(store, session.fingerprint, profile.protocols.row)
-    measure.build_rows(session, table, ROWS)
+    measure.build_rows(session, table, ROWS, runtime=writing("ort-x86"))
 """
 
 

@@ -26,7 +26,8 @@ from hwloop import stats
 from hwloop.compress import space
 from hwloop.compress.subject import subject
 from hwloop.measure import paired as measure
-from hwloop.measure.profile import load_profile, rules_for
+from hwloop.measure.profile import rules_for
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import ConsoleProgress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store

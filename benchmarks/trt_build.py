@@ -28,8 +28,8 @@ from hwloop.device import trt_build
 from hwloop.errors import CandidateError, EnvironmentProblem
 from hwloop.measure.table import EMPTY, REFERENCE
 from hwloop.run.table_check import random_choices, unrecovered_graph
+from hwloop.runtimes.known import writing
 from hwloop.runtimes.proof import Proof, bindings, prove
-from hwloop.runtimes.rows import row_onnx
 from hwloop.task import load_model
 from hwloop.tasks import load_task
 
@@ -86,7 +86,9 @@ def rows(
     refused: list[str] = []
     for config in (REFERENCE, EMPTY, *space.reachable_configs(network, RULES)):
         try:
-            record = trt_build.prove(row_onnx(config, RULES.recipe), trt=bindings(), row=True)
+            record = trt_build.prove(
+                writing(RULES.recipe).row_graph(config), trt=bindings(), row=True
+            )
         except trt_build.BuildFailed as error:
             refused.append(f"{config}: {error}")
             continue

@@ -16,7 +16,7 @@ from torch import nn
 
 from hwloop.files import RunFolder
 from hwloop.measure import bench as benching
-from hwloop.measure.profile import resolve
+from hwloop.measure.profile_file import resolve
 from hwloop.measure.progress import Progress
 from hwloop.report.facts import write_report
 from hwloop.run import loading

@@ -7,11 +7,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from graphs import row_onnx
+
 from hwloop.compress.methods import describe
 from hwloop.compress.rows import network_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import legal_actions, masks, reachable_configs
-from hwloop.measure.profile import load_profile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.table import population
 from hwloop.records import (
     Action,
@@ -25,7 +27,6 @@ from hwloop.records import (
     to_json,
 )
 from hwloop.runtimes.rowkinds import kind_of
-from hwloop.runtimes.rows import row_onnx
 
 FOUND = Fingerprint(
     device="AMD EPYC",

@@ -10,10 +10,17 @@ import onnx
 import onnxruntime
 import pytest
 
+from hwloop.records import LayerConfig
+from hwloop.runtimes.known import writing
 from hwloop.runtimes.proof import bindings
 
 NO_BUILDER = """NVIDIA's builder is not installed: pip install "hwloop[rtx]\""""
 needs_builder = pytest.mark.skipif(bindings() is None, reason=NO_BUILDER)
+
+
+def row_onnx(config: LayerConfig, recipe: str = "ort-x86") -> bytes:
+    """The graph of a row in one of the recipes."""
+    return writing(recipe).row_graph(config)
 
 
 def optimized_ops(graph: bytes, folder: Path) -> list[onnx.NodeProto]:

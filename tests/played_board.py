@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from graphs import row_onnx
 from test_jetson import plant
 
 from hwloop.device import state
@@ -13,7 +14,6 @@ from hwloop.errors import CandidateError, TargetError
 from hwloop.records import Fingerprint
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rowkinds import INT8_KINDS
-from hwloop.runtimes.rows import row_onnx
 
 FLOOR = {"single_ms": 0.0124, "in_graph_ms": 0.0031, "runs_per_graph": 32, "host_share": 0.4}
 PROFILE = {"layers": 34, "reformats": 3, "reformat_share": 0.042, "source": "trtexec 10.3.0"}

@@ -12,7 +12,8 @@ from tiny import TinyTask
 
 from hwloop.compress.subject import Built, Subject, subject
 from hwloop.measure.answers import Engine
-from hwloop.measure.profile import load_profile, rules_for
+from hwloop.measure.profile import rules_for
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.records import Fingerprint, Goal
 from hwloop.run import artefacts

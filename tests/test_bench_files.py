@@ -20,7 +20,7 @@ import hwloop
 from hwloop.errors import UsageError
 from hwloop.measure import bench as benching
 from hwloop.measure import modelfile
-from hwloop.measure.profile import load_profile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import Progress
 
 Capsys = pytest.CaptureFixture[str]

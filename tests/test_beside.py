@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graphs import row_onnx
 from test_measure import ROWS, STEADY, found
 from tiny import ON_FAKE, Said, inside, profile
 
 from hwloop.errors import CandidateError
 from hwloop.measure import bench as benching
-from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.profile import TargetProfile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import REFERENCE, LatencyTable, row_doubts
@@ -22,7 +24,6 @@ from hwloop.records import Fingerprint, Measurement
 from hwloop.run import beside, stages
 from hwloop.runtimes.fp16 import FALLBACKS
 from hwloop.runtimes.graph import OnnxModel
-from hwloop.runtimes.rows import row_onnx
 
 NOBODY: dict[str, Any] = {"core_taken_share": 0.01, "other_cores_busy_share": None}
 Capsys = pytest.CaptureFixture[str]

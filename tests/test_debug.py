@@ -15,7 +15,7 @@ from tiny import environment, inside
 
 from hwloop.cli.main import main
 from hwloop.errors import ExitCode
-from hwloop.measure import profile
+from hwloop.measure import profile_file as profile
 
 Capsys = pytest.CaptureFixture[str]
 

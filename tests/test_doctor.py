@@ -15,7 +15,8 @@ from hwloop.device import state
 from hwloop.measure import doctor
 from hwloop.measure.doctor import Check, HostFacts, wheels
 from hwloop.measure.doctor.facts import NEEDED
-from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.profile import TargetProfile
+from hwloop.measure.profile_file import load_profile
 from hwloop.records import to_json
 
 if sys.version_info >= (3, 11):

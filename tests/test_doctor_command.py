@@ -21,7 +21,7 @@ from hwloop.measure import session as targets
 from hwloop.measure.doctor import bundle
 from hwloop.measure.doctor.scrub import Scrubber
 from hwloop.measure.doctor.visit import Visit
-from hwloop.measure.profile import load_profile
+from hwloop.measure.profile_file import load_profile
 from hwloop.runtimes.rowkinds import INT8_KINDS
 
 Capsys = pytest.CaptureFixture[str]
@@ -303,6 +303,6 @@ def test_profiles_with_short_deadlines_keep_them(
     monkeypatch.setattr(targets, "DeviceSession", session)
     inside(capsys, "doctor", "--target", "jetson-orin", "--quick")
     short = replace(load_profile("jetson-orin"), build_timeout_s=40.0)
-    monkeypatch.setattr("hwloop.measure.profile.resolve", lambda name, host=None: short)
+    monkeypatch.setattr("hwloop.measure.profile_file.resolve", lambda name, host=None: short)
     inside(capsys, "doctor", "--target", "jetson-orin", "--quick")
     assert seen == [300.0, 40.0]

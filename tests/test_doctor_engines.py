@@ -11,7 +11,7 @@ from played_board import FLOOR, POWER, PROFILE, PlayedBoard
 from hwloop.errors import CandidateError
 from hwloop.measure.doctor import Check, engines
 from hwloop.measure.doctor.engines import Finding, Line, Task
-from hwloop.measure.profile import load_profile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import Progress
 from hwloop.runtimes.rowkinds import INT8_KINDS
 

@@ -19,7 +19,8 @@ from hwloop.compress.fp16_range import Kept, kept_float
 from hwloop.compress.recover import NO_RECOVERY, Recovery
 from hwloop.compress.subject import Subject, subject
 from hwloop.errors import CandidateError, UsageError
-from hwloop.measure.profile import TargetProfile, load_profile, rules_for
+from hwloop.measure.profile import TargetProfile, rules_for
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.scope import Scope
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store

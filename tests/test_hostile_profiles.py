@@ -16,7 +16,8 @@ from hwloop.device.ort import OrtRuntime
 from hwloop.errors import TargetError, UsageError
 from hwloop.measure import checking, refusals
 from hwloop.measure.doctor import host_checks
-from hwloop.measure.profile import document, load_profile, resolve
+from hwloop.measure.profile import document
+from hwloop.measure.profile_file import load_profile, resolve
 from hwloop.measure.session import DeviceSession
 from hwloop.records import Measurement
 
@@ -144,7 +145,7 @@ def test_what_is_installed_is_named_before_the_checkout(
 
 
 def test_both_texts_are_in_the_wheel() -> None:
-    from hwloop.measure.profile import PACKAGE, tomllib
+    from hwloop.measure.profile_file import PACKAGE, tomllib
 
     build = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     included = build["targets"]["wheel"]["force-include"]

@@ -29,7 +29,7 @@ import hwloop
 from hwloop.errors import ExitCode, HwloopError, TargetError, UsageError
 from hwloop.files import sha256
 from hwloop.measure import bench as benching
-from hwloop.measure.profile import load_profile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.run import dry_run as plan
 from hwloop.run import stages

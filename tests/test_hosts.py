@@ -11,7 +11,7 @@ import hwloop
 from hwloop.errors import UsageError
 from hwloop.measure.hosts import Host, check_python, parse_host
 from hwloop.measure.link import ssh_command
-from hwloop.measure.profile import load_profile, resolve
+from hwloop.measure.profile_file import load_profile, resolve
 
 HOSTILE = [
     "",

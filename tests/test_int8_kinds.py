@@ -18,7 +18,8 @@ from hwloop.compress.subject import Subject, subject
 from hwloop.errors import CandidateError, TargetError, UsageError
 from hwloop.measure import paired as measure
 from hwloop.measure.answers import LostTwice
-from hwloop.measure.profile import TargetProfile, load_profile, rules_for
+from hwloop.measure.profile import TargetProfile, rules_for
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
@@ -27,6 +28,7 @@ from hwloop.records import LayerConfig
 from hwloop.run import target_limits
 from hwloop.run.table_check import show
 from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.known import writing
 from hwloop.runtimes.rowkinds import kind_of
 from hwloop.tasks import load_task
 
@@ -77,7 +79,7 @@ def rows() -> tuple[LayerConfig, ...]:
 
 
 def tried(session: Builder, table: LatencyTable) -> dict[str, str]:
-    return measure.int8_kinds(session, table, rows(), recipe="tensorrt")
+    return measure.int8_kinds(session, table, rows(), runtime=writing("tensorrt"))
 
 
 # --------------------------------------------------------------------------- one of each
@@ -123,7 +125,7 @@ def test_rows_of_a_refused_kind_are_refused_without_a_try(table: LatencyTable) -
     tried(Builder(of_kind("thin conv 3x3, relu")), table)
     thin = [c for c in rows() if c.precision == "int8" and kind_of(c).startswith("thin")]
     with DeviceSession(FAKE) as session:
-        measure.build_rows(session, table, thin, recipe="tensorrt")
+        measure.build_rows(session, table, thin, runtime=writing("tensorrt"))
     assert [table.refusal(config) for config in thin] == [NO_KERNEL] * len(thin)
     assert len(table) == 2  # the reference and the empty row
 
@@ -157,7 +159,7 @@ def test_no_reachable_row_is_of_a_kind_that_every_group_lost() -> None:
 
 def on_tensorrt(precisions: tuple[str, ...] = ("base", "int8"), *kinds: str) -> TargetProfile:
     rules = SpaceRules(precisions=precisions, kinds=kinds or ("keep", "prune"))
-    return replace(FAKE, space=rules, recipe="tensorrt")
+    return replace(FAKE, space=rules, runtime=writing("tensorrt"))
 
 
 def tiny_subject(profile: TargetProfile) -> Subject:

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graphs import row_onnx
 
 from hwloop.errors import TargetError
 from hwloop.measure import paired as measure
-from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.profile import TargetProfile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable, row_doubts
 from hwloop.records import Fingerprint, LayerConfig, Measurement
 from hwloop.runtimes.graph import OnnxModel
-from hwloop.runtimes.rows import row_onnx
+from hwloop.runtimes.known import writing
 
+ORT = writing("ort-x86")
 FAKE = load_profile("fake")
 LOOP = FAKE.protocols.loop
 MODEL = OnnxModel(row_onnx(REFERENCE), (REFERENCE,))
@@ -147,12 +150,12 @@ def test_building_rows_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     with DeviceSession(FAKE) as session, Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, session.fingerprint, FAKE.protocols.row)
         with pytest.raises(KeyboardInterrupt):
-            measure.build_rows(session, table, ROWS, progress=interrupt)
+            measure.build_rows(session, table, ROWS, progress=interrupt, runtime=ORT)
         kept = LatencyTable(store, session.fingerprint, FAKE.protocols.row)
         assert len(kept) == 3
         assert kept.missing([REFERENCE, EMPTY, *ROWS]) == ROWS[1:]
-        assert measure.build_rows(session, kept, ROWS) == 3
-        assert measure.build_rows(session, kept, ROWS) == 0
+        assert measure.build_rows(session, kept, ROWS, runtime=ORT) == 3
+        assert measure.build_rows(session, kept, ROWS, runtime=ORT) == 0
         assert {config for config, _ in kept.rows()} == {REFERENCE, EMPTY, *ROWS}
 
 
@@ -162,7 +165,7 @@ def test_rows_are_scaled_by_the_reference_row_of_their_table(tmp_path: Path) -> 
         table = LatencyTable(store, here, FAKE.protocols.row)
         table.add(REFERENCE, replace(found(STEADY), reference_latency_ms=3.0))
         session = Readings(STEADY, STEADY)
-        measure.build_rows(session, table, ROWS[:1])
+        measure.build_rows(session, table, ROWS[:1], runtime=ORT)
     assert session.references_ms == [table.row_ms(REFERENCE)] * 2
 
 
@@ -173,7 +176,12 @@ def built(
     here = Fingerprint(device="d", runtime="r", runtime_version="1")
     with Store(tmp_path / "t.sqlite") as store:
         session = Readings(*readings)
-        measure.build_rows(session, LatencyTable(store, here, FAKE.protocols.row), ROWS[:rows])
+        measure.build_rows(
+            session,
+            LatencyTable(store, here, FAKE.protocols.row),
+            ROWS[:rows],
+            runtime=ORT,
+        )
         assert session.readings == []
         return dict(LatencyTable(store, here, FAKE.protocols.row).rows())
 
@@ -203,10 +211,10 @@ def test_a_build_that_was_stopped_takes_a_disturbed_row_once_more_only(tmp_path:
     with Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, here, FAKE.protocols.row)
         with pytest.raises(IndexError):  # no reading left: as good as a kill
-            measure.build_rows(Readings(STEADY, STEADY, DRIFTING), table, ROWS[:2])
+            measure.build_rows(Readings(STEADY, STEADY, DRIFTING), table, ROWS[:2], runtime=ORT)
         table = LatencyTable(store, here, FAKE.protocols.row)
         assert table.missing(ROWS[:2]) == ROWS[:2]
-        measure.build_rows(Readings(DRIFTING, STEADY), table, ROWS[:2])
+        measure.build_rows(Readings(DRIFTING, STEADY), table, ROWS[:2], runtime=ORT)
         assert table.missing(ROWS[:2]) == []
 
 
@@ -219,15 +227,21 @@ def test_rows_say_that_they_are_rows(tmp_path: Path) -> None:
     here = Fingerprint(device="d", runtime="r", runtime_version="1")
     with Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, here, FAKE.protocols.row)
-        assert measure.build_rows(Rows(*[STEADY] * 3), table, ROWS[:1]) == 3
+        assert measure.build_rows(Rows(*[STEADY] * 3), table, ROWS[:1], runtime=ORT) == 3
 
 
 def test_progress_counts_the_rows_that_are_missing(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     with DeviceSession(FAKE) as session, Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, session.fingerprint, FAKE.protocols.row)
-        measure.build_rows(session, table, ROWS[:1])
-        measure.build_rows(session, table, ROWS[:3], progress=lambda *at: seen.append(at))
+        measure.build_rows(session, table, ROWS[:1], runtime=ORT)
+        measure.build_rows(
+            session,
+            table,
+            ROWS[:3],
+            progress=lambda *at: seen.append(at),
+            runtime=ORT,
+        )
     assert seen == [(0, 2), (1, 2), (2, 2)]
 
 
@@ -240,7 +254,7 @@ def test_a_row_that_the_target_refuses_is_stored_with_its_reason(tmp_path: Path)
     profile = refusing(after=4, times=1)
     with DeviceSession(profile) as session, Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
-        measure.build_rows(session, table, ROWS)
+        measure.build_rows(session, table, ROWS, runtime=ORT)
         kept = LatencyTable(store, session.fingerprint, profile.protocols.row)
         assert "no kernel" in str(kept.refusal(ROWS[1]))
         assert kept.refusal(ROWS[0]) is None
@@ -256,7 +270,7 @@ def test_a_target_that_refuses_row_after_row_is_unusable_and_nothing_is_held_aga
     with DeviceSession(profile) as session, Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
         with pytest.raises(TargetError, match="no kernel"):
-            measure.build_rows(session, table, rows)
+            measure.build_rows(session, table, rows, runtime=ORT)
         kept = LatencyTable(store, session.fingerprint, profile.protocols.row)
         assert len(kept) == 3
         assert len(kept.missing(rows)) == len(rows) - 1
@@ -270,4 +284,4 @@ def test_a_target_that_refuses_the_reference_or_nothing_at_all_is_unusable(
     with DeviceSession(profile) as session, Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
         with pytest.raises(TargetError, match="no kernel"):
-            measure.build_rows(session, table, ROWS)
+            measure.build_rows(session, table, ROWS, runtime=ORT)

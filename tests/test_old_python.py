@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 from board import Board, needs_board
+from graphs import row_onnx
 from on_old_python import CHECKS
 from test_cuda import compiled
 
 from hwloop import device
 from hwloop.errors import CandidateError, TargetError
 from hwloop.measure.link import sources
-from hwloop.measure.profile import load_profile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import REFERENCE
 from hwloop.records import Protocol
 from hwloop.runtimes.graph import OnnxModel
-from hwloop.runtimes.rows import row_onnx
 
 TESTS = Path(__file__).parent
 NUMPY = ("1.21.5", "1.26.4")

@@ -17,7 +17,8 @@ from hwloop.compress.subject import Subject, subject
 from hwloop.measure import paired as measure
 from hwloop.measure.checking import check_target
 from hwloop.measure.doctor.engines import Line, Task, examine
-from hwloop.measure.profile import TargetProfile, resolve, rules_for
+from hwloop.measure.profile import TargetProfile, rules_for
+from hwloop.measure.profile_file import resolve
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
@@ -150,7 +151,7 @@ def test_rows_are_measured_on_it(
     rows = demo.reachable()[:12]
     with Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
-        measure.build_rows(session, table, rows, recipe=demo.rules.recipe)
+        measure.build_rows(session, table, rows, runtime=demo.runtime)
         assert not table.missing(rows)
 
 

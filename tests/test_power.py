@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from graphs import row_onnx
 from test_jetson import DATA, plant
 
 from hwloop.device import power
 from hwloop.measure.table import REFERENCE
-from hwloop.runtimes.rows import row_onnx
 
 LINES = json.loads((DATA / "tegrastats.json").read_text())
 AGX_RAILS = ("VDDQ_VDD2_1V8AO", "VDD_CPU_CV", "VDD_GPU_SOC", "VIN_SYS_5V0")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hwloop.errors import UsageError
-from hwloop.measure.profile import known_profiles, load_profile, recipe_for, rules_for
+from hwloop.measure.profile import recipe_for, rules_for
+from hwloop.measure.profile_file import known_profiles, load_profile
 
 HEAD = 'description = "d"\nruntime = "onnxruntime"\n'
 

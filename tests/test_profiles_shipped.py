@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 
 from hwloop.errors import UsageError
-from hwloop.measure.profile import (
-    CHECKOUT,
-    known_profiles,
-    load_profile,
-    recipe_for,
-    resolve,
-    rules_for,
-)
+from hwloop.measure.profile import recipe_for, rules_for
+from hwloop.measure.profile_file import CHECKOUT, known_profiles, load_profile, resolve
 
 JETSONS = (
     "jetson-orin",

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from board import Board, needs_board
+from graphs import row_onnx
 from scoring import MapsTask, Peak, maps_model
 
 from hwloop.errors import TargetError
@@ -24,12 +25,12 @@ from hwloop.measure import link
 from hwloop.measure import session as targets
 from hwloop.measure.hosts import parse_host
 from hwloop.measure.link import LIMITS, Limits
-from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.profile import TargetProfile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import REFERENCE
 from hwloop.records import Measurement, Protocol
 from hwloop.runtimes.graph import OnnxModel
-from hwloop.runtimes.rows import row_onnx
 from hwloop.tasks.score import ScoredSplit
 
 pytestmark = [needs_board, pytest.mark.usefixtures("reachable")]
@@ -130,7 +131,7 @@ def test_the_worker_ends_when_its_host_is_killed(there: Board, tmp_path: Path) -
     there.profile(tmp_path / "there.toml")
     script = (
         "import sys, time\n"
-        "from hwloop.measure.profile import load_profile\n"
+        "from hwloop.measure.profile_file import load_profile\n"
         "from hwloop.measure.session import DeviceSession\n"
         f"with DeviceSession(load_profile({str(tmp_path / 'there.toml')!r})) as session:\n"
         "    print('open', flush=True)\n"

@@ -13,18 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from board import Board, board, needs_link
+from graphs import row_onnx
 
 from hwloop.errors import TargetError
 from hwloop.measure.link import LIMITS, Limits
 from hwloop.measure.paired import build_rows
-from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.profile import TargetProfile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.records import LayerConfig, Protocol
 from hwloop.runtimes.graph import OnnxModel
-from hwloop.runtimes.rows import row_onnx
+from hwloop.runtimes.known import writing
 
+ORT = writing("ort-x86")
 pytestmark = needs_link
 
 MODEL = OnnxModel(row_onnx(REFERENCE), (REFERENCE,))
@@ -125,7 +128,7 @@ def test_a_cut_that_lasts_stops_the_run_and_a_repeat_completes_it(
             cut_at_3 = _cut_after(there, 3)
             started = time.monotonic()
             with pytest.raises(TargetError, match="does not answer") as caught:
-                build_rows(session, table, rows, progress=cut_at_3)
+                build_rows(session, table, rows, progress=cut_at_3, runtime=ORT)
             assert time.monotonic() - started < 25
             assert caught.value.exit_code == 4
             stored = {config.key() for config, _ in table.rows()}
@@ -134,7 +137,7 @@ def test_a_cut_that_lasts_stops_the_run_and_a_repeat_completes_it(
         there.mend()
         with DeviceSession(short) as session:
             table = LatencyTable(store, session.fingerprint, short.protocols.row)
-            assert build_rows(session, table, rows) == len(rows) + 2 - len(stored)
+            assert build_rows(session, table, rows, runtime=ORT) == len(rows) + 2 - len(stored)
             assert {config for config, _ in table.rows()} == {REFERENCE, EMPTY, *rows}
 
 

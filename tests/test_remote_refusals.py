@@ -13,7 +13,8 @@ from tiny import SPEC, hwloop
 
 from hwloop.errors import HwloopError, TargetError
 from hwloop.measure.hosts import parse_host
-from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.profile import TargetProfile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 
 pytestmark = needs_board

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 import torchvision
-from graphs import needs_builder
+from graphs import needs_builder, row_onnx
 from torch import nn
 
 from hwloop.compress import space
@@ -19,7 +19,6 @@ from hwloop.compress.rules import SpaceRules
 from hwloop.records import LayerConfig
 from hwloop.runtimes.proof import prove
 from hwloop.runtimes.rowkinds import INT8_KINDS, kind_of
-from hwloop.runtimes.rows import row_onnx
 from hwloop.tasks.demo.network import ResNet20
 
 KINDS = [kind for kind, _ in INT8_KINDS]

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from graphs import needs_builder, optimized_ops
+from graphs import needs_builder, optimized_ops, row_onnx
 from torch import nn
 
 from hwloop.compress import space
@@ -22,7 +22,6 @@ from hwloop.measure.table import EMPTY, REFERENCE
 from hwloop.records import LayerConfig
 from hwloop.runtimes.proof import prove
 from hwloop.runtimes.quantize import quantize
-from hwloop.runtimes.rows import row_onnx
 from hwloop.tasks.demo.network import ResNet20
 
 

@@ -10,7 +10,7 @@ import pytest
 from tiny import SPEC, Said, hwloop, inside
 
 from hwloop.errors import UsageError
-from hwloop.measure.profile import resolve
+from hwloop.measure.profile_file import resolve
 
 SMALL = ("--evaluations", "3", "--loop-steps", "1", "--final-steps", "2", "--finalists", "1")
 

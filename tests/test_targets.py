@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from graphs import row_onnx
 from scoring import MapsTask, Peak, maps_model
 
 from hwloop.errors import CandidateError, TargetError
@@ -22,15 +23,17 @@ from hwloop.measure import link
 from hwloop.measure import session as targets
 from hwloop.measure.link import LIMITS
 from hwloop.measure.paired import baseline, build_rows
-from hwloop.measure.profile import TargetProfile, load_profile
+from hwloop.measure.profile import TargetProfile
+from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import REFERENCE, LatencyTable
 from hwloop.records import LayerConfig, Measurement, Protocol
 from hwloop.runtimes.graph import OnnxModel
-from hwloop.runtimes.rows import row_onnx
+from hwloop.runtimes.known import writing
 from hwloop.tasks.score import ScoredSplit
 
+ORT = writing("ort-x86")
 MODEL = OnnxModel(row_onnx(REFERENCE), (REFERENCE,))
 SHORT = Protocol(warmup_s=0.01, rounds=2, sample_s=0.001, time_limit_s=0.5)
 
@@ -322,5 +325,7 @@ def test_rows_are_measured_once(tmp_path: Path) -> None:
     profile = load_profile("fake")
     with DeviceSession(profile) as session, Store(tmp_path / "t.sqlite") as store:
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
-        assert build_rows(session, table, [config]) == 3  # and the reference and the empty row
-        assert build_rows(session, table, [config]) == 0
+        assert (
+            build_rows(session, table, [config], runtime=ORT) == 3
+        )  # and the reference and the empty row
+        assert build_rows(session, table, [config], runtime=ORT) == 0

@@ -17,6 +17,7 @@ import fake_trt
 import numpy as np
 import onnx
 import pytest
+from graphs import row_onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hwloop.device import trt_build, trt_cache, trt_child
@@ -24,7 +25,6 @@ from hwloop.device.trt_build import BuildFailed, BuildRequest, build, prove
 from hwloop.device.trt_child import build_in_child
 from hwloop.measure.table import EMPTY, REFERENCE
 from hwloop.records import LayerConfig
-from hwloop.runtimes.rows import row_onnx
 
 TESTS = Path(__file__).parent
 RTX = "tensorrt_rtx_bindings"

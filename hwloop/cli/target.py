@@ -32,9 +32,9 @@ def target_list(as_json: bool) -> None:
     hwloop target list
     hwloop target list --json
     """
-    from hwloop.measure import profile
+    from hwloop.measure.profile_file import known_profiles, load_profile
 
-    found = [profile.load_profile(name) for name in sorted(profile.known_profiles())]
+    found = [load_profile(name) for name in sorted(known_profiles())]
     records = [
         {"name": p.name, "description": p.description, "verified": p.verified} for p in found
     ]
@@ -52,7 +52,7 @@ def target_show(name: str, as_json: bool) -> None:
     hwloop target show cpu
     hwloop target show jetson-orin --json
     """
-    from hwloop.measure.profile import load_profile
+    from hwloop.measure.profile_file import load_profile
     from hwloop.records import to_json
 
     found = to_json(load_profile(name))
@@ -124,7 +124,7 @@ def doctor(
     hwloop doctor --target jetson-orin --bundle orin.zip
     """
     from hwloop.measure.doctor.visit import visit
-    from hwloop.measure.profile import resolve
+    from hwloop.measure.profile_file import resolve
     from hwloop.records import to_json
 
     if target is None and (bundle or host):

@@ -18,6 +18,8 @@ from hwloop.compress.space import Choices, Masks
 from hwloop.errors import CandidateError, UsageError
 from hwloop.records import Action, Candidate, LayerConfig, Network
 from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.known import writing
+from hwloop.runtimes.runtime import Runtime
 from hwloop.task import Task
 
 RANGE_INPUTS = 8
@@ -47,6 +49,11 @@ class Subject:
     graph: bytes
     isa: str
     fp16: Kept | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        """Whose graphs are written, for this target's instruction sets."""
+        return writing(self.rules.recipe, self.isa)
 
     @property
     def menu(self) -> tuple[Action, ...]:

@@ -58,7 +58,7 @@ def compare(
             f"target {profile.name!r} is simulated: it cannot time a file",
             "hwloop target list shows the real ones",
         )
-    if cross_check and profile.runtime != "tensorrt":
+    if cross_check and not profile.kind.ships_engine:
         raise UsageError(
             f"target {profile.name!r} runs {profile.runtime}: trtexec times engines of TensorRT",
             "leave --cross-check out, or name a target with TensorRT",
@@ -89,7 +89,7 @@ def compare(
     }
     rest = zip(found[1:], measurements, strict=True)
     records = [first, *(_record(file, measured) for file, measured in rest)]
-    if profile.runtime == "tensorrt":
+    if profile.kind.on_gpu:
         records = [{**record, "without_copies": True} for record in records]
     return [
         {**record, **_beside(check, record["latency_ms"])}

@@ -7,12 +7,13 @@ from typing import Any
 from hwloop.measure import doctor as examination
 from hwloop.measure import paired as measure
 from hwloop.measure.doctor.visit import board_facts
-from hwloop.measure.profile import resolve, rules_for
+from hwloop.measure.profile import rules_for
+from hwloop.measure.profile_file import resolve
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import REFERENCE
 from hwloop.records import Measurement, to_json
 from hwloop.runtimes.graph import OnnxModel
-from hwloop.runtimes.rows import row_onnx
+from hwloop.runtimes.known import writing
 
 MAX_SELF_DIFFERENCE, USELESS_SELF_DIFFERENCE = 0.03, 0.10
 
@@ -29,9 +30,8 @@ def check_target(name: str, *, host: str | None = None) -> dict[str, Any]:
     profile = resolve(name, host=host)
     with DeviceSession(profile) as session:
         board = board_facts(session)
-        reference = OnnxModel(
-            row_onnx(REFERENCE, rules_for(profile, session.isa).recipe), (REFERENCE,)
-        )
+        runtime = writing(rules_for(profile, session.isa).recipe)
+        reference = OnnxModel(runtime.row_graph(REFERENCE), (REFERENCE,))
         found = measure.baseline(session, reference, profile.protocols.loop)
         fingerprint = to_json(session.fingerprint)
     checks = examination.board_checks(profile, board) + [_self_check(found)]

@@ -13,7 +13,7 @@ from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.records import LayerConfig, Measurement, Protocol
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rowkinds import kind_of
-from hwloop.runtimes.rows import row_onnx
+from hwloop.runtimes.runtime import Runtime
 
 MAX_ROUNDS_SD = 0.02
 """Relative, of the ratio from round to round: eight that differ so much leave it 1 % uncertain."""
@@ -71,7 +71,7 @@ def build_rows(
     table: LatencyTable,
     configs: Iterable[LayerConfig],
     *,
-    recipe: str = "ort-x86",
+    runtime: Runtime,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Measure and store the rows that the table lacks; resumable row by row. Returns how many.
@@ -81,7 +81,7 @@ def build_rows(
     A block that the target refuses, while it runs others, is stored as refused, with the reason.
 
     Args:
-        recipe: the target's quantization recipe, which decides what the graph of a row is.
+        runtime: whose graphs of rows they are.
 
     Raises:
         TargetError: it refuses the reference, or one row after the other, or loses its workers.
@@ -96,7 +96,7 @@ def build_rows(
             table.refuse(config, reason)
             continue
         try:
-            measurement = _row(session, table, config, recipe)
+            measurement = _row(session, table, config, runtime)
         except CandidateError as error:
             refused[config] = error
             if _is_the_targets(config, error, refused):
@@ -104,7 +104,7 @@ def build_rows(
             continue
         _settle(table, refused)
         if config in VITAL and doubts(measurement):  # the others need it now
-            measurement = _row(session, table, config, recipe)
+            measurement = _row(session, table, config, runtime)
         elif table.first_try(config) is None and doubts(measurement):
             table.add_disturbed(config, measurement)
             disturbed.append(config)
@@ -112,16 +112,16 @@ def build_rows(
         table.add(config, _marked(measurement))
     _settle(table, refused)
     for config in disturbed:  # by now what disturbed may have ended
-        table.add(config, _marked(_second_try(session, table, config, recipe)))
+        table.add(config, _marked(_second_try(session, table, config, runtime)))
     progress(len(missing), len(missing))
     return len(missing)
 
 
 def _row(
-    session: DeviceSession, table: LatencyTable, config: LayerConfig, recipe: str
+    session: DeviceSession, table: LatencyTable, config: LayerConfig, runtime: Runtime
 ) -> Measurement:
-    reference = OnnxModel(row_onnx(REFERENCE, recipe), (REFERENCE,), row=True)
-    model = OnnxModel(row_onnx(config, recipe), (config,), row=True)
+    reference = OnnxModel(runtime.row_graph(REFERENCE), (REFERENCE,), row=True)
+    model = OnnxModel(runtime.row_graph(config), (config,), row=True)
     accepted_ms = 0.0 if config == REFERENCE else table.row_ms(REFERENCE)
     try:
         return session.measure(
@@ -133,12 +133,12 @@ def _row(
 
 
 def _second_try(
-    session: DeviceSession, table: LatencyTable, config: LayerConfig, recipe: str
+    session: DeviceSession, table: LatencyTable, config: LayerConfig, runtime: Runtime
 ) -> Measurement:
     """The row again; what it was before where the target now refuses it: it ran, after all."""
     first = table.first_try(config)
     try:
-        return _row(session, table, config, recipe)
+        return _row(session, table, config, runtime)
     except CandidateError as error:
         if first is None or isinstance(error, LostTwice):
             raise unusable(session, f"the row {config}", error) from error
@@ -150,7 +150,7 @@ def int8_kinds(
     table: LatencyTable,
     configs: Iterable[LayerConfig],
     *,
-    recipe: str,
+    runtime: Runtime,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, str]:
     """Build one row of each kind of int8 row that was not tried yet; nothing is timed.
@@ -170,12 +170,12 @@ def int8_kinds(
             wanted.setdefault(kind_of(config), config)
     untried = [config for kind, config in wanted.items() if not table.tried(kind)]
     if untried:
-        _built(session, REFERENCE, recipe)
+        _built(session, REFERENCE, runtime)
     refused: dict[LayerConfig, str] = {}
     for done, config in enumerate(untried):
         progress(done, len(untried))
         try:
-            _build(session, config, recipe)
+            _build(session, config, runtime)
         except LostTwice as error:
             raise unusable(session, f"the row {config}", error) from error
         except CandidateError as error:
@@ -183,22 +183,22 @@ def int8_kinds(
         else:
             table.add_kind(config, None)
     if refused:
-        _built(session, EMPTY, recipe)  # it still builds, so the refusals are about the kinds
+        _built(session, EMPTY, runtime)  # it still builds, so the refusals are about the kinds
     for config, reason in refused.items():
         table.add_kind(config, reason)
     found = {kind: table.kind_refusal(kind) for kind in wanted}
     return {kind: reason for kind, reason in found.items() if reason is not None}
 
 
-def _built(session: DeviceSession, config: LayerConfig, recipe: str) -> None:
+def _built(session: DeviceSession, config: LayerConfig, runtime: Runtime) -> None:
     try:
-        _build(session, config, recipe)
+        _build(session, config, runtime)
     except CandidateError as error:
         raise unusable(session, f"the row {config}", error) from error
 
 
-def _build(session: DeviceSession, config: LayerConfig, recipe: str) -> None:
-    model = OnnxModel(row_onnx(config, recipe), (config,), row=True)
+def _build(session: DeviceSession, config: LayerConfig, runtime: Runtime) -> None:
+    model = OnnxModel(runtime.row_graph(config), (config,), row=True)
     try:
         session.build(model)
     finally:

@@ -88,7 +88,9 @@ def refused(profile: TargetProfile, error: dict[str, Any]) -> Exception:
         if too_old
         else 'set python = "/usr/bin/python3.10" in the profile',
         "busy": f"wait, or ask who measures there; hwloop target check {profile.name}",
-        "start": _install(profile),
+        "start": profile.kind.install(
+            target=profile.name, python=profile.python, remote=profile.transport == "ssh"
+        ),
         "settings": "correct [settings] in the profile; hwloop target show " + profile.name,
     }
     kind: type[HwloopError] = TargetError if stage in ("busy", "python") else EnvironmentProblem
@@ -97,12 +99,3 @@ def refused(profile: TargetProfile, error: dict[str, Any]) -> Exception:
     if stage == "settings":
         kind = UsageError
     return kind(f"{where}: {message}", fixes.get(stage, f"hwloop doctor --target {profile.name}"))
-
-
-def _install(profile: TargetProfile) -> str:
-    if profile.runtime == "tensorrt":
-        where = "on the board" if profile.transport == "ssh" else "here"
-        return f"hwloop doctor --target {profile.name}   tells what is missing {where}"
-    extra = 'pip install "hwloop[cpu]"'
-    on_board = f"on the board: {profile.python} -m pip install numpy onnxruntime"
-    return on_board if profile.transport == "ssh" else extra

@@ -101,7 +101,7 @@ class DeviceSession:
     @property
     def locks(self) -> bool:
         """Whether this kind of session keeps others from measuring on the same machine."""
-        return self.profile.transport == "ssh" or self.profile.runtime == "tensorrt"
+        return self.profile.transport == "ssh" or self.profile.kind.needs_device_alone
 
     @property
     def isa(self) -> str:

@@ -148,12 +148,12 @@ def _common(result: Result, *, metric: float) -> dict[str, Any]:
 
 def _meaning(result: Result) -> dict[str, Any]:
     """On a GPU, inputs and outputs stay there while the clock runs."""
-    return {"without_copies": True} if result.profile.runtime == "tensorrt" else {}
+    return {"without_copies": True} if result.profile.kind.on_gpu else {}
 
 
 def _metric_runtime(result: Result) -> str:
     """What computed the outputs: simulated targets have ONNX Runtime do it."""
-    return "onnxruntime" if result.profile.simulated else result.fingerprint.runtime
+    return result.profile.kind.computed_by(result.fingerprint.runtime)
 
 
 def _goal(result: Result, *, drop: float, latency_ms: float, speedup: float) -> dict[str, Any]:

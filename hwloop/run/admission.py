@@ -46,7 +46,7 @@ def checked(
 
 def expected_isa(profile: TargetProfile) -> str:
     """The target's instruction sets where they are known without asking it, or nothing."""
-    local = profile.transport == "local" and profile.runtime == "onnxruntime"
+    local = profile.transport == "local" and profile.kind.on_cpu
     return state.isa() if local else ""
 
 

@@ -34,7 +34,7 @@ def fitted_predictor(
             evaluator.session,
             table,
             rows,
-            recipe=subject.rules.recipe,
+            runtime=subject.runtime,
             progress=progress.advance,
         )
     predictor = Predictor(table, subject.network, subject.rules)

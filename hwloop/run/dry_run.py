@@ -18,7 +18,8 @@ from typing import Any
 from hwloop.compress.subject import Subject, check_has_choices, subject
 from hwloop.errors import UsageError
 from hwloop.files import RunFolder
-from hwloop.measure.profile import TargetProfile, resolve, rules_for
+from hwloop.measure.profile import TargetProfile, rules_for
+from hwloop.measure.profile_file import resolve
 from hwloop.measure.scope import Scope
 from hwloop.measure.store import Store
 from hwloop.measure.table import (
@@ -107,7 +108,7 @@ class _Known:
 def _known(
     folder: RunFolder, settings: Settings, profile: TargetProfile, inputs: dict[str, Any]
 ) -> _Known:
-    local = profile.transport == "local" and profile.runtime != "fake"
+    local = profile.transport == "local" and not profile.kind.is_simulated
     isa = expected_isa(profile)
     says = "this machine" if local else f"{profile.name}, not asked"
     fingerprint, done = None, {}
@@ -201,7 +202,7 @@ def _as_text(
     disk = times.weights_bytes * 2 * finals + len(needed) * ROW_BYTES + len(found.graph)
     disk += total * ROW_BYTES
     limits = {limit: value for limit, value in vars(settings.goal).items() if value is not None}
-    unknown = not known.isa and profile.runtime == "onnxruntime"
+    unknown = not known.isa and profile.kind.on_cpu
     assumed = ", its instruction sets unknown" if unknown else ""
     lines = {
         "target": f"{profile.name} ({profile.runtime}): {known.says}{assumed}",

@@ -59,7 +59,6 @@ from hwloop.search.reward import Reward
 from hwloop.task import Task
 from hwloop.tasks.score import ScoredSplit
 
-ENGINE_RUNTIMES = ("tensorrt",)
 ENERGY_S = 5.0
 KEPT_FINAL = an_object(
     {
@@ -306,7 +305,7 @@ class _Run:
 
     def _engine(self, built: Built) -> Engine | None:
         """The engine that ships, where the runtime has such a file; built where it runs."""
-        if self.profile.runtime not in ENGINE_RUNTIMES:
+        if not self.profile.kind.ships_engine:
             return None
         try:
             with self.clock("export"):
@@ -430,7 +429,7 @@ class _Run:
 
     @property
     def _meaning(self) -> str:
-        return " without copies" if self.profile.runtime in ENGINE_RUNTIMES else ""
+        return " without copies" if self.profile.kind.on_gpu else ""
 
     def _wall_s(self) -> float:
         return self._wall_before + time.monotonic() - self._started

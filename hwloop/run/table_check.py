@@ -24,7 +24,8 @@ from hwloop.files import write_atomically
 from hwloop.inputs import read_file
 from hwloop.measure import paired as measure
 from hwloop.measure.predict import Predictor, prediction_error
-from hwloop.measure.profile import TargetProfile, resolve, rules_for
+from hwloop.measure.profile import TargetProfile, rules_for
+from hwloop.measure.profile_file import resolve
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store, check_can_be_store
@@ -234,7 +235,7 @@ def _build_rows(opened: _Opened, progress: Progress) -> int:
         opened.session,
         opened.table,
         rows,
-        recipe=found.rules.recipe,
+        runtime=found.runtime,
         progress=progress.advance,
     )
 

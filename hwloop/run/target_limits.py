@@ -16,7 +16,6 @@ from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import LatencyTable
 from hwloop.runtimes.fp16 import FALLBACKS
-from hwloop.runtimes.quantize import TENSORRT
 
 
 def held_on_target(found: Subject, session: DeviceSession) -> Subject:
@@ -66,14 +65,14 @@ def buildable(
         UsageError: nothing is left to decide.
     """
     rules = found.rules
-    if rules.recipe != TENSORRT:
+    if not found.runtime.tries_int8_kinds:
         return found, {}
     progress.stage("INT8 kinds")
     refused = measure.int8_kinds(
         session,
         table,
         found.reachable(),
-        recipe=rules.recipe,
+        runtime=found.runtime,
         progress=progress.advance,
     )
     if not refused:

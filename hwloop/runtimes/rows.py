@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hwloop.records import LayerConfig
 from hwloop.runtimes.rowgraph import TAIL_OPS, RowGraph, spatial, window
 
-_ACTIVATION_SCALE, _WEIGHT_SCALE, _ZERO_POINT = 0.02, 0.01, 128
+_ACTIVATION_SCALE, _WEIGHT_SCALE, ZERO_POINT = 0.02, 0.01, 128
 _WEIGHT_LIMIT = 63  # reduce_range: seven bits, as the x86 recipe without VNNI quantizes
 _FULL_WEIGHT_LIMIT = 127
 _RUNTIME_DOMAIN = "com.microsoft"
@@ -33,19 +32,7 @@ _POOLS = {
 _TO_CHANNELS_LAST, _TO_CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
-def row_onnx(config: LayerConfig, recipe: str = "ort-x86") -> bytes:
-    """The graph of one row; its weights are seeded random numbers.
-
-    An int8 row takes and gives int8 tensors, so that no change of precision is timed with it;
-    such a change is a row of its own.
-
-    Args:
-        recipe: the target's quantization recipe: ort-x86, ort-arm or tensorrt.
-    """
-    return (_TensorRTRow if recipe == "tensorrt" else _OrtRow)(config).build()
-
-
-class _OrtRow(RowGraph):
+class OrtRow(RowGraph):
     """A row for ONNX Runtime."""
 
     types = {"fp32": onnx.TensorProto.FLOAT, "int8": onnx.TensorProto.UINT8}  # noqa: RUF012
@@ -59,17 +46,17 @@ class _OrtRow(RowGraph):
         if config.op == "quantize":
             value = self._input("input", config.in_shape, "fp32")
             self._int8_output(self._node("QuantizeLinear", [value, *self._scale()], "quantized"))
-            return self._finish(_channels_last(config.in_shape), "int8")
+            return self._finish(channels_last(config.in_shape), "int8")
         if config.op == "dequantize":
             # One scale per channel, as the recipe writes it in front of a float layer.
             channels = config.in_shape[1]
             scales = self._weight(np.full(channels, _ACTIVATION_SCALE, np.float32))
-            zeros = self._weight(np.full(channels, _ZERO_POINT, np.uint8))
+            zeros = self._weight(np.full(channels, ZERO_POINT, np.uint8))
             value = self._int8_input("input", config.in_shape)
             self._node("DequantizeLinear", [value, scales, zeros], "output", axis=1)
             return self._finish(config.in_shape, "fp32")
         if self.int8 and config.op in _POOLS and not config.tail:
-            return self._finish(_channels_last(self._int8_pool()), "int8")
+            return self._finish(channels_last(self._int8_pool()), "int8")
         shape, value = self._operator(self._operand("input", config.in_shape))
         for step in config.tail:
             value = self._tail_step(step, value, shape)
@@ -77,8 +64,8 @@ class _OrtRow(RowGraph):
             self.nodes[-1].output[0] = "output"
             return self._finish(shape, config.precision)
         rectified = bool({"relu", "clip"} & {step.split(":")[0] for step in config.tail})
-        self._int8_output(self._quantized(value, "quantized", 0 if rectified else _ZERO_POINT))
-        return self._finish(_channels_last(shape), "int8")
+        self._int8_output(self._quantized(value, "quantized", 0 if rectified else ZERO_POINT))
+        return self._finish(channels_last(shape), "int8")
 
     def _tail_step(self, step: str, value: str, shape: tuple[int, ...]) -> str:
         word, *bounds = step.split(":")
@@ -87,7 +74,7 @@ class _OrtRow(RowGraph):
             other = self._operand("residual", shape)
             # The runtime adds int8 tensors: the convolution's sum is rounded first.
             if self.int8 and self.config.op != "elementwise":
-                value = self._dequantized(self._quantized(value, f"{name}_q", _ZERO_POINT))
+                value = self._dequantized(self._quantized(value, f"{name}_q", ZERO_POINT))
             return self._node("Add", [value, other], name)
         # Quantizers drop a rectifier in front of uint8 with zero point 0, which cannot go below.
         if word == "clip" and not self.int8:
@@ -95,7 +82,7 @@ class _OrtRow(RowGraph):
             return self._node("Clip", [value, *limits], name)
         if word in TAIL_OPS and not (self.int8 and word == "relu"):
             if self.int8:
-                value = self._dequantized(self._quantized(value, f"{name}_q", _ZERO_POINT))
+                value = self._dequantized(self._quantized(value, f"{name}_q", ZERO_POINT))
             return self._node(TAIL_OPS[word], [value], name)
         return value
 
@@ -107,7 +94,7 @@ class _OrtRow(RowGraph):
         """
         config = self.config
         op, own_op = config.op, _POOLS[config.op]
-        value = self._input("input", _channels_last(config.in_shape), "int8")
+        value = self._input("input", channels_last(config.in_shape), "int8")
         attributes: dict[str, Any] = {} if op == "globalavgpool" else window(config)
         scales = [] if op == "maxpool" else [*self._scale(), *self._scale()]
         if op != "maxpool":
@@ -136,7 +123,7 @@ class _OrtRow(RowGraph):
         return self._dequantized(self._int8_input(name, shape))
 
     def _int8_input(self, name: str, shape: tuple[int, ...]) -> str:
-        value = self._input(name, _channels_last(shape), "int8")
+        value = self._input(name, channels_last(shape), "int8")
         if len(shape) == 2:
             return value
         return self._node("Transpose", [value], f"{name}_first", perm=_TO_CHANNELS_FIRST)
@@ -153,12 +140,12 @@ class _OrtRow(RowGraph):
     def _quantized(self, value: str, output: str, zero_point: int) -> str:
         return self._node("QuantizeLinear", [value, *self._scale(zero_point)], output)
 
-    def _scale(self, zero_point: int = _ZERO_POINT) -> list[str]:
+    def _scale(self, zero_point: int = ZERO_POINT) -> list[str]:
         scale = self._weight(np.float32(_ACTIVATION_SCALE))
         return [scale, self._weight(np.uint8(zero_point))]
 
 
-class _TensorRTRow(RowGraph):
+class TensorRTRow(RowGraph):
     """A row for TensorRT; the float parts of an int8 row are FP16."""
 
     types = {  # noqa: RUF012
@@ -228,5 +215,6 @@ class _TensorRTRow(RowGraph):
         return [scale, self._weight(np.int8(0))]
 
 
-def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+def channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(N, C, H, W) as (N, H, W, C); (N, C) as it is."""
     return shape if len(shape) == 2 else (shape[0], *shape[2:], shape[1])

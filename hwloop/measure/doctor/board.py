@@ -28,6 +28,7 @@ from hwloop.measure.doctor.wheels import (
     newer_tensorrt,
 )
 from hwloop.measure.profile import TargetProfile
+from hwloop.runtimes.tensorrt import TensorRT
 
 LITTLE_MEMORY_BYTES, ENOUGH_WITHOUT_SWAP_BYTES = 1 * GIB, 16 * GIB
 HOT_C = 85.0
@@ -42,7 +43,7 @@ TOO_OLD_SOCS = {
 
 def board_checks(profile: TargetProfile, board: Mapping[str, Any]) -> list[Check]:
     """The lines about the machine that the worker runs on; what it did not say is not judged."""
-    reason = unsupported_reason(board) if profile.runtime == "tensorrt" else None
+    reason = unsupported_reason(board) if profile.kind.on_gpu else None
     checks = [_identity(board)]
     if reason is not None:
         what, _, fix = reason.partition("; ")
@@ -52,7 +53,7 @@ def board_checks(profile: TargetProfile, board: Mapping[str, Any]) -> list[Check
         checks += [_mode(board), _gpu_clock(board), _emc_clock(board)]
     elif said.at(board, "gpu") is not None:
         checks += _card(board)
-    if profile.runtime == "onnxruntime":
+    if profile.kind.on_cpu:
         checks.append(_governor(board))
     checks += [_heat(board), *_throttling(board), *_memory(board)]
     free = said.number(board, "disk.free_bytes")
@@ -78,7 +79,7 @@ def unsupported_reason(snapshot: Mapping[str, Any]) -> str | None:
             f"{release} (L4T {dotted(l4t)}) brings TensorRT 8, hwloop needs 10.3; {UPDATE_JETPACK}"
         )
     version = said.text(snapshot, "runtime_version") or ""
-    if said.text(snapshot, "runtime") == "tensorrt" and version:
+    if said.text(snapshot, "runtime") == TensorRT.name and version:
         problem = tensorrt_problem(version)
         if problem and numbers(version) < OLDEST_TENSORRT:
             return f"TensorRT {version}: {problem}; {newer_tensorrt(machine_of(snapshot))}"
@@ -124,7 +125,7 @@ def _worker(profile: TargetProfile, board: Mapping[str, Any]) -> list[Check]:
         checks.append(Check(state=OK if numpy else FAIL, what=text, fix=help_text))
     runtime, version = said.text(board, "runtime"), said.text(board, "runtime_version")
     if runtime is not None:
-        newer = runtime == "tensorrt" and numbers(version or "") > NEWEST_TENSORRT
+        newer = runtime == TensorRT.name and numbers(version or "") > NEWEST_TENSORRT
         note = f": {tensorrt_problem(version or '')}" if newer else ""
         what = f"{runtime} {version or 'of unknown version'}{note}"
         checks.append(Check(state=WARN if newer else OK, what=what))

@@ -19,6 +19,7 @@ from hwloop.measure.progress import Progress
 from hwloop.measure.table import EMPTY, REFERENCE
 from hwloop.records import HOST_BOUND, HOST_BOUND_SHARE
 from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.known import writing
 from hwloop.runtimes.rowkinds import INT8_KINDS
 
 BUILD_TIMEOUT_S = 300.0
@@ -213,10 +214,8 @@ def _finding(name: str, result: Any, *checks: Check) -> Finding:
 
 def _row(config: Any, board: Board, task: Task) -> OnnxModel:
     """A row as the table builds it."""
-    from hwloop.runtimes.rows import row_onnx
-
-    recipe = rules_for(task.profile, board.isa).recipe
-    return OnnxModel(row_onnx(config, recipe), (config,), row=True)
+    runtime = writing(rules_for(task.profile, board.isa).recipe)
+    return OnnxModel(runtime.row_graph(config), (config,), row=True)
 
 
 def _dense(board: Board, task: Task) -> OnnxModel:

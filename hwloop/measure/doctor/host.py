@@ -40,7 +40,7 @@ def host_checks(profile: TargetProfile | None, facts: HostFacts | None = None) -
     """The lines about this machine; ``facts`` are gathered where none are given."""
     facts = host_facts() if facts is None else facts
     here = profile is not None and profile.transport == "local"
-    trt_here = profile is not None and profile.runtime == "tensorrt" and here
+    trt_here = profile is not None and profile.kind.on_gpu and here
     checks = [_python(facts), *_packages(facts), _onnxruntime(facts)]
     if trt_here:
         checks.append(_driver(facts))

@@ -13,6 +13,7 @@ from hwloop.measure.doctor.start import start_check
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.progress import Progress
 from hwloop.records import to_json
+from hwloop.runtimes.simulated import Simulated
 
 ANNOUNCEMENT = (
     "reading is done; five checks that build engines follow: a few minutes on a graphics card, "
@@ -94,7 +95,7 @@ def _examined(profile: TargetProfile, *, quick: bool, record: bool, progress: Pr
         )
         if record:
             found = _recorded(found, session)
-        if quick or profile.runtime != "tensorrt" or unsupported_reason(facts) is not None:
+        if quick or not profile.kind.ships_engine or unsupported_reason(facts) is not None:
             return found
         progress.say(ANNOUNCEMENT)
         task = engines.Task(profile=profile, state=facts, progress=progress)
@@ -108,7 +109,7 @@ def _examined(profile: TargetProfile, *, quick: bool, record: bool, progress: Pr
 
 def _without_runtime(profile: TargetProfile, error: HwloopError, *, record: bool) -> Visit:
     """The runtime does not start: what the machine says without it, so that the fix fits."""
-    bare = replace(profile, runtime="fake", settings={})  # needs numpy alone
+    bare = replace(profile, runtime=Simulated.name, settings={})  # needs numpy alone
     try:
         with _session(bare) as session:
             facts = {key: value for key, value in session.state().items() if key != "runtime"}
