@@ -159,7 +159,7 @@ def test_no_reachable_row_is_of_a_kind_that_every_group_lost() -> None:
 
 def on_tensorrt(precisions: tuple[str, ...] = ("base", "int8"), *kinds: str) -> TargetProfile:
     rules = SpaceRules(precisions=precisions, kinds=kinds or ("keep", "prune"))
-    return replace(FAKE, space=rules, runtime=writing("tensorrt"))
+    return replace(FAKE, space=rules, recipe="tensorrt")
 
 
 def tiny_subject(profile: TargetProfile) -> Subject:

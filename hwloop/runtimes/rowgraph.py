@@ -1,12 +1,13 @@
-"""What the graphs of rows have in common for all runtimes: the operator and how a graph is made."""
+"""What the graphs of rows have in common for all runtimes: the operator and how a graph is made.
+
+onnx is imported where a graph is made: runtimes are asked for much else without it.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import OPSET
@@ -18,12 +19,12 @@ class RowGraph:
     """Builds the nodes of one row; a runtime's own class says what int8 looks like.
 
     Attributes:
-        types: ONNX type of each precision's tensors.
+        types: name of the ONNX type of each precision's tensors.
         domains: operator sets that it needs beside ONNX's own.
         floats: numpy type of the weights that are not quantized.
     """
 
-    types: dict[str, int]
+    types: dict[str, str]
     domains: tuple[str, ...] = ()
     floats: Any = np.float32
 
@@ -87,26 +88,39 @@ class RowGraph:
     # ---------------------------------------------------------------------- the pieces
 
     def _input(self, name: str, shape: tuple[int, ...], precision: str) -> str:
-        self.inputs.append(helper.make_tensor_value_info(name, self.types[precision], shape))
+        self.inputs.append(self._described(name, shape, precision))
         return name
 
     def _weight(self, value: Any) -> str:
+        from onnx import numpy_helper
+
         name = f"weight{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def _node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        from onnx import helper
+
         self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
 
     def _finish(self, shape: tuple[int, ...], precision: str) -> bytes:
-        output = helper.make_tensor_value_info("output", self.types[precision], shape)
+        from onnx import checker, helper
+
+        output = self._described("output", shape, precision)
         graph = helper.make_graph(self.nodes, "row", self.inputs, [output], self.weights)
         opsets = [helper.make_opsetid("", OPSET)]
         opsets += [helper.make_opsetid(domain, 1) for domain in self.domains]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-        onnx.checker.check_model(model)
+        checker.check_model(model)
         return bytes(model.SerializeToString())
+
+    def _described(self, name: str, shape: tuple[int, ...], precision: str) -> Any:
+        from onnx import TensorProto, helper
+
+        return helper.make_tensor_value_info(
+            name, TensorProto.DataType.Value(self.types[precision]), shape
+        )
 
 
 def window(config: LayerConfig) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 
 from hwloop.runtimes.rowgraph import TAIL_OPS, RowGraph, spatial, window
 
@@ -35,7 +34,7 @@ _TO_CHANNELS_LAST, _TO_CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 class OrtRow(RowGraph):
     """A row for ONNX Runtime."""
 
-    types = {"fp32": onnx.TensorProto.FLOAT, "int8": onnx.TensorProto.UINT8}  # noqa: RUF012
+    types = {"fp32": "FLOAT", "int8": "UINT8"}  # noqa: RUF012
     domains = (_RUNTIME_DOMAIN,)
 
     def build(self) -> bytes:
@@ -149,9 +148,9 @@ class TensorRTRow(RowGraph):
     """A row for TensorRT; the float parts of an int8 row are FP16."""
 
     types = {  # noqa: RUF012
-        "fp32": onnx.TensorProto.FLOAT,
-        "fp16": onnx.TensorProto.FLOAT16,
-        "int8": onnx.TensorProto.INT8,
+        "fp32": "FLOAT",
+        "fp16": "FLOAT16",
+        "int8": "INT8",
     }
 
     def build(self) -> bytes:
