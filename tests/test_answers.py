@@ -28,7 +28,14 @@ ENERGY = {
 COPIES = {"with_copies_ms": 2.5, "without_copies_ms": 2.0, "copied_bytes": 602112}
 FLOOR = {"single_ms": 0.03, "in_graph_ms": 0.004, "runs_per_graph": 32, "host_share": 0.2}
 PROFILE = {"layers": 21, "reformats": 3, "reformat_share": 0.12, "source": "trtexec 10.3"}
-HELLO = {"result": {"pid": 7, "fixed": {"workspace_mib": 512}, "import_s": {"numpy": 0.2}}}
+HELLO = {
+    "result": {
+        "pid": 7,
+        "fixed": {"workspace_mib": 512},
+        "import_s": {"numpy": 0.2},
+        "capabilities": ["energy"],
+    }
+}
 PLAN = b"plan"
 ENGINE = {"data": PLAN, "sha256": hashlib.sha256(PLAN).hexdigest(), "audit": {"layers": 3}}
 OUTPUTS = {"data": np.ones(6, np.float32).tobytes(), "dtype": "float32", "shape": [2, 3]}
@@ -123,6 +130,7 @@ def test_what_stands_beside_an_energy_is_checked_too(change: dict[str, Any]) -> 
         ("hello", {"result": {**HELLO["result"], "fixed": {"a" * 100: 1}}}),
         ("hello", {"result": {**HELLO["result"], "import_s": {"numpy": -1}}}),
         ("hello", {"result": {**HELLO["result"], "pid": "7"}}),
+        ("hello", {"result": {**HELLO["result"], "capabilities": "energy"}}),
     ],
 )
 def test_figures_of_a_board_are_possible_ones(name: str, change: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hwloop.device.runtime import COPIES, ENGINE, Runtime
 from hwloop.device.serve import INLINE_BYTES, Worker, serve
 from hwloop.errors import CandidateError
 from hwloop.measure import link
@@ -21,10 +22,11 @@ LARGE = bytes(range(256)) * 4096 + b"end"
 LIMIT = 1 << 30
 
 
-class Engines:
+class Engines(Runtime):
     """A runtime with an engine and nothing else; ``broken`` is why it can be used no more."""
 
     name = "engines"
+    capabilities = frozenset((COPIES, ENGINE))
 
     def __init__(self, data: bytes = LARGE) -> None:
         self.data = data
@@ -248,7 +250,12 @@ def test_cuda_counts_devices_as_nvidia_smi_does_unless_told_otherwise(
     serve(channel, watchdog, options)  # type: ignore[arg-type]
     assert os.environ["CUDA_DEVICE_ORDER"] == (own or "PCI_BUS_ID")
     (hello,) = channel.said
-    assert hello["result"] == {"pid": os.getpid(), "fixed": {}, "import_s": {}}
+    assert hello["result"] == {
+        "pid": os.getpid(),
+        "fixed": {},
+        "import_s": {},
+        "capabilities": ["engine"],
+    }
 
 
 def capped(sent: bytes) -> link._CappedIO:

@@ -192,7 +192,9 @@ def test_onnx_runtime_runs_in_bursts(
 ) -> None:
     from hwloop.device import ort
 
-    monkeypatch.setattr(ort, "bound_run", lambda session: lambda: time.sleep(inference_s))
+    monkeypatch.setattr(
+        ort.OrtRuntime, "bound_run", lambda self, engine: lambda: time.sleep(inference_s)
+    )
     with ort.OrtRuntime({}).running(row_onnx(REFERENCE), {}) as run:
         started = time.perf_counter()
         count = run()

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from hwloop.device.runtime import ENGINE, Model, Runtime
+
 ROOFLINE = {
     "device": "simulated roofline",
     "gmacs_per_s": {"fp32": 20.0, "fp16": 40.0, "int8": 26.0},
@@ -27,7 +29,7 @@ RIPPLE = (1.0, 1.0, 1.002, 1.004, 1.006)  # a small fixed one, so that there is 
 ROUNDS = 5
 
 
-class FakeRuntime:
+class FakeRuntime(Runtime):
     """Same verbs as a real runtime.
 
     Args:
@@ -41,6 +43,7 @@ class FakeRuntime:
     """
 
     name = "fake"
+    capabilities = frozenset((ENGINE,))
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.faults = dict(settings.get("faults", {}))
@@ -79,8 +82,8 @@ class FakeRuntime:
 
     def compare(
         self,
-        candidate: tuple[bytes, dict[str, Any]],
-        reference: tuple[bytes, dict[str, Any]],
+        candidate: Model,
+        reference: Model,
         protocol: dict[str, Any],
     ) -> dict[str, Any]:
         kind = self._fault("compare")

@@ -22,14 +22,23 @@ import numpy as np
 from hwloop.device import SettingsRefused
 from hwloop.device.lock import BoardBusy, acquire
 from hwloop.device.replies import Replies
+from hwloop.device.runtime import (
+    COPIES,
+    CROSS_CHECK,
+    ENERGY,
+    ENGINE,
+    LAUNCH_FLOOR,
+    LAYER_PROFILE,
+    Runtime,
+)
 from hwloop.device.watchdog import Watchdog
 
 RUNTIMES = {
     "onnxruntime": ("hwloop.device.ort", "OrtRuntime"),
+    "openvino": ("hwloop.device.ov", "OpenVinoRuntime"),
     "tensorrt": ("hwloop.device.trt", "TrtRuntime"),
     "fake": ("hwloop.device.fake", "FakeRuntime"),
 }
-PACKAGES = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
 STAGES = {"infer": "score", "build": "build", "engine": "build"}  # elsewhere: run
 LOST = "lost"
 """Stage of an error that says: this process can do no more; a new one may."""
@@ -52,7 +61,7 @@ class Worker:
         lost: why this process can do no more; empty while it can.
     """
 
-    def __init__(self, runtime: Any, replies: Replies | None = None) -> None:
+    def __init__(self, runtime: Runtime, replies: Replies | None = None) -> None:
         self.runtime = runtime
         self.replies = replies
         self.lost = ""
@@ -90,9 +99,8 @@ class Worker:
 
     def _why_lost(self) -> str:
         """Why the runtime can be used no more; a graphics card remembers some errors for good."""
-        ask = getattr(self.runtime, "lost", None)
         try:
-            return str((ask() if ask else None) or "")
+            return str(self.runtime.lost() or "")
         except Exception as error:  # the boundary again: a probe that fails is an answer
             return f"{type(error).__name__}: {error}"[:500]
 
@@ -145,8 +153,7 @@ class Worker:
     # --------------------------------------------------------------------------------- work
 
     def do_fingerprint(self, request: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = self.runtime.fingerprint()
-        return found
+        return self.runtime.fingerprint()
 
     def do_state(self, request: dict[str, Any]) -> dict[str, Any]:
         from hwloop.device import state
@@ -173,7 +180,7 @@ class Worker:
     def do_compare(self, request: dict[str, Any]) -> dict[str, Any]:
         from hwloop.device import state
 
-        result: dict[str, Any] = self.runtime.compare(
+        result = self.runtime.compare(
             self.models[request["model"]], self.models[request["reference"]], request["protocol"]
         )
         result["temperature_c"] = state.temperature_c()
@@ -199,51 +206,43 @@ class Worker:
 
     def do_engine(self, request: dict[str, Any]) -> dict[str, Any]:
         """The built engine as a file, with its audit; only runtimes that build one have it."""
-        found: dict[str, Any] = self._engines("engine_file")(*self.models[request["model"]])
-        return found
+        return self._engines(ENGINE).engine_file(*self.models[request["model"]])
 
     def do_energy(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """Energy per inference, where there are power rails and inferences are real."""
         from hwloop.device import power
 
-        running = getattr(self.runtime, "running", None)
-        if running is None:
+        if ENERGY not in self.runtime.capabilities:
             return None
-        with running(*self.models[request["model"]]) as run:
-            on_gpu = self.runtime.name == "tensorrt"
-            return power.energy_mj(run, seconds=float(request["seconds"]), on_gpu=on_gpu)
+        seconds, on_gpu = float(request["seconds"]), self.runtime.on_gpu
+        with self.runtime.running(*self.models[request["model"]]) as run:
+            return power.energy_mj(run, seconds=seconds, on_gpu=on_gpu)
 
     def do_copies(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """One copy in, run and copy out, beside the run alone; None where nothing is copied."""
-        return self._optional("copies", request)
+        if COPIES not in self.runtime.capabilities:
+            return None
+        return self.runtime.copies(*self.models[request["model"]])
 
     def do_launch_floor(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """What starting an inference costs; None where nothing is launched."""
-        return self._optional("launch_floor", request)
-
-    def _optional(self, method: str, request: dict[str, Any]) -> dict[str, Any] | None:
-        found = getattr(self.runtime, method, None)
-        result: dict[str, Any] | None = None
-        if found is not None:
-            result = found(*self.models[request["model"]])
-        return result
+        if LAUNCH_FLOOR not in self.runtime.capabilities:
+            return None
+        return self.runtime.launch_floor(*self.models[request["model"]])
 
     def do_layer_profile(self, request: dict[str, Any]) -> dict[str, Any]:
         """The engine's layers, and the share of its time that goes into changes of layout."""
-        found: dict[str, Any] = self._engines("layer_profile")(*self.models[request["model"]])
-        return found
+        return self._engines(LAYER_PROFILE).layer_profile(*self.models[request["model"]])
 
     def do_cross_check(self, request: dict[str, Any]) -> dict[str, Any]:
         """The same engine timed by the vendor's own tool."""
-        found: dict[str, Any] = self._engines("cross_check")(*self.models[request["model"]])
-        return found
+        return self._engines(CROSS_CHECK).cross_check(*self.models[request["model"]])
 
-    def _engines(self, method: str) -> Any:
-        """A method that only runtimes with engines of their own have."""
-        found = getattr(self.runtime, method, None)
-        if found is None:
+    def _engines(self, capability: str) -> Runtime:
+        """The runtime, if it can do what only those with engines of their own can."""
+        if capability not in self.runtime.capabilities:
             raise ValueError(f"{self.runtime.name} has no engines; TensorRT has")
-        return found
+        return self.runtime
 
 
 def serve(channel: Any, watchdog: Watchdog, options: dict[str, Any]) -> None:
@@ -258,10 +257,9 @@ def serve(channel: Any, watchdog: Watchdog, options: dict[str, Any]) -> None:
         os.environ.setdefault(name, value)
     try:
         lock = acquire(options["supersedes"]) if options["lock"] else None
-        import_s = {**options["import_s"], **_imported(options["runtime"])}
-        module, name = RUNTIMES[options["runtime"]]
-        runtime = getattr(importlib.import_module(module), name)(options["settings"])
-        fixed = runtime.fixed() if hasattr(runtime, "fixed") else {}
+        import_s, made = _imported(options["runtime"])
+        runtime: Runtime = made(options["settings"])
+        fixed = runtime.fixed()
     except BoardBusy as error:
         channel.send({"id": 0, "error": {"stage": "busy", "message": str(error)}})
         return
@@ -274,7 +272,12 @@ def serve(channel: Any, watchdog: Watchdog, options: dict[str, Any]) -> None:
         return
     worker = Worker(runtime, Replies() if options["remote"] else None)
     watchdog.started()
-    hello = {"pid": os.getpid(), "fixed": fixed, "import_s": import_s}
+    hello = {
+        "pid": os.getpid(),
+        "fixed": fixed,
+        "import_s": {**options["import_s"], **import_s},
+        "capabilities": sorted(runtime.capabilities),
+    }
     channel.send({"id": 0, "result": hello})
     for request in channel:
         watchdog.heard()
@@ -285,12 +288,16 @@ def serve(channel: Any, watchdog: Watchdog, options: dict[str, Any]) -> None:
         lock.close()
 
 
-def _imported(runtime: str) -> dict[str, float]:
-    """Seconds that importing the runtime's package took; what fails is told by the runtime."""
-    package = PACKAGES.get(runtime)
-    if package is None:
-        return {}
+def _imported(name: str) -> tuple[dict[str, float], type[Any]]:
+    """Seconds that the import of a runtime and of its package took, and its class.
+
+    What cannot be imported of the package is told by the runtime when it is made.
+    """
+    module, kind = RUNTIMES[name]
     started = time.perf_counter()
+    made = getattr(importlib.import_module(module), kind)
+    if not made.package:
+        return {}, made
     with contextlib.suppress(ImportError, OSError):
-        importlib.import_module(package)
-    return {package: time.perf_counter() - started}
+        importlib.import_module(made.package)
+    return {made.package: time.perf_counter() - started}, made

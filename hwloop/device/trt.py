@@ -27,6 +27,16 @@ from hwloop.device import (
 )
 from hwloop.device.cuda import CudaBackend
 from hwloop.device.cuda_backends import open_backend
+from hwloop.device.runtime import (
+    COPIES,
+    CROSS_CHECK,
+    ENERGY,
+    ENGINE,
+    LAUNCH_FLOOR,
+    LAYER_PROFILE,
+    Model,
+    Runtime,
+)
 from hwloop.device.trt_build import DEADLINE_S, BuildRequest
 from hwloop.device.trt_run import OpenEngine
 from hwloop.device.trt_sampling import Sampling
@@ -58,7 +68,7 @@ class Plan:
     record: dict[str, Any]
 
 
-class TrtRuntime:
+class TrtRuntime(Runtime):
     """Builds engines in a process of their own, runs them, and times one against another.
 
     Between two verbs nothing of CUDA or TensorRT is held but the primary context, so whatever a
@@ -76,7 +86,9 @@ class TrtRuntime:
         CudaError: there is no GPU, or no Python package to reach it.
     """
 
-    name = "tensorrt"
+    name = package = "tensorrt"
+    on_gpu = True
+    capabilities = frozenset((ENERGY, COPIES, LAUNCH_FLOOR, ENGINE, LAYER_PROFILE, CROSS_CHECK))
 
     def __init__(
         self,
@@ -170,8 +182,8 @@ class TrtRuntime:
 
     def compare(
         self,
-        candidate: tuple[bytes, dict[str, Any]],
-        reference: tuple[bytes, dict[str, Any]],
+        candidate: Model,
+        reference: Model,
         protocol: dict[str, Any],
     ) -> dict[str, Any]:
         """Time a candidate against a reference, both given as (ONNX bytes, hints).

@@ -55,11 +55,13 @@ class Hello:
     Attributes:
         fixed: settings that it derived from the state of its machine when it started.
         import_s: seconds that its imports took, by package.
+        capabilities: what it can do that not every runtime can; see hwloop.device.runtime.
     """
 
     pid: int
     fixed: dict[str, float | None]
     import_s: dict[str, float]
+    capabilities: frozenset[str]
 
 
 def hello(reply: Any) -> Hello:
@@ -70,6 +72,7 @@ def hello(reply: Any) -> Hello:
             pid=_count(found["pid"]),
             fixed=fixed,
             import_s={name: _amount(value) for name, value in _named(found["import_s"]).items()},
+            capabilities=frozenset(_texts(found["capabilities"])),
         )
     except WRONG as error:
         raise Nonsense(f"the first word is none: {error}") from error

@@ -99,6 +99,13 @@ class DeviceSession:
         return self._hello.import_s
 
     @property
+    def capabilities(self) -> frozenset[str]:
+        """What its worker can do that not every one can; see hwloop.device.runtime."""
+        if self._hello is None:
+            raise TargetError("the target session is not open")
+        return self._hello.capabilities
+
+    @property
     def locks(self) -> bool:
         """Whether this kind of session keeps others from measuring on the same machine."""
         return self.profile.transport == "ssh" or self.profile.kind.needs_device_alone

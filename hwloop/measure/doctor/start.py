@@ -16,6 +16,7 @@ from hwloop.measure.doctor.wheels import (
     older_cuda,
 )
 from hwloop.measure.profile import TargetProfile
+from hwloop.runtimes.known import RUNTIMES
 
 
 def start_check(
@@ -37,7 +38,11 @@ def start_check(
         "No module named 'tensorrt'": get_tensorrt(machine),
         "is too old, 10.3 is the oldest": newer_tensorrt(machine),
         "No module named 'numpy'": numpy,
-        "No module named 'onnxruntime'": f"{pip} onnxruntime",
+        **{
+            f"No module named {known.name!r}": f"{pip} {known.name}"
+            for known in RUNTIMES
+            if known.on_cpu
+        },
         "insufficient for CUDA runtime version": older_cuda(machine),
         "no way to CUDA": get_cuda(machine),
     }
