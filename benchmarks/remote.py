@@ -29,12 +29,13 @@ from board import Board, board
 from common import CACHE, print_table, write_result
 
 from hwloop import api
+from hwloop.findings import Fingerprint, Measurement, Protocol
 from hwloop.measure import paired as measure
 from hwloop.measure.profile import TargetProfile, load_profile, resolve
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
-from hwloop.records import Fingerprint, LayerConfig, Measurement, Protocol
+from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rows import row_onnx
 

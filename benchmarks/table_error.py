@@ -31,7 +31,8 @@ from hwloop.measure.progress import ConsoleProgress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, LatencyTable, add_up, fit, prediction_error
-from hwloop.records import LayerConfig, to_json
+from hwloop.parsing import to_json
+from hwloop.records import LayerConfig
 from hwloop.run.table_check import random_choices, unrecovered
 from hwloop.task import ClassificationTask, Task, load_model
 from hwloop.tasks import load_task

@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from hwloop.files import RunFolder
 from hwloop.measure import bench as benching
 from hwloop.measure.profile import resolve
 from hwloop.measure.progress import Progress
 from hwloop.report.facts import write_report
 from hwloop.run import loading
+from hwloop.run.folder import RunFolder
 from hwloop.run.options import (
     a_flag,
     a_host,

@@ -14,19 +14,11 @@ from hwloop.compress.space import (
     network_configs,
     reachable_configs,
 )
+from hwloop.findings import Fingerprint
 from hwloop.measure.profile import load_profile
 from hwloop.measure.table import population
-from hwloop.records import (
-    Action,
-    Candidate,
-    Fingerprint,
-    Group,
-    Layer,
-    LayerConfig,
-    Network,
-    digest,
-    to_json,
-)
+from hwloop.parsing import digest, to_json
+from hwloop.records import Action, Candidate, Group, Layer, LayerConfig, Network
 from hwloop.runtimes.rowkinds import kind_of
 from hwloop.runtimes.rows import row_onnx
 

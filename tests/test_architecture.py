@@ -14,7 +14,7 @@ import pytest
 import hwloop
 
 ROOT = Path(hwloop.__file__).parent
-WORDS = ("errors", "parsing", "stats", "records", "files", "inputs")
+WORDS = ("errors", "parsing", "stats", "findings", "records", "files")
 """Files above the rooms that know nothing of them; ``task``, ``api`` and ``__main__`` do."""
 
 MAY_IMPORT = {
@@ -45,9 +45,9 @@ BESIDE: dict[str, tuple[str, ...]] = {
 """Who may import the board's side, the public names of tasks, and what the public files import."""
 
 MOST_FILES = 10
-PURE = ("errors", "parsing", "records", "stats", "run.versions", "run.choice", "compress.space")
-PURE = (*PURE, "search.reward")
-NUMBERS_ONLY = {"search", "records", "errors", "stats"}
+PURE = ("errors", "parsing", "findings", "records", "stats", "compress.space", "search.reward")
+PURE = (*PURE, "run.versions", "run.choice")
+NUMBERS_ONLY = {"search", "records", "findings", "errors", "stats"}
 
 
 def module_name(path: Path) -> str:

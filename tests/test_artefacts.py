@@ -11,10 +11,11 @@ import torch
 from tiny import TinyTask
 
 from hwloop.compress.subject import Built, Subject, subject
+from hwloop.findings import Fingerprint
 from hwloop.measure.answers import Engine
 from hwloop.measure.profile import load_profile, rules_for
 from hwloop.measure.session import DeviceSession
-from hwloop.records import Fingerprint, Goal
+from hwloop.records import Goal
 from hwloop.run import artefacts
 from hwloop.run.result import Settings
 

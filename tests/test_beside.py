@@ -13,12 +13,12 @@ from test_measure import ROWS, STEADY, found
 from tiny import ON_FAKE, Said, inside, profile
 
 from hwloop.errors import CandidateError
+from hwloop.findings import Fingerprint, Measurement
 from hwloop.measure import bench as benching
 from hwloop.measure.profile import TargetProfile, load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import REFERENCE, LatencyTable, row_doubts
-from hwloop.records import Fingerprint, Measurement
 from hwloop.run import beside, stages
 from hwloop.runtimes.fp16 import FALLBACKS
 from hwloop.runtimes.graph import OnnxModel

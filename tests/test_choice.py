@@ -19,24 +19,16 @@ from hwloop.compress.recover import Recipe
 from hwloop.compress.space import ACTIONS
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
-from hwloop.files import RunFolder
+from hwloop.findings import LatencySource, Measurement, Outcome
 from hwloop.measure.progress import Progress
 from hwloop.measure.scope import Scope
 from hwloop.measure.store import IN_MEMORY, Store
-from hwloop.records import (
-    KEEP,
-    Candidate,
-    Goal,
-    LatencySource,
-    Measurement,
-    Outcome,
-    Trial,
-    TrialState,
-)
+from hwloop.records import KEEP, Candidate, Goal, Trial, TrialState
 from hwloop.run import choice, finalists
 from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Scored
 from hwloop.run.finalists import Finals
+from hwloop.run.folder import RunFolder
 
 GROUPS = 3
 BASELINE_MS = 10.0

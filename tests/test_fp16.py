@@ -23,7 +23,8 @@ from hwloop.measure.profile import TargetProfile, load_profile, rules_for
 from hwloop.measure.scope import Scope
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
-from hwloop.records import Action, Candidate, to_json
+from hwloop.parsing import to_json
+from hwloop.records import Action, Candidate
 from hwloop.run import prepare
 from hwloop.run.evaluate import Evaluator, Stopwatch
 from hwloop.runtimes.fp16 import FALLBACKS, sort_nodes, to_fp16

@@ -32,7 +32,6 @@ import hwloop
 from hwloop.cli.main import main
 from hwloop.compress.export import export_onnx
 from hwloop.errors import ExitCode, HwloopError, TargetError
-from hwloop.files import RunFolder
 from hwloop.measure import bench as benching
 from hwloop.measure import checking
 from hwloop.measure.progress import Progress
@@ -41,6 +40,7 @@ from hwloop.measure.table import REFERENCE, export_rows
 from hwloop.run import config, stages
 from hwloop.run import dry_run as plan
 from hwloop.run import table_check as tables
+from hwloop.run.folder import RunFolder
 from hwloop.run.options import settings_of
 from hwloop.tasks.demo import task as demo
 from hwloop.tasks.download import no_downloads

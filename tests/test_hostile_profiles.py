@@ -14,11 +14,11 @@ from tiny import inside
 from hwloop.device import SettingsRefused, state
 from hwloop.device.ort import OrtRuntime
 from hwloop.errors import TargetError, UsageError
+from hwloop.findings import Measurement
 from hwloop.measure import checking, refusals
 from hwloop.measure.doctor import host_checks
 from hwloop.measure.profile import document, load_profile, resolve
 from hwloop.measure.session import DeviceSession
-from hwloop.records import Measurement
 
 Capsys = pytest.CaptureFixture[str]
 HEAD = 'description = "d"\nruntime = "onnxruntime"\n'

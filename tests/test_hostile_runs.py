@@ -31,6 +31,7 @@ from hwloop.files import sha256
 from hwloop.measure import bench as benching
 from hwloop.measure.profile import load_profile
 from hwloop.measure.session import DeviceSession
+from hwloop.records import Candidate
 from hwloop.run import dry_run as plan
 from hwloop.run import stages
 
@@ -747,6 +748,19 @@ def trial(changes: dict[str, Any], **outcome: Any) -> Alter:
     return alter
 
 
+def another_method(run: Path) -> None:
+    """The last trial as one of a method that is not on the menu; its digest fits."""
+    with sqlite3.connect(run / "hwloop.sqlite") as db:
+        question = "SELECT number, value FROM trials ORDER BY number DESC LIMIT 1"
+        number, value = db.execute(question).fetchone()
+        found = json.loads(value)
+        found["candidate"]["actions"][0].update(kind="unheard-of", amount=0.5)
+        digest = Candidate.from_json(found["candidate"]).digest()
+        row = (json.dumps(found), digest, number)
+        db.execute("UPDATE trials SET value = ?, digest = ? WHERE number = ?", row)
+    db.close()
+
+
 def flat(value: float) -> dict[str, Any]:
     """The fields of a measurement that is the same at every sample."""
     return {"samples_ms": [value] * 3, "reference_ms": [1e9] * 3, "reference_latency_ms": value}
@@ -770,6 +784,7 @@ def older(final: Any) -> Any:
 
 NO_ENERGY = {"energy_mj": "x", "source": "\x1b"}
 MENU = [{"kind": "prune", "amount": 0.3, "precision": "base"}] * 4
+UNHEARD_OF = [{"kind": "unheard-of", "amount": 0.5, "precision": "base"}] * 4
 ENDLESS = (
     "CREATE VIEW records AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
     "SELECT 'run' AS kind, i AS key, '1' AS value FROM n"
@@ -788,6 +803,7 @@ STORES: dict[str, Alter] = {
     "no trials": sql("DELETE FROM trials"),
     "one trial less": sql("DELETE FROM trials WHERE number = 1"),
     "another menu": trial({"candidate": {"actions": MENU}}),
+    "another method": another_method,
     "failed trials": trial(FAILED),
     "odd sources": trial({"source": "\u202eplanner"}),
     "sources with escapes": trial({"source": "\x1b[31m"}),
@@ -811,6 +827,7 @@ STORES: dict[str, Alter] = {
     "probes that failed": record("probe", '{"failed": "\\u001b[2J"}'),
     "a finalist of nothing": record("finalist", "{}"),
     "a finalist of another network": changed("finalist", candidate={"actions": MENU}),
+    "a finalist of another method": changed("finalist", candidate={"actions": UNHEARD_OF}),
     "a finalist with too few actions": changed("finalist", candidate={"actions": MENU[:1]}),
     "a finalist of endless steps": changed("finalist", steps=1 << 60, latency_ms=1e-9, drop=-1e300),
     "a finalist that is absurd": changed("finalist", latency_ms=-1e300, drop=-1e300, speedup=0.0),
@@ -865,6 +882,7 @@ STORES: dict[str, Alter] = {
 DAMAGED = {
     *("a trigger", "a view", "null trials", "other numbers", "negative numbers", "one trial less"),
     *("another digest", "another menu", "sources with escapes", "absurd predictions"),
+    *("another method", "a finalist of another method"),
     *("a latency of nothing", "a baseline of nothing", "probes of nothing"),
     *("probes that are absurd", "probes that are negative"),
     *("a finalist of nothing", "a finalist of another network"),

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from hwloop.errors import TargetError
+from hwloop.findings import Fingerprint, Measurement
 from hwloop.measure import paired as measure
 from hwloop.measure.profile import TargetProfile, load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable, row_doubts
-from hwloop.records import Fingerprint, LayerConfig, Measurement
+from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rows import row_onnx
 

@@ -20,6 +20,7 @@ from board import Board, needs_board
 from scoring import MapsTask, Peak, maps_model
 
 from hwloop.errors import TargetError
+from hwloop.findings import Measurement, Protocol
 from hwloop.measure import link
 from hwloop.measure import session as targets
 from hwloop.measure.hosts import parse_host
@@ -27,7 +28,6 @@ from hwloop.measure.link import LIMITS, Limits
 from hwloop.measure.profile import TargetProfile, load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import REFERENCE
-from hwloop.records import Measurement, Protocol
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rows import row_onnx
 from hwloop.tasks.score import ScoredSplit

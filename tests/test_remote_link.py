@@ -15,13 +15,14 @@ import pytest
 from board import Board, board, needs_link
 
 from hwloop.errors import TargetError
+from hwloop.findings import Protocol
 from hwloop.measure.link import LIMITS, Limits
 from hwloop.measure.paired import build_rows
 from hwloop.measure.profile import TargetProfile, load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
-from hwloop.records import LayerConfig, Protocol
+from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rows import row_onnx
 

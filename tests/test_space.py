@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from hwloop.compress import space
 from hwloop.compress.space import ACTIONS, SpaceRules
-from hwloop.records import Action, Group, Layer, LayerConfig, Network, digest
+from hwloop.parsing import digest
+from hwloop.records import Action, Group, Layer, LayerConfig, Network
 
 
 def chain(channels: tuple[int, ...] = (16, 32, 48)) -> Network:

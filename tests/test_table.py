@@ -12,6 +12,7 @@ from test_space import chain
 from hwloop.compress import space
 from hwloop.compress.space import SpaceRules
 from hwloop.errors import TargetError, UsageError
+from hwloop.findings import Fingerprint, Measurement
 from hwloop.measure.profile import Protocols
 from hwloop.measure.store import Store
 from hwloop.measure.table import (
@@ -26,7 +27,7 @@ from hwloop.measure.table import (
     prediction_error,
     read_rows,
 )
-from hwloop.records import Fingerprint, LayerConfig, Measurement
+from hwloop.records import LayerConfig
 
 HERE = Fingerprint(device="here", runtime="r", runtime_version="1")
 THERE = Fingerprint(device="there", runtime="r", runtime_version="1")

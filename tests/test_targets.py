@@ -18,6 +18,7 @@ import pytest
 from scoring import MapsTask, Peak, maps_model
 
 from hwloop.errors import CandidateError, TargetError
+from hwloop.findings import Measurement, Protocol
 from hwloop.measure import link
 from hwloop.measure import session as targets
 from hwloop.measure.link import LIMITS
@@ -26,7 +27,7 @@ from hwloop.measure.profile import TargetProfile, load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import REFERENCE, LatencyTable
-from hwloop.records import LayerConfig, Measurement, Protocol
+from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rows import row_onnx
 from hwloop.tasks.score import ScoredSplit

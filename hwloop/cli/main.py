@@ -188,9 +188,9 @@ def report(run: Path, why: bool, as_json: bool) -> None:
     hwloop report hwloop-run
     hwloop report hwloop-run --why
     """
-    from hwloop.files import RunFolder
     from hwloop.report.facts import notes, summary_rows
     from hwloop.run import reading
+    from hwloop.run.folder import RunFolder
 
     found = reading.read(RunFolder(run))
     if found.get("finished") is False:

@@ -53,7 +53,7 @@ def target_show(name: str, as_json: bool) -> None:
     hwloop target show jetson-orin --json
     """
     from hwloop.measure.profile import load_profile
-    from hwloop.records import to_json
+    from hwloop.parsing import to_json
 
     found = to_json(load_profile(name))
     show(found, as_json=as_json, text=json.dumps(found, indent=2))
@@ -125,7 +125,7 @@ def doctor(
     """
     from hwloop.measure.doctor.visit import visit
     from hwloop.measure.profile import resolve
-    from hwloop.records import to_json
+    from hwloop.parsing import to_json
 
     if target is None and (bundle or host):
         raise UsageError(f"--{'bundle' if bundle else 'host'} is about a target", "--target NAME")
@@ -135,9 +135,10 @@ def doctor(
     report = None
     if bundle is not None:
         from hwloop.measure.doctor.bundle import check_place, read_report
+        from hwloop.run.folder import RunFolder
 
         check_place(bundle)
-        report = None if run is None else read_report(run)
+        report = None if run is None else read_report(RunFolder(run).report_path)
     with console() as progress:
         found = visit(profile, quick=quick, record=bundle is not None, progress=progress)
     checks = to_json(found.checks)

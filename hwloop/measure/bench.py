@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from hwloop.errors import CandidateError, UsageError
-from hwloop.inputs import within
+from hwloop.files import within
+from hwloop.findings import Measurement
 from hwloop.measure import modelfile
 from hwloop.measure import paired as measure
 from hwloop.measure.modelfile import ModelFile
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
-from hwloop.records import Measurement, to_json
+from hwloop.parsing import to_json
 from hwloop.runtimes.graph import OnnxModel
 
 PATHS = "name ONNX files, or folders of runs"

@@ -18,7 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from hwloop.errors import UsageError, closest
-from hwloop.inputs import read_file
+from hwloop.files import read_file
 from hwloop.parsing import one_line
 from hwloop.tasks.spec import shown
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from hwloop.compress.space import ACTIONS, SpaceRules
 from hwloop.errors import UsageError, closest
-from hwloop.inputs import read_file
+from hwloop.files import read_file
+from hwloop.findings import Protocol
 from hwloop.measure.hosts import Host, check_python, parse_host
 from hwloop.parsing import a_text, shown
-from hwloop.records import Protocol
 
 if sys.version_info >= (3, 11):
     import tomllib

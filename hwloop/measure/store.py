@@ -22,8 +22,9 @@ from typing import Any
 from urllib.parse import quote
 
 from hwloop.errors import HwloopError, UsageError
-from hwloop.inputs import check_regular
-from hwloop.records import Trial, canonical_json, parse_json
+from hwloop.files import check_regular
+from hwloop.parsing import canonical_json, parse_json
+from hwloop.records import Trial
 
 APPLICATION_ID = 0x48574C50
 SCHEMA_VERSION = 1

@@ -23,19 +23,10 @@ import numpy as np
 from hwloop.compress import space
 from hwloop.compress.space import ACTIONS, SpaceRules
 from hwloop.errors import TargetError, UsageError
+from hwloop.findings import HOST_BOUND, Fingerprint, Measurement, Protocol
 from hwloop.measure.store import SCHEMA_VERSION, Store
-from hwloop.parsing import ANY_TEXT, a_text, optional, shown
-from hwloop.records import (
-    HOST_BOUND,
-    Fingerprint,
-    LayerConfig,
-    Measurement,
-    Network,
-    Protocol,
-    canonical_json,
-    digest,
-    parse_json,
-)
+from hwloop.parsing import ANY_TEXT, a_text, canonical_json, digest, optional, parse_json, shown
+from hwloop.records import LayerConfig, Network
 from hwloop.runtimes.rowkinds import kind_of
 
 REFERENCE = LayerConfig(

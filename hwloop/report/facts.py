@@ -7,12 +7,13 @@ import shlex
 from typing import Any
 
 from hwloop.compress import space
-from hwloop.files import RunFolder, write_atomically
-from hwloop.parsing import printable
-from hwloop.records import Trial, to_json
+from hwloop.files import write_atomically
+from hwloop.parsing import printable, to_json
+from hwloop.records import Trial
 from hwloop.run import config, identity
 from hwloop.run.beside import copies_lines, disturbance_lines, energy_line, precision_lines
 from hwloop.run.finalists import pareto_front
+from hwloop.run.folder import RunFolder
 from hwloop.run.reading import asked
 from hwloop.run.result import Result
 

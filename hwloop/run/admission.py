@@ -11,13 +11,13 @@ from hwloop.compress.export import check_exported
 from hwloop.compress.subject import dense_graph
 from hwloop.device import state
 from hwloop.errors import UsageError
-from hwloop.files import RunFolder
+from hwloop.findings import Fingerprint
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store, check_can_be_store
 from hwloop.parsing import a_mapping, as_it_is
-from hwloop.records import Fingerprint
 from hwloop.run import config, identity
+from hwloop.run.folder import RunFolder
 from hwloop.run.result import Settings
 from hwloop.task import Task, validate_task
 from hwloop.tasks import sanity

@@ -6,8 +6,9 @@ from typing import Any
 
 from hwloop.compress.subject import Built, Subject
 from hwloop.files import sha256
+from hwloop.findings import Fingerprint
 from hwloop.measure.answers import Engine
-from hwloop.records import Fingerprint, canonical_json, digest
+from hwloop.parsing import canonical_json, digest
 from hwloop.run.finalists import weights
 from hwloop.run.result import Settings
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hwloop.records import Candidate, Goal, Measurement
+from hwloop.findings import Measurement
+from hwloop.records import Candidate, Goal
 
 
 @dataclass(frozen=True, kw_only=True)

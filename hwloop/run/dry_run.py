@@ -18,7 +18,7 @@ from typing import Any
 from hwloop.compress import space
 from hwloop.compress.subject import Subject, check_has_choices, subject
 from hwloop.errors import UsageError
-from hwloop.files import RunFolder
+from hwloop.findings import Fingerprint
 from hwloop.measure.profile import TargetProfile, resolve, rules_for
 from hwloop.measure.scope import Scope
 from hwloop.measure.store import Store
@@ -30,11 +30,11 @@ from hwloop.measure.table import (
     stored_refused_kinds,
 )
 from hwloop.parsing import as_it_is
-from hwloop.records import Fingerprint
 from hwloop.run import config, identity, reading
 from hwloop.run.admission import check_store, checked, expected_isa
 from hwloop.run.estimate import WORKER_S, Times, seconds_left, times_of
 from hwloop.run.finalists import KEPT_FINALIST
+from hwloop.run.folder import RunFolder
 from hwloop.run.options import run_folder, settings_of
 from hwloop.run.result import USUAL_RECIPES, Settings
 from hwloop.task import load_model

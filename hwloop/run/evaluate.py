@@ -20,18 +20,12 @@ from hwloop.compress.export import check_deployed, check_outputs, export_onnx, h
 from hwloop.compress.recover import Recipe, Recovery
 from hwloop.compress.subject import Built, Subject
 from hwloop.errors import CandidateError
+from hwloop.findings import LatencySource, Measurement, Outcome, Protocol
 from hwloop.measure import paired as measure
 from hwloop.measure.scope import Scope
 from hwloop.measure.session import DeviceSession
-from hwloop.parsing import A_COUNT, ANY_NUMBER, an_object, optional
-from hwloop.records import (
-    Candidate,
-    LatencySource,
-    Measurement,
-    Outcome,
-    Protocol,
-    digest,
-)
+from hwloop.parsing import A_COUNT, ANY_NUMBER, an_object, digest, optional
+from hwloop.records import Candidate
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.proof import prove
 from hwloop.tasks.score import Run, ScoredSplit

@@ -18,21 +18,25 @@ from hwloop.compress.recover import NO_RECOVERY, Recipe
 from hwloop.compress.space import check_candidate, choices_of
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
-from hwloop.files import RunFolder, sha256, write_atomically
+from hwloop.files import sha256, write_atomically
+from hwloop.findings import Outcome
 from hwloop.measure.progress import Progress
 from hwloop.measure.table import Predictor
-from hwloop.parsing import A_COUNT, A_DIGEST, ANY_NUMBER, a_flag, a_number, an_object, optional
-from hwloop.records import (
-    KEEP,
-    Candidate,
-    Goal,
-    Outcome,
-    Trial,
+from hwloop.parsing import (
+    A_COUNT,
+    A_DIGEST,
+    ANY_NUMBER,
+    a_flag,
+    a_number,
+    an_object,
     digest,
+    optional,
 )
+from hwloop.records import KEEP, Candidate, Goal, Trial
 from hwloop.run import choice
 from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Evaluator
+from hwloop.run.folder import RunFolder
 
 SPACING = 0.98
 """Neighbours on the front must differ by 2 % in latency to be worth two distillations."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hwloop.measure.profile import TargetProfile
-from hwloop.records import digest, to_json
+from hwloop.parsing import digest, to_json
 from hwloop.run.versions import RESULTS
 from hwloop.task import SPLITS, Task
 from hwloop.tasks.sources import PLAIN, code_digest, tensor_bytes

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hwloop.errors import UsageError
-from hwloop.files import RunFolder, read_json
+from hwloop.files import read_json
+from hwloop.findings import Measurement
 from hwloop.measure.scope import Scope
 from hwloop.measure.store import Store
 from hwloop.parsing import (
@@ -26,9 +27,9 @@ from hwloop.parsing import (
     at_least,
     optional,
 )
-from hwloop.records import Measurement
 from hwloop.run import config, identity
 from hwloop.run.beside import DISTURBANCE
+from hwloop.run.folder import RunFolder
 from hwloop.run.result import USUAL_RECIPES, Settings
 from hwloop.run.trials import describe_best
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwloop.compress.subject import Subject
+from hwloop.findings import Fingerprint, Measurement
 from hwloop.measure.profile import TargetProfile
-from hwloop.records import Candidate, Fingerprint, Goal, Measurement, Trial
+from hwloop.records import Candidate, Goal, Trial
 
 USUAL_RECIPES = {"whole-network INT8": 4, "uniform width 50 %": 2, "uniform width 50 %, INT8": 6}
 """What people would try without a search, as one action for every group."""

@@ -17,7 +17,8 @@ from hwloop.compress.fp16_range import Kept
 from hwloop.compress.recover import Recipe, Recovery
 from hwloop.compress.subject import Built, Subject, check_has_choices, subject
 from hwloop.errors import CandidateError
-from hwloop.files import RunFolder, write_atomically
+from hwloop.files import write_atomically
+from hwloop.findings import Measurement
 from hwloop.measure import paired as measure
 from hwloop.measure.answers import Engine
 from hwloop.measure.profile import TargetProfile, rules_for
@@ -32,14 +33,16 @@ from hwloop.parsing import (
     a_mapping,
     an_object,
     as_it_is,
+    digest,
     optional,
 )
-from hwloop.records import Measurement, Trial, digest
+from hwloop.records import Trial
 from hwloop.run import artefacts, config, identity, prepare
 from hwloop.run.admission import check_same_device, check_store, checked, expected_isa
 from hwloop.run.beside import COPIES, ENERGY, of_both
 from hwloop.run.evaluate import Evaluator, Stopwatch
 from hwloop.run.finalists import Finalist, Finals
+from hwloop.run.folder import RunFolder
 from hwloop.run.result import USUAL_RECIPES, Result, Settings
 from hwloop.run.trials import RECIPE, SHIPPED, Trials
 from hwloop.runtimes.fp16 import FALLBACKS

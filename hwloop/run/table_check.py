@@ -20,8 +20,7 @@ from hwloop.compress.export import export_onnx
 from hwloop.compress.space import ACTIONS, SpaceRules
 from hwloop.compress.subject import Subject, subject
 from hwloop.errors import UsageError
-from hwloop.files import write_atomically
-from hwloop.inputs import read_file
+from hwloop.files import read_file, write_atomically
 from hwloop.measure import paired as measure
 from hwloop.measure.profile import TargetProfile, resolve, rules_for
 from hwloop.measure.progress import Progress

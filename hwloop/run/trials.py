@@ -9,13 +9,13 @@ from typing import Any
 from hwloop.compress import space
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
-from hwloop.files import RunFolder
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
 from hwloop.measure.table import Predictor
 from hwloop.parsing import ANY_NUMBER, a_flag
 from hwloop.records import Candidate, Trial, TrialState
 from hwloop.run.evaluate import Evaluator
+from hwloop.run.folder import RunFolder
 from hwloop.run.result import USUAL_RECIPES
 from hwloop.search.problem import BudgetSpent, Choices, Problem, Score
 from hwloop.search.reward import Reward

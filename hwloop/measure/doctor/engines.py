@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hwloop.errors import CandidateError, EnvironmentProblem, HwloopError, TargetError
+from hwloop.findings import HOST_BOUND, HOST_BOUND_SHARE
 from hwloop.measure.doctor import said
 from hwloop.measure.doctor.check import FAIL, OK, WARN, Check, numbers
 from hwloop.measure.profile import TargetProfile, rules_for
 from hwloop.measure.progress import Progress
 from hwloop.measure.table import EMPTY, REFERENCE
-from hwloop.records import HOST_BOUND, HOST_BOUND_SHARE
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rowkinds import INT8_KINDS
 

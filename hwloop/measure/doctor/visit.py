@@ -12,7 +12,7 @@ from hwloop.measure.doctor.host import host_checks
 from hwloop.measure.doctor.start import start_check
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.progress import Progress
-from hwloop.records import to_json
+from hwloop.parsing import to_json
 
 ANNOUNCEMENT = (
     "reading is done; five checks that build engines follow: a few minutes on a graphics card, "
