@@ -31,7 +31,7 @@ from hwloop.run import identity, prepare
 from hwloop.run.evaluate import Evaluator, Stopwatch
 from hwloop.search.problem import Problem
 from hwloop.task import Task, load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(__file__).parent / ".cache"

@@ -36,7 +36,7 @@ from hwloop.measure.profile import load_profile, rules_for
 from hwloop.measure.progress import Progress
 from hwloop.run.table_check import unrecovered
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 TIMER = Path(__file__).parents[1] / "tests" / "data" / "plain_timer.py"
 SLICES_MS = (1.0, 2.0, 5.0, 10.0, 20.0)

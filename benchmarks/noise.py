@@ -20,7 +20,7 @@ from hwloop.measure.bench import compare
 from hwloop.measure.profile import load_profile
 from hwloop.measure.progress import Progress
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 LIMIT = 0.015
 

@@ -35,7 +35,7 @@ from hwloop.parsing import to_json
 from hwloop.records import LayerConfig
 from hwloop.run.table_check import random_choices, unrecovered
 from hwloop.task import ClassificationTask, Task, load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 FITTED = 15
 

@@ -31,7 +31,7 @@ from hwloop.run.table_check import random_choices, unrecovered_graph
 from hwloop.runtimes.proof import Proof, bindings, prove
 from hwloop.runtimes.rows import row_onnx
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 RULES = SpaceRules(base_precision="fp16", recipe="tensorrt")
 CALIBRATION_INPUTS = 4

@@ -23,7 +23,7 @@ from hwloop.device.ort import OrtRuntime, bound_run
 from hwloop.files import write_atomically
 from hwloop.stats import QUIET
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 PICTURE = Path(__file__).parents[1] / "docs" / "two_states.svg"
 WIDTH, ROW, LEFT, TOP = 720, 110, 150, 34

@@ -31,7 +31,7 @@ from hwloop.run.options import (
 )
 from hwloop.run.stages import run as run_stages
 from hwloop.task import Task, load_model
-from hwloop.tasks import as_task, load_task
+from hwloop.tasks.load import as_task, load_task
 
 ModelLike: TypeAlias = str | nn.Module | Callable[[], nn.Module]
 TaskLike: TypeAlias = str | Task | Callable[[], Task]

@@ -34,7 +34,6 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "runtimes": ("device",),
     "measure": ("device", "task"),
     "run": ("device", "task"),
-    "tasks": ("task",),
     "compress": ("task",),
     "cli": ("api",),
     "task": ("tasks",),

@@ -28,7 +28,7 @@ from hwloop.run import prepare
 from hwloop.run.table_check import show
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rowkinds import kind_of
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 FAKE = load_profile("fake")
 INT8 = ACTIONS.index(Action(precision="int8"))

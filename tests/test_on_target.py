@@ -24,7 +24,7 @@ from hwloop.measure.store import Store
 from hwloop.measure.table import LatencyTable
 from hwloop.run.table_check import unrecovered
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 pytestmark = pytest.mark.hardware
 

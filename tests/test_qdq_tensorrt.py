@@ -15,7 +15,7 @@ from hwloop.runtimes.fp16 import to_fp16
 from hwloop.runtimes.proof import prove
 from hwloop.runtimes.quantize import quantize
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 SIZE = (1, 16, 8, 8)
 

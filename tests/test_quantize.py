@@ -21,7 +21,7 @@ from hwloop.records import Action, Candidate, Network
 from hwloop.run.evaluate import CALIBRATION_INPUTS
 from hwloop.runtimes.quantize import quantize
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 INT8 = Action(precision="int8")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hwloop.errors import CandidateError
 from hwloop.task import Task
-from hwloop.tasks.spec import call_user
+from hwloop.tasks.calls import call_user
 
 SHRINKS = (1.0, 0.1, 0.01)
 """Of the peak rate: what suits residual networks of a classifier is far too fast for others."""

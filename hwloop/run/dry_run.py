@@ -38,8 +38,8 @@ from hwloop.run.folder import RunFolder
 from hwloop.run.options import run_folder, settings_of
 from hwloop.run.result import USUAL_RECIPES, Settings
 from hwloop.task import load_model
-from hwloop.tasks import as_task, load_task
 from hwloop.tasks.download import no_downloads
+from hwloop.tasks.load import as_task, load_task
 
 ROW_BYTES = 4_000
 

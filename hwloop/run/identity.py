@@ -17,9 +17,10 @@ from torch import nn
 from hwloop.measure.profile import TargetProfile
 from hwloop.parsing import digest, to_json
 from hwloop.run.versions import RESULTS
-from hwloop.task import SPLITS, Task
+from hwloop.task import Task
+from hwloop.tasks.calls import call_user
+from hwloop.tasks.protocol import SPLITS
 from hwloop.tasks.sources import PLAIN, code_digest, tensor_bytes
-from hwloop.tasks.spec import call_user
 from hwloop.tasks.splits import content_of
 
 SCORING = ("metric", "loss", "distillation_loss", "drop", "metric_name", "higher_is_better")

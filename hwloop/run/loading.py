@@ -26,8 +26,9 @@ from hwloop.records import Candidate
 from hwloop.run import config
 from hwloop.run.folder import RunFolder
 from hwloop.task import Task, load_model
-from hwloop.tasks import as_task, load_task
-from hwloop.tasks.spec import relocated, shown
+from hwloop.tasks.calls import shown
+from hwloop.tasks.load import as_task, load_task
+from hwloop.tasks.spec import relocated
 
 BUNDLED = "demo"
 """The one task that needs neither code nor data nor a download beyond hwloop itself."""

@@ -16,7 +16,7 @@ from hwloop.run.config import OBJECT
 from hwloop.run.result import Settings
 from hwloop.search.methods import METHODS
 from hwloop.tasks import task_for
-from hwloop.tasks.spec import shown
+from hwloop.tasks.calls import shown
 
 DEFAULT_LAM = 0.1
 MOST = 10_000_000

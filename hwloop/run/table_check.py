@@ -43,7 +43,8 @@ from hwloop.records import Candidate, LayerConfig, Network
 from hwloop.run import prepare
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.task import load_model
-from hwloop.tasks import load_task, task_for
+from hwloop.tasks import task_for
+from hwloop.tasks.load import load_task
 
 CALIBRATION_INPUTS = 8
 """Ranges do not change a latency, so a few random inputs are enough here."""

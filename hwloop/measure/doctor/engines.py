@@ -222,7 +222,7 @@ def _row(config: Any, board: Board, task: Task) -> OnnxModel:
 def _dense(board: Board, task: Task) -> OnnxModel:
     from hwloop.compress.subject import subject
     from hwloop.task import load_model
-    from hwloop.tasks import load_task
+    from hwloop.tasks.load import load_task
 
     demo = load_task("demo")
     found = subject(
