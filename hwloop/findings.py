@@ -52,7 +52,7 @@ class Fingerprint:
 
     @staticmethod
     def from_json(value: Any) -> Fingerprint:
-        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        """Inverse of :func:`hwloop.parsing.to_json`; raises ValueError on a wrong field."""
         words = dict.fromkeys(("device", "runtime", "runtime_version"), a_text())
         settings = a_list(a_list(a_text(), 2, 2), 0, 100)
         return read_record(Fingerprint, value, {**words, "settings": settings})
@@ -87,7 +87,7 @@ class Protocol:
 
     @staticmethod
     def from_json(value: Any) -> Protocol:
-        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        """Inverse of :func:`hwloop.parsing.to_json`; raises ValueError on a wrong field."""
         numbers = ("warmup_s", "sample_s", "turn_s", "target_halfwidth", "time_limit_s")
         counts = ("rounds", "min_samples", "max_samples")
         checks = {**dict.fromkeys(numbers, a_number(0, 1e6)), **dict.fromkeys(counts, an_int(1))}
@@ -202,7 +202,7 @@ class Measurement:
 
     @staticmethod
     def from_json(value: Any) -> Measurement:
-        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        """Inverse of :func:`hwloop.parsing.to_json`; raises ValueError on a wrong field."""
         return read_record(Measurement, value, _MEASUREMENT)
 
 
@@ -272,7 +272,7 @@ class Outcome:
 
     @staticmethod
     def from_json(value: Any) -> Outcome:
-        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        """Inverse of :func:`hwloop.parsing.to_json`; raises ValueError on a wrong field."""
         return read_record(Outcome, value, _OUTCOME)
 
 

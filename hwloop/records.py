@@ -66,7 +66,7 @@ class LayerConfig:
 
     @staticmethod
     def from_json(value: Any) -> LayerConfig:
-        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        """Inverse of :func:`hwloop.parsing.to_json`; raises ValueError on a wrong field."""
         return read_record(LayerConfig, value, _LAYER)
 
     @property
@@ -186,7 +186,7 @@ class Candidate:
 
     @staticmethod
     def from_json(value: Any) -> Candidate:
-        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        """Inverse of :func:`hwloop.parsing.to_json`; raises ValueError on a wrong field."""
         return read_record(Candidate, value, {"actions": a_list(_action, 0, 100_000)})
 
 
@@ -227,7 +227,7 @@ class Trial:
 
     @staticmethod
     def from_json(value: Any) -> Trial:
-        """Inverse of :func:`to_json`; raises ValueError on a wrong field."""
+        """Inverse of :func:`hwloop.parsing.to_json`; raises ValueError on a wrong field."""
         return read_record(Trial, value, _TRIAL)
 
 

@@ -29,7 +29,7 @@ def describe(module: nn.Module, example: Tensor, graph: bytes, *, name: str) -> 
     Args:
         module: the dense network, in eval mode.
         example: an input of the deployed shape.
-        graph: the same network exported by :func:`hwloop.export.export_onnx`.
+        graph: the same network exported by :func:`hwloop.compress.export.export_onnx`.
 
     Raises:
         UsageError: the network cannot be traced, or has weighted operators outside modules.

@@ -27,8 +27,8 @@ class SpaceRules:
         recipe: quantization recipe; it decides which layers int8 can pay for, and which changes
             of precision cost time.
         kept_float: ONNX operators that stay FP32 where the base precision is FP16.
-        refused_kinds: kinds of int8 rows (:func:`hwloop.rowkinds.kind_of`) that the target does
-            not build: no group that needs one may be int8.
+        refused_kinds: kinds of int8 rows (:func:`hwloop.runtimes.rowkinds.kind_of`) that the target
+            does not build: no group that needs one may be int8.
     """
 
     align: int = 8

@@ -38,8 +38,8 @@ def compare(
     file is compared with itself, which shows what the machine's noise alone looks like.
 
     Args:
-        shapes: of inputs with dynamic dimensions, see :func:`hwloop.modelfile.parse_shapes`; a
-            dynamic batch alone is taken as 1.
+        shapes: of inputs with dynamic dimensions, see
+            :func:`hwloop.measure.modelfile.parse_shapes`; a dynamic batch alone is taken as 1.
 
     Returns:
         One record per model: file, latency_ms, latency_ms_ci95, latency_source, size_bytes,

@@ -25,7 +25,7 @@ def files(
     """Contents by file name: model.onnx, model.safetensors, candidate.json.
 
     Args:
-        settings: with portable paths; see :func:`hwloop.config.portable`.
+        settings: with portable paths; see :func:`hwloop.run.config.portable`.
         note: added to candidate.json.
         fingerprint: of the device that the engine was built on, and is valid for.
         engine: adds model.engine, and engine.json with its SHA-256, its audit and that device.

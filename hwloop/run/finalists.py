@@ -1,6 +1,6 @@
 """From a finished search to the network that ships: undo what earns nothing, distil, choose.
 
-Nothing here looks at the test split; see :mod:`hwloop.stages` for the one time that it is used.
+Nothing here looks at the test split; see :mod:`hwloop.run.stages` for the one time that it is used.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Finals:
     def choose(
         self, trials: Sequence[Trial], predictor: Predictor, *, loop_max_drop: float | None
     ) -> Finalist | None:
-        """The best network that was seen, or None when the dense one is; see :mod:`hwloop.choice`.
+        """The best network that was seen, or None if the dense one is; see :mod:`hwloop.run.choice`.
 
         With a limit on the drop, the Pareto front is walked from the fastest trial within
         ``loop_max_drop``: to a faster one after a success, to a slower one after a failure. The

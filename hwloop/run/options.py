@@ -146,7 +146,7 @@ def a_host(value: Any) -> str | None:
 def a_progress(value: Any) -> Progress:
     """Who is told how far a job is; nobody for None. Raises UsageError."""
     if value is not None and not isinstance(value, Progress):
-        raise _wrong("progress", value, "a hwloop.progress.Progress")
+        raise _wrong("progress", value, "a hwloop.measure.progress.Progress")
     return value or Progress()
 
 

@@ -1,7 +1,7 @@
 """One file to send back: what the doctor saw, the board's own files, a run's report.
 
 A zip of JSON files and a README, written in one step. Everything in it went through
-:class:`hwloop.doctor.scrub.Scrubber`.
+:class:`hwloop.measure.doctor.scrub.Scrubber`.
 """
 
 from __future__ import annotations

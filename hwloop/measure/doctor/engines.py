@@ -1,7 +1,7 @@
 """What only the hardware can tell: five checks that build engines, for the first one with a board.
 
 Each has a deadline and its own lines; one that fails does not keep the next from being made. The
-figures behind the lines go into the bundle (:mod:`hwloop.doctor.bundle`).
+figures behind the lines go into the bundle (:mod:`hwloop.measure.doctor.bundle`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WORTH_SENDING = "worth a report: hwloop doctor --target NAME --bundle FILE.zip"
 
 
 class Board(Protocol):
-    """What is used of a :class:`hwloop.targets.DeviceSession`."""
+    """What is used of a :class:`hwloop.measure.session.DeviceSession`."""
 
     @property
     def isa(self) -> str: ...

@@ -27,7 +27,8 @@ class Visit:
     Attributes:
         checks: every line, in order.
         fingerprint, state: of the target as JSON values, or None where it did not start.
-        results: figures of :mod:`hwloop.doctor.engines` by name; empty where they were not made.
+        results: figures of :mod:`hwloop.measure.doctor.engines` by name; empty where they were not
+            made.
         recordings: the board's files, where they were asked for and could be had.
     """
 
