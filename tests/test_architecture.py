@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 import time
@@ -153,6 +155,27 @@ def test_the_vocabulary_has_no_torch_and_no_files(name: str) -> None:
 def test_the_dqn_imports_nothing_of_ours_but_its_replay(name: str) -> None:
     ours = {item for item in imports(ROOT / "search" / f"{name}.py") if "hwloop" in item}
     assert ours <= {"hwloop.search.replay"}
+
+
+def leads_somewhere(name: str) -> bool:
+    """Whether there is a module, or something in one, of this dotted name."""
+    parts = name.split(".")
+    for depth in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:depth]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[depth:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False
+
+
+def test_references_in_docstrings_lead_somewhere() -> None:
+    wanted = re.compile(r":[a-z]+:`(hwloop\.[\w.]+)`")
+    found = {(path.name, name) for path in sources() for name in wanted.findall(path.read_text())}
+    assert len(found) > 30
+    assert not sorted(place for place in found if not leads_somewhere(place[1]))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class Finals:
     def choose(
         self, trials: Sequence[Trial], predictor: Predictor, *, loop_max_drop: float | None
     ) -> Finalist | None:
-        """The best network that was seen, or None if the dense one is; see :mod:`hwloop.run.choice`.
+        """The best network seen, or None when the dense one is; see :mod:`hwloop.run.choice`.
 
         With a limit on the drop, the Pareto front is walked from the fastest trial within
         ``loop_max_drop``: to a faster one after a success, to a slower one after a failure. The
