@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from common import print_table, write_result
 from disturb import disturbed
-from interference import BY_MEMORY, CONDITIONS, SLICES_MS, write_pairs
+from interference import CONDITIONS, SLICES_MS
 from numpy.typing import NDArray
+from pairs import BY_MEMORY, write_pairs
 
 from hwloop.device.ort import OrtRuntime, bound_run
 

@@ -101,43 +101,12 @@ def report() -> None:
     with Store(CACHE / "search.sqlite") as store:
         runs = {k: v for k, v in store.all("search").items() if k.startswith("run/")}
         baseline_ms = float(np.median(store.get("baseline", "latency")["reference_ms"]))
-    summary: dict[str, Any] = {}
+    goals: dict[str, Any] = {}
     for goal in GOALS:
-        rows = [["method", "reward, median (range)", "after 30", "speedup", "drop", "evaluations"]]
-        summary[goal] = {}
-        for name in RIVALS:
-            found = [
-                runs[f"run/{goal}/{name}/{seed}"]
-                for seed in SEEDS
-                if f"run/{goal}/{name}/{seed}" in runs
-            ]
-            if not found:
-                continue
-            last = [run["curve"][-1] for run in found]
-            half = [run["curve"][min(29, len(run["curve"]) - 1)] for run in found]
-            speed = [baseline_ms / run["best"][2] for run in found]
-            drop = [run["best"][1] for run in found]
-            summary[goal][name] = {
-                "best_reward": last,
-                "after_30": half,
-                "speedup": speed,
-                "drop": drop,
-                "evaluations": [run["evaluations"] for run in found],
-                "search_seconds": [run["seconds"] for run in found],
-            }
-            rows.append(
-                [
-                    name,
-                    f"{stats.median(last):.3f} ({min(last):.3f} to {max(last):.3f})",
-                    f"{stats.median(half):.3f}",
-                    f"{stats.median(speed):.2f}x",
-                    f"{stats.median(drop):+.4f}",
-                    str(int(stats.median([run["evaluations"] for run in found]))),
-                ]
-            )
+        goals[goal] = summary(goal, runs, baseline_ms)
         asked = f"drop <= {MAX_DROP}" if goal == "drop" else f"speedup >= {MIN_SPEEDUP}"
         print(f"\ngoal: {asked}")
-        print_table(rows)
+        print_table(table(goals[goal]))
     value = {
         "evaluations": EVALUATIONS,
         "seeds": SEEDS,
@@ -145,10 +114,46 @@ def report() -> None:
         "min_speedup": MIN_SPEEDUP,
         "latency_source": "table",
         "recovery": "batch-norm recalibration, 4 batches of 128",
-        "goals": summary,
+        "goals": goals,
         "curves": {key: run["curve"] for key, run in runs.items()},
     }
     write_result("search", value, started=started)
+
+
+def summary(goal: str, runs: dict[str, Any], baseline_ms: float) -> dict[str, Any]:
+    """Each method's figures for a goal, seed by seed; methods that were not run are left out."""
+    found = {}
+    for name in RIVALS:
+        keys = [f"run/{goal}/{name}/{seed}" for seed in SEEDS]
+        own = [runs[key] for key in keys if key in runs]
+        if own:
+            found[name] = {
+                "best_reward": [run["curve"][-1] for run in own],
+                "after_30": [run["curve"][min(29, len(run["curve"]) - 1)] for run in own],
+                "speedup": [baseline_ms / run["best"][2] for run in own],
+                "drop": [run["best"][1] for run in own],
+                "evaluations": [run["evaluations"] for run in own],
+                "search_seconds": [run["seconds"] for run in own],
+            }
+    return found
+
+
+def table(methods: dict[str, Any]) -> list[list[str]]:
+    """A line for each method."""
+    rows = [["method", "reward, median (range)", "after 30", "speedup", "drop", "evaluations"]]
+    for name, own in methods.items():
+        last = own["best_reward"]
+        rows.append(
+            [
+                name,
+                f"{stats.median(last):.3f} ({min(last):.3f} to {max(last):.3f})",
+                f"{stats.median(own['after_30']):.3f}",
+                f"{stats.median(own['speedup']):.2f}x",
+                f"{stats.median(own['drop']):+.4f}",
+                str(int(stats.median(own["evaluations"]))),
+            ]
+        )
+    return rows
 
 
 if __name__ == "__main__":
