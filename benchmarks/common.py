@@ -14,8 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hwloop.compress import space
 from hwloop.compress.recover import RECALIBRATED, Recipe, Recovery
 from hwloop.compress.subject import Subject, subject
@@ -119,10 +117,3 @@ def prepared_demo(name: str, *, loop_recipe: Recipe = RECALIBRATED) -> Iterator[
             predictor=predictor,
             store=store,
         )
-
-
-def bootstrap_ci95(values: list[float], *, seed: int = 0) -> list[float]:
-    """Percentile bootstrap interval of the median."""
-    rng = np.random.default_rng(seed)
-    medians = np.median(rng.choice(np.asarray(values), (2000, len(values))), axis=1)
-    return [float(value) for value in np.percentile(medians, [2.5, 97.5])]
