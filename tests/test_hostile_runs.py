@@ -31,8 +31,8 @@ from hwloop.files import sha256
 from hwloop.measure import bench as benching
 from hwloop.measure.profile import load_profile
 from hwloop.measure.session import DeviceSession
+from hwloop.run import admission, stages
 from hwloop.run import dry_run as plan
-from hwloop.run import stages
 
 Capsys = pytest.CaptureFixture[str]
 Alter = Callable[[Path], Any]
@@ -51,7 +51,7 @@ def pwn(*args):
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     """Task, network and target are the same in every case: checked and started once."""
-    checked, kept = stages.checked, []
+    checked, kept = admission.checked, []
 
     def once(*args: Any) -> Any:
         kept[:] = kept or [checked(*args)]
@@ -62,7 +62,7 @@ def quick() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, DeviceSession(load_profile("fake")) as session:
         patch.setattr(stages, "DeviceSession", lambda profile: contextlib.nullcontext(session))
-        patch.setattr(stages, "checked", once)
+        patch.setattr(admission, "checked", once)
         patch.setattr(plan, "checked", once)
         patch.setattr(benching, "DeviceSession", unreachable)
         yield

@@ -35,7 +35,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "search": (
         "search/*.py",
         *("runtimes/rowkinds.py", "compress/space.py"),
-        *("run/prepare.py", "run/finalists.py", "run/choice.py"),
+        *("run/prepare.py", "run/finalists.py", "run/distil.py", "run/front.py", "run/choice.py"),
     ),
 }
 

@@ -15,7 +15,7 @@ from hwloop.files import RunFolder, read_json
 from hwloop.parsing import a_number, a_text, an_int, one_of, optional, read_record
 from hwloop.records import Goal, to_json
 from hwloop.run import identity
-from hwloop.run.result import Settings
+from hwloop.run.settings import Settings
 from hwloop.tasks.spec import relocated
 
 RAISABLE = ("evaluations", "finalists", "final_steps", "time_limit_s")

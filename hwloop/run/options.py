@@ -13,7 +13,7 @@ from hwloop.measure.progress import Progress
 from hwloop.parsing import a_text
 from hwloop.records import Goal
 from hwloop.run.config import OBJECT
-from hwloop.run.result import Settings
+from hwloop.run.settings import Settings
 from hwloop.search.methods import METHODS
 from hwloop.tasks import task_for
 from hwloop.tasks.spec import shown
