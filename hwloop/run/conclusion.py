@@ -40,20 +40,16 @@ def conclusion(
         int8_refused: kinds of int8 rows that the target does not build, with its reasons.
         warnings: what is doubtful about the task, its data or the goal.
     """
-    subject, everything, built = trials.evaluator.subject, trials.all(), shipped.built
+    settings, subject = work.settings, trials.evaluator.subject
+    built, everything = shipped.built, trials.all()
     dense = subject.dense_candidate
     drop = subject.task.drop(final.dense_metric, final.metric)
-    verdict = verdict_on(
-        work.settings.goal,
-        drop=drop,
-        measurement=final.measurement,
-        why_dense=shipped.summary if built.candidate == dense else None,
-    )
+    why_dense = shipped.summary if built.candidate == dense else None
     return Result(
-        settings=work.settings,
+        settings=settings,
         target=_target(work.profile),
         fingerprint=work.session.fingerprint,
-        verdict=verdict,
+        verdict=verdict_on(settings.goal, final.measurement, drop=drop, why_dense=why_dense),
         measurement=final.measurement,
         metric_name=subject.task.metric_name,
         baseline=_network(subject, dense, graph=subject.graph, metric=final.dense_metric),

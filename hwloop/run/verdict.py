@@ -21,13 +21,13 @@ class Verdict:
 
 
 def verdict_on(
-    goal: Goal, *, drop: float, measurement: Measurement, why_dense: str | None
+    goal: Goal, measurement: Measurement, *, drop: float, why_dense: str | None
 ) -> Verdict:
     """Hold the final figures against the goal.
 
     Args:
-        drop: on the test split, in the metric's unit, positive = worse.
         measurement: the network that ships against the dense one, by the final protocol.
+        drop: on the test split, in the metric's unit, positive = worse.
         why_dense: what was seen, in a sentence, where the dense network ships.
     """
     latency_ms, speedup = measurement.latency_ms, 1 / measurement.ratio
