@@ -21,12 +21,13 @@ from hwloop.device import state
 from hwloop.files import write_atomically
 from hwloop.measure.profile import load_profile, rules_for
 from hwloop.measure.progress import ConsoleProgress
-from hwloop.measure.scope import Scope
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import LatencyTable, Predictor
-from hwloop.run import identity, prepare
-from hwloop.run.evaluate import Evaluator, Stopwatch
+from hwloop.run import digests, identity, prepare
+from hwloop.run.clock import Stopwatch
+from hwloop.run.evaluate import Evaluator, evaluator_of
+from hwloop.run.memory import Figures
 from hwloop.search.problem import Problem
 from hwloop.task import Task, load_model
 from hwloop.tasks.load import load_task
@@ -95,11 +96,11 @@ def prepared_demo(name: str, *, loop_recipe: Recipe = RECALIBRATED) -> Iterator[
     CACHE.mkdir(exist_ok=True)
     with DeviceSession(profile) as session, Store(CACHE / f"{name}.sqlite") as store:
         found = subject(task, module, rules_for(profile, session.isa), isa=session.isa, name="demo")
-        inputs = identity.inputs_of(task, module, found.float_graph, profile)
-        evaluator = Evaluator(
+        inputs = digests.inputs_of(task, module, found.float_graph, profile)
+        evaluator = evaluator_of(
             found,
             session,
-            Scope(store, identity.key_of(inputs)),
+            figures=Figures(store, identity.key_of(inputs)),
             recovery=Recovery(task, module, seed=0),
             loop_recipe=loop_recipe,
             max_drop=None,

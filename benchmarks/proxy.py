@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,9 @@ def work(share: int, shares: int) -> None:
             result: dict[str, Any] = {"band": chosen[number][0], "score": {}, "seconds": {}}
             for name, recipe in {**RECIPES, FULL: Recipe(steps=FULL_STEPS)}.items():
                 started = time.monotonic()
-                built = bench.evaluator.build(candidate, recipe)
-                split = test if name == FULL else bench.evaluator.search_split
-                result["score"][name] = split.score(bench.evaluator.run(built.model))
+                built = bench.evaluator.builder.build(candidate, recipe)
+                split = test if name == FULL else bench.evaluator.scorer.split
+                result["score"][name] = split.score(partial(bench.session.infer, built.model))
                 result["seconds"][name] = time.monotonic() - started
                 bench.session.forget(built.model)
             bench.store.add("proxy", key, result)

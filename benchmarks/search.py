@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,10 +85,11 @@ def _score(bench: Any, choices: Choices) -> Score:
     stored = bench.store.get("search-score", key)
     if stored is None:
         try:
-            built = bench.evaluator.build(space.candidate(choices), RECALIBRATION)
-            metric = bench.evaluator.score(built.model, bench.evaluator.search_split)
+            built = bench.evaluator.builder.build(space.candidate(choices), RECALIBRATION)
+            scorer = bench.evaluator.scorer
+            metric = scorer.split.score(partial(bench.session.infer, built.model))
             bench.session.forget(built.model)
-            stored = {"drop": bench.evaluator.baseline_metric - metric, "failed": None}
+            stored = {"drop": scorer.dense_metric - metric, "failed": None}
         except CandidateError as error:
             stored = {"drop": None, "failed": str(error)}
         bench.store.add("search-score", key, stored)

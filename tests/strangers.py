@@ -24,8 +24,8 @@ from hwloop.errors import ExitCode, HwloopError, TargetError, UsageError
 from hwloop.measure import bench as benching
 from hwloop.measure.profile import load_profile
 from hwloop.measure.session import DeviceSession
+from hwloop.run import admission, stages
 from hwloop.run import dry_run as plan
-from hwloop.run import stages
 
 Capsys = pytest.CaptureFixture[str]
 Alter = Callable[[Path], Any]
@@ -44,7 +44,7 @@ def pwn(*args):
 @pytest.fixture(name="quick", scope="module", autouse=True)
 def quick_fixture() -> Iterator[None]:
     """Task, network and target are the same in every case: checked and started once."""
-    checked, kept = stages.checked, []
+    checked, kept = admission.checked, []
 
     def once(*args: Any) -> Any:
         kept[:] = kept or [checked(*args)]
@@ -55,7 +55,7 @@ def quick_fixture() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, DeviceSession(load_profile("fake")) as session:
         patch.setattr(stages, "DeviceSession", lambda profile: contextlib.nullcontext(session))
-        patch.setattr(stages, "checked", once)
+        patch.setattr(admission, "checked", once)
         patch.setattr(plan, "checked", once)
         patch.setattr(benching, "DeviceSession", unreachable)
         yield

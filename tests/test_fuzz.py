@@ -37,7 +37,7 @@ from hwloop.measure import checking
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
 from hwloop.measure.table import REFERENCE, export_rows
-from hwloop.run import config, stages
+from hwloop.run import admission, config, stages
 from hwloop.run import dry_run as plan
 from hwloop.run import table_check as tables
 from hwloop.run.folder import RunFolder
@@ -70,7 +70,7 @@ def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     def unreachable(*args: Any) -> Any:
         raise TargetError("no target here", "none is needed")
 
-    checked, kept = stages.checked, {}
+    checked, kept = admission.checked, {}
 
     def once(options: Any, task: Any, module: Any, profile: Any) -> Any:
         key = (type(task), type(module), options.goal.max_drop, options.table)
@@ -78,7 +78,7 @@ def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             kept[key] = checked(options, task, module, profile)
         return kept[key]
 
-    monkeypatch.setattr(stages, "checked", once)
+    monkeypatch.setattr(admission, "checked", once)
     monkeypatch.setattr(plan, "checked", once)
     for module in (stages, tables, benching, checking):
         monkeypatch.setattr(module, "DeviceSession", unreachable)

@@ -25,7 +25,7 @@ from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable, stored_refused_kinds
 from hwloop.records import Action, LayerConfig
 from hwloop.run import prepare
-from hwloop.run.table_check import show
+from hwloop.run.table_files import show
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rowkinds import kind_of
 from hwloop.tasks.load import load_task

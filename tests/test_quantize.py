@@ -18,7 +18,7 @@ from hwloop.compress.export import export_onnx
 from hwloop.compress.model import describe
 from hwloop.device import state
 from hwloop.records import Action, Candidate, Network
-from hwloop.run.evaluate import CALIBRATION_INPUTS
+from hwloop.run.build import CALIBRATION_INPUTS
 from hwloop.runtimes.quantize import quantize
 from hwloop.task import load_model
 from hwloop.tasks.load import load_task

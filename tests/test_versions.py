@@ -15,7 +15,7 @@ import pytest
 
 import hwloop
 from hwloop.run.versions import RESULTS
-from hwloop.tasks.sources import normalised
+from hwloop.tasks.codetext import normalised
 
 SOURCES = Path(hwloop.__file__).parent
 HELD = Path(__file__).parent / "data" / "result_sources.json"
@@ -35,7 +35,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "search": (
         "search/*.py",
         *("runtimes/rowkinds.py", "compress/space.py"),
-        *("run/prepare.py", "run/finalists.py", "run/choice.py"),
+        *("run/prepare.py", "run/finalists.py", "run/distil.py", "run/front.py", "run/choice.py"),
     ),
 }
 

@@ -53,7 +53,6 @@ class Recipe:
 
 NO_RECOVERY = Recipe(steps=0, recalibration_batches=0)
 RECALIBRATED = Recipe(steps=0)
-IN_LOOP = Recipe(steps=20)
 
 
 class Recovery:

@@ -16,7 +16,7 @@ from hwloop.parsing import a_number, a_text, an_int, one_of, optional, read_reco
 from hwloop.records import Goal
 from hwloop.run import identity
 from hwloop.run.folder import RunFolder
-from hwloop.run.result import Settings
+from hwloop.run.settings import Settings
 from hwloop.tasks.spec import relocated
 
 RAISABLE = ("evaluations", "finalists", "final_steps", "time_limit_s")

@@ -25,9 +25,10 @@ from hwloop.measure import paired as measure
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import LatencyTable, Predictor
-from hwloop.parsing import ANY_TEXT, a_number, a_text, an_object
 from hwloop.records import Network
+from hwloop.run.build import holding
 from hwloop.run.evaluate import Evaluator
+from hwloop.run.kept import Probe
 from hwloop.runtimes.fp16 import FALLBACKS
 from hwloop.runtimes.quantize import TENSORRT
 from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
@@ -37,8 +38,6 @@ PROBE_SAMPLES = 500
 PROBE_RECIPE = Recipe(steps=0, recalibration_batches=3)
 HOPELESS_DROP = 1.0
 """Damage of an action whose probe failed, in units of the metric."""
-
-_SQUARED = a_number(-1e100, 1e100)  # so that its square is a number as well
 
 
 def held_on_target(found: Subject, session: DeviceSession) -> Subject:
@@ -133,13 +132,13 @@ def fitted_predictor(
     for number, choices in enumerate(_calibration_choices(evaluator, seed)):
         progress.advance(number, CALIBRATION_NETWORKS)
         candidate = space.candidate(choices)
-        measurement = evaluator.latency(candidate)
+        measurement = evaluator.latencies.known(candidate)
         if measurement is None:
             try:
                 # Latency does not depend on the values of the weights: no recovery is needed.
-                built = evaluator.build(candidate, NO_RECOVERY)
-                measurement = evaluator.measurement(built)
-                evaluator.session.forget(built.model)
+                built = evaluator.builder.build(candidate, NO_RECOVERY)
+                with holding(evaluator.session, built.model):
+                    measurement = evaluator.latencies.of(built)
             except CandidateError:
                 continue
         predictor.observe(choices, measurement.latency_ms)
@@ -183,16 +182,16 @@ def damage(evaluator: Evaluator, progress: Progress) -> NDArray[np.float64]:
     progress.stage("sensitivity")
     for number, (group, index) in enumerate(probes):
         progress.advance(number, len(probes), subject.network.groups[group].name)
-        key = f"{group}/{index}"
-        if evaluator.store.get("probe", key, kept_probe) is None:
-            found = _probe(evaluator, split, group=group, index=index, dense=dense)
-            if "kl" in found:
-                found["drop"] = subject.task.drop(dense_metric, found.pop("metric"))
-            evaluator.store.add("probe", key, found)
-    results = {
-        probe: evaluator.store.get("probe", f"{probe[0]}/{probe[1]}", kept_probe)
-        for probe in probes
-    }
+        if evaluator.figures.probe(group, str(index)) is None:
+            found = _probe(
+                evaluator, split, group=group, index=index, dense=dense, dense_metric=dense_metric
+            )
+            evaluator.figures.add_probe(group, str(index), found)
+    results = {}
+    for group, index in probes:
+        known = evaluator.figures.probe(group, str(index))
+        assert known is not None, "every probe was stored"
+        results[group, index] = known
     return _as_drops(results, masks)
 
 
@@ -206,47 +205,42 @@ def probed(masks: tuple[tuple[bool, ...], ...]) -> list[tuple[int, int]]:
     ]
 
 
-def kept_probe(value: Any) -> dict[str, Any]:
-    """A stored probe: what it hurts, or why it failed. Raises ValueError for anything else."""
-    if isinstance(value, dict) and "failed" in value:
-        failed: dict[str, Any] = an_object({"failed": a_text(10_000, ANY_TEXT)})(value)
-        return failed
-    found: dict[str, Any] = an_object({"kl": _SQUARED, "drop": _SQUARED})(value)
-    return found
-
-
 def _probe(
-    evaluator: Evaluator, split: ScoredSplit, *, group: int, index: int, dense: NDArray[Any]
-) -> dict[str, Any]:
+    evaluator: Evaluator,
+    split: ScoredSplit,
+    *,
+    group: int,
+    index: int,
+    dense: NDArray[Any],
+    dense_metric: float,
+) -> Probe:
     choices = [0] * len(evaluator.subject.network.groups)
     choices[group] = index
     try:
-        built = evaluator.build(space.candidate(tuple(choices)), PROBE_RECIPE)
-        try:
-            with evaluator.clock("score"):
-                if ACTIONS[index].precision == "base":
-                    outputs = split.outputs(torch_run(built.module))
-                else:
-                    outputs = split.outputs(evaluator.run(built.model))
-        finally:
-            evaluator.session.forget(built.model)
+        built = evaluator.builder.build(space.candidate(tuple(choices)), PROBE_RECIPE)
+        with holding(evaluator.session, built.model), evaluator.clock("score"):
+            if ACTIONS[index].precision == "base":
+                outputs = split.outputs(torch_run(built.module))
+            else:
+                outputs = split.outputs(partial(evaluator.session.infer, built.model))
         kl = mean_kl(dense, outputs)
         if not math.isfinite(kl):
-            return {"failed": "the outputs are not finite"}
-        return {"kl": kl, "metric": split.metric(outputs)}
+            return Probe(failed="the outputs are not finite")
+        return Probe(kl=kl, drop=evaluator.subject.task.drop(dense_metric, split.metric(outputs)))
     except CandidateError as error:
-        return {"failed": str(error)}
+        return Probe(failed=str(error))
 
 
 def _as_drops(
-    probes: dict[tuple[int, int], dict[str, Any]], masks: tuple[tuple[bool, ...], ...]
+    probes: dict[tuple[int, int], Probe], masks: tuple[tuple[bool, ...], ...]
 ) -> NDArray[np.float64]:
-    measured = [value for value in probes.values() if "kl" in value]
-    squares = sum(value["kl"] ** 2 for value in measured)
-    slope = sum(value["kl"] * value["drop"] for value in measured) / squares if squares else 0.0
+    measured = [probe for probe in probes.values() if probe.failed is None]
+    squares = sum(probe.kl**2 for probe in measured)
+    slope = sum(probe.kl * probe.drop for probe in measured) / squares if squares else 0.0
     drops = np.zeros((len(masks), len(ACTIONS)))
-    for (group, index), value in probes.items():
-        drops[group, index] = max(slope, 1e-3) * value["kl"] if "kl" in value else HOPELESS_DROP
+    for (group, index), probe in probes.items():
+        hopeless = probe.failed is not None
+        drops[group, index] = HOPELESS_DROP if hopeless else max(slope, 1e-3) * probe.kl
     for index, action in enumerate(ACTIONS):
         if action.kind != "keep" and action.precision != "base":
             width = _index(action.kind, action.amount, "base")
