@@ -22,7 +22,12 @@ HELD = Path(__file__).parent / "data" / "result_sources.json"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 AREAS: dict[str, tuple[str, ...]] = {
     "export": ("compress/export.py",),
-    "prune": ("compress/prune.py", "compress/apply.py", "compress/model.py"),
+    "prune": (
+        "compress/coupling.py",
+        "compress/methods/prune.py",
+        "compress/apply.py",
+        "compress/model.py",
+    ),
     "quantize": (
         "runtimes/quantize.py",
         "runtimes/qdq_ort.py",
