@@ -32,6 +32,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         "runtimes/quantize.py",
         "runtimes/qdq_ort.py",
         "runtimes/qdq_tensorrt.py",
+        "runtimes/calibration.py",
         "runtimes/fp16.py",
         "compress/fp16_range.py",
     ),
