@@ -22,11 +22,17 @@ HELD = Path(__file__).parent / "data" / "result_sources.json"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 AREAS: dict[str, tuple[str, ...]] = {
     "export": ("compress/export.py",),
-    "prune": ("compress/prune.py", "compress/apply.py", "compress/model.py"),
+    "prune": (
+        "compress/coupling.py",
+        "compress/methods/prune.py",
+        "compress/apply.py",
+        "compress/model.py",
+    ),
     "quantize": (
         "runtimes/quantize.py",
         "runtimes/qdq_ort.py",
         "runtimes/qdq_tensorrt.py",
+        "runtimes/calibration.py",
         "runtimes/fp16.py",
         "compress/fp16_range.py",
     ),

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from hwloop.compress import space
+from hwloop.compress.methods.prune import prune
 from hwloop.compress.model import weighted_calls, weighted_nodes
-from hwloop.compress.prune import prune
 from hwloop.compress.space import SpaceRules
 from hwloop.records import Candidate, Network
 from hwloop.runtimes.fp16 import to_fp16
@@ -36,7 +36,7 @@ def compress(
         if kept < group.channels:
             widths[group.name] = kept
     if widths:
-        prune(module, example, widths, scores=dense)
+        prune(module, example, widths, dense=dense)
     return module.eval()
 
 

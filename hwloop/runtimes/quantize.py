@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from hwloop.errors import CandidateError
 from hwloop.runtimes.qdq_ort import quantize_ort
 from hwloop.runtimes.qdq_tensorrt import quantize_tensorrt
 
 TENSORRT = "tensorrt"
+LARGEST_BYTES = 2_000_000_000
+"""ONNX keeps up to 2 GiB in one file; Q and DQ nodes take a little more than the float graph."""
 
 
 def quantize(
@@ -34,6 +37,9 @@ def quantize(
         CandidateError: stage ``compress``: the graph cannot be quantized.
         EnvironmentProblem: ONNX Runtime is not installed.
     """
+    if len(graph) > LARGEST_BYTES:
+        size_gb = len(graph) / 1e9
+        raise CandidateError("compress", f"INT8: the graph has {size_gb:.1f} GB, 2 at most can be")
     if recipe == TENSORRT:
         return quantize_tensorrt(graph, nodes, calibration=calibration)
     return quantize_ort(graph, nodes, calibration=calibration, recipe=recipe, isa=isa)
