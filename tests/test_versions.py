@@ -15,7 +15,7 @@ import pytest
 
 import hwloop
 from hwloop.run.versions import RESULTS
-from hwloop.tasks.sources import normalised
+from hwloop.tasks.codetext import normalised
 
 SOURCES = Path(hwloop.__file__).parent
 HELD = Path(__file__).parent / "data" / "result_sources.json"
