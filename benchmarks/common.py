@@ -14,25 +14,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hwloop.compress import space
 from hwloop.compress.recover import RECALIBRATED, Recipe, Recovery
 from hwloop.compress.subject import Subject, subject
 from hwloop.device import state
 from hwloop.files import write_atomically
+from hwloop.measure.predict import Predictor
 from hwloop.measure.profile import rules_for
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import ConsoleProgress
-from hwloop.measure.scope import Scope
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
-from hwloop.measure.table import LatencyTable, Predictor
-from hwloop.run import identity, prepare
-from hwloop.run.evaluate import Evaluator, Stopwatch
+from hwloop.measure.table import LatencyTable
+from hwloop.run import calibrate, digests, features, identity, sensitivity
+from hwloop.run.clock import Stopwatch
+from hwloop.run.evaluate import Evaluator, evaluator_of
+from hwloop.run.memory import Figures
 from hwloop.search.problem import Problem
 from hwloop.task import Task, load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(__file__).parent / ".cache"
@@ -79,12 +79,12 @@ class Bench:
     def problem(self, **limits: Any) -> Problem:
         """The search's problem with these limits (budget_ms, max_drop)."""
         return Problem(
-            network_features=prepare.features(self.subject.network),
-            masks=space.masks(self.subject.network, self.subject.rules),
+            network_features=features.features(self.subject.network),
+            masks=self.subject.masks,
             predict_ms=self.predictor,
             baseline_ms=self.evaluator.baseline.latency_ms,
-            damage=prepare.damage(self.evaluator, ConsoleProgress()),
-            menu_features=space.menu_features(),
+            damage=sensitivity.damage(self.evaluator, ConsoleProgress()),
+            menu_features=space.menu_features(self.subject.rules),
             **limits,
         )
 
@@ -98,11 +98,11 @@ def prepared_demo(name: str, *, loop_recipe: Recipe = RECALIBRATED) -> Iterator[
     CACHE.mkdir(exist_ok=True)
     with DeviceSession(profile) as session, Store(CACHE / f"{name}.sqlite") as store:
         found = subject(task, module, rules_for(profile, session.isa), isa=session.isa, name="demo")
-        inputs = identity.inputs_of(task, module, found.float_graph, profile)
-        evaluator = Evaluator(
+        inputs = digests.inputs_of(task, module, found.float_graph, profile)
+        evaluator = evaluator_of(
             found,
             session,
-            Scope(store, identity.key_of(inputs)),
+            figures=Figures(store, identity.key_of(inputs)),
             recovery=Recovery(task, module, seed=0),
             loop_recipe=loop_recipe,
             max_drop=None,
@@ -111,7 +111,7 @@ def prepared_demo(name: str, *, loop_recipe: Recipe = RECALIBRATED) -> Iterator[
             clock=Stopwatch(),
         )
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
-        predictor = prepare.fitted_predictor(evaluator, table, ConsoleProgress(), seed=0)
+        predictor = calibrate.fitted_predictor(evaluator, table, ConsoleProgress(), seed=0)
         yield Bench(
             task=task,
             subject=found,
@@ -120,10 +120,3 @@ def prepared_demo(name: str, *, loop_recipe: Recipe = RECALIBRATED) -> Iterator[
             predictor=predictor,
             store=store,
         )
-
-
-def bootstrap_ci95(values: list[float], *, seed: int = 0) -> list[float]:
-    """Percentile bootstrap interval of the median."""
-    rng = np.random.default_rng(seed)
-    medians = np.median(rng.choice(np.asarray(values), (2000, len(values))), axis=1)
-    return [float(value) for value in np.percentile(medians, [2.5, 97.5])]

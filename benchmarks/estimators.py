@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from common import print_table, write_result
 from disturb import disturbed
-from interference import BY_MEMORY, CONDITIONS, SLICES_MS, write_pairs
+from interference import CONDITIONS, SLICES_MS
 from numpy.typing import NDArray
+from pairs import BY_MEMORY, write_pairs
 
-from hwloop.device.ort import OrtRuntime, bound_run
+from hwloop.device.ort import OrtRuntime
 
 ROUNDS, ROUND_S, TURN_S = 8, 0.3, 0.008
 Array = NDArray[np.float64]
@@ -38,7 +39,7 @@ def recorded(pair: list[Path]) -> dict[str, list[Round]]:
     runtime = OrtRuntime({"threads": 1})
     found: dict[str, list[Round]] = {"wall": [], "thread": []}
     for _ in range(ROUNDS):
-        runs = [bound_run(runtime.build(path.read_bytes(), {})) for path in pair]
+        runs = [runtime.bound_run(runtime.build(path.read_bytes(), {})) for path in pair]
         once_s = [_once_s(run) for run in runs]
         turn = max(1, min(math.ceil(TURN_S / min(once_s)), math.ceil(4 * TURN_S / max(once_s))))
         series: dict[str, tuple[list[float], list[float]]] = {c: ([], []) for c in found}

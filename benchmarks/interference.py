@@ -22,22 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torchvision
 from common import print_table, write_result
 from disturb import disturbed
-from torch import nn
+from pairs import BY_MEMORY, write_pairs
 
-from hwloop.compress import space
-from hwloop.compress.export import export_onnx
-from hwloop.compress.subject import subject
 from hwloop.measure import bench as benching
-from hwloop.measure.profile import rules_for
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import Progress
-from hwloop.run.table_check import unrecovered
-from hwloop.task import load_model
-from hwloop.tasks import load_task
 
 TIMER = Path(__file__).parents[1] / "tests" / "data" / "plain_timer.py"
 SLICES_MS = (1.0, 2.0, 5.0, 10.0, 20.0)
@@ -49,87 +40,11 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "memory": {"hog": True},
     "30 % and memory": {"duty": 0.3, "hog": True},
 }
-BY_MEMORY = ("ResNet-18, smaller input", "perceptron")
-"""Their weights are used once or a few times each, and fill the cache that all cores, and all the
-guests of the machine, share: what others do is in every sample. Fewer repeats, figures apart."""
-
 BY_MEMORY_EVERY = 4
 
 WITHIN = 0.02
 COMMANDS, TIMERS = 30, 20
 DEADLINE_S = 120
-
-
-def conv(width: int, blocks: int) -> nn.Module:
-    """Plain 3x3 convolutions."""
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1), nn.ReLU()]
-    for _ in range(blocks):
-        layers += [nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*layers, *_head(width))
-
-
-def separable(width: int, blocks: int) -> nn.Module:
-    """Depthwise and 1x1 convolutions."""
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1), nn.ReLU()]
-    for _ in range(blocks):
-        layers += [nn.Conv2d(width, width, 3, 1, 1, groups=width), nn.ReLU()]
-        layers += [nn.Conv2d(width, width, 1), nn.ReLU()]
-    return nn.Sequential(*layers, *_head(width))
-
-
-def _head(width: int) -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)]
-
-
-def dense_layers(width: int, count: int) -> nn.Module:
-    """A multilayer perceptron: every weight is used once, so memory sets the pace."""
-    layers: list[nn.Module] = [nn.Linear(256, width), nn.GELU()]
-    for _ in range(count):
-        layers += [nn.Linear(width, width), nn.GELU()]
-    return nn.Sequential(*layers)
-
-
-def write_pairs(folder: Path) -> dict[str, list[Path]]:
-    """The reference and the faster network of each pair, as files."""
-    torch.manual_seed(0)
-    resnet, squeeze = torchvision.models.resnet18(), torchvision.models.squeezenet1_1()
-    photo, thumb = torch.zeros(1, 3, 256, 256), torch.zeros(1, 3, 192, 192)
-    small, large = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 96, 96)
-    flat, tiny = torch.zeros(1, 256), torch.zeros(1, 3, 48, 48)
-    graphs = {
-        "demo, widths halved": _demo_graphs(),
-        "9 of 10 convolutions": [_graph(conv(32, 10), small), _graph(conv(32, 9), small)],
-        "half as wide": [_graph(conv(64, 8), small), _graph(conv(32, 7), small)],
-        "depthwise": [_graph(separable(64, 10), tiny), _graph(separable(48, 9), tiny)],
-        "SqueezeNet, smaller input": [_graph(squeeze, photo), _graph(squeeze, thumb)],
-        BY_MEMORY[0]: [_graph(resnet, large), _graph(resnet, small)],
-        BY_MEMORY[1]: [_graph(dense_layers(1024, 4), flat), _graph(dense_layers(768, 4), flat)],
-    }
-    files = {}
-    for number, (name, pair) in enumerate(graphs.items()):
-        files[name] = [folder / f"{number}{side}.onnx" for side in "ab"]
-        for path, graph in zip(files[name], pair, strict=True):
-            path.write_bytes(graph)
-    return files
-
-
-def _graph(network: nn.Module, example: torch.Tensor) -> bytes:
-    return export_onnx(network.eval(), example)
-
-
-def _demo_graphs() -> list[bytes]:
-    task = load_task("demo")
-    found = subject(
-        task, load_model(task, None), rules_for(load_profile("cpu"), ""), isa="", name="demo"
-    )
-    half = next(
-        index
-        for index, action in enumerate(space.ACTIONS)
-        if (action.kind, action.amount, action.precision) == ("prune", 0.5, "base")
-    )
-    masks = space.masks(found.network, found.rules)
-    choices = tuple(half if mask[half] else 0 for mask in masks)
-    return [found.graph, unrecovered(found, choices).data]
 
 
 def compared(pair: list[Path]) -> dict[str, Any]:
@@ -230,52 +145,8 @@ def overall(found: dict[str, Any], names: list[str]) -> dict[str, dict[str, floa
     }
 
 
-def main(repeats: int) -> None:
-    started = time.monotonic()
-    records: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_pairs(Path(folder))
-        for what, condition, record in study(files, repeats):
-            kept = records.setdefault(what, {}).setdefault(condition, [])
-            kept.append(record)
-            print(
-                f"{time.monotonic() - started:6.0f} s  {what}, {condition}: "
-                f"{record['speedup']:.3f}x {record['unstable']}",
-                flush=True,
-            )
-    commands = records.pop("command")["quiet"]
-    timers = records.pop("timer")["quiet"]
-    by_pair = summary(records)
-    speedups = np.array([item["speedup"] for item in commands])
-    middle = float(np.median(speedups))
-    apart = [abs(item["timer_speedup"] / item["speedup"] - 1) for item in timers]
-    late = [abs(item["timer_ms"] / item["latency_ms"] - 1) for item in timers]
-    result = {
-        "repeats": repeats,
-        "overall": overall(by_pair, [name for name in by_pair if name not in BY_MEMORY]),
-        "between_sessions_pct": between_sessions_pct(records),
-        "pairs": by_pair,
-        "command": {
-            "n": len(commands),
-            "minutes": (commands[-1]["at"] - commands[0]["at"]) / 60,
-            "largest_over_least": float(speedups.max() / speedups.min()),
-            "interval_covers_median": float(
-                np.mean([c["speedup_ci95"][0] <= middle <= c["speedup_ci95"][1] for c in commands])
-            ),
-            "unstable": float(np.mean([bool(item["unstable"]) for item in commands])),
-            "seconds_max": max(item["seconds"] for item in commands),
-            "records": commands,
-        },
-        "timer": {
-            "n": len(timers),
-            "ratio_within_2_pct": int(sum(value <= WITHIN for value in apart)),
-            "ratio_worst_pct": max(apart) * 100,
-            "latency_within_2_pct": int(sum(value <= WITHIN for value in late)),
-            "latency_worst_pct": max(late) * 100,
-            "records": timers,
-        },
-        "records": records,
-    }
+def table(by_pair: dict[str, Any]) -> list[list[str]]:
+    """A line for each pair and condition."""
     header = ["pair", "condition", "n", "within 2 %", "or unstable", "covers", "unstable", "worst"]
     rows = [
         [
@@ -292,7 +163,72 @@ def main(repeats: int) -> None:
         for condition, c in by_condition.items()
         if condition != "quiet_speedup"
     ]
-    print_table([header, *rows])
+    return [header, *rows]
+
+
+def recorded(repeats: int, *, started: float) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Every record by what was compared and its condition, each told as it comes."""
+    records: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_pairs(Path(folder))
+        for what, condition, record in study(files, repeats):
+            kept = records.setdefault(what, {}).setdefault(condition, [])
+            kept.append(record)
+            print(
+                f"{time.monotonic() - started:6.0f} s  {what}, {condition}: "
+                f"{record['speedup']:.3f}x {record['unstable']}",
+                flush=True,
+            )
+    return records
+
+
+def about_commands(commands: list[dict[str, Any]]) -> dict[str, Any]:
+    """How far the command's own answers are apart."""
+    speedups = np.array([item["speedup"] for item in commands])
+    middle = float(np.median(speedups))
+    return {
+        "n": len(commands),
+        "minutes": (commands[-1]["at"] - commands[0]["at"]) / 60,
+        "largest_over_least": float(speedups.max() / speedups.min()),
+        "interval_covers_median": float(
+            np.mean([c["speedup_ci95"][0] <= middle <= c["speedup_ci95"][1] for c in commands])
+        ),
+        "unstable": float(np.mean([bool(item["unstable"]) for item in commands])),
+        "seconds_max": max(item["seconds"] for item in commands),
+        "records": commands,
+    }
+
+
+def about_timers(timers: list[dict[str, Any]]) -> dict[str, Any]:
+    """How far the plain timer's ratios and latencies are from ours."""
+    apart = [abs(item["timer_speedup"] / item["speedup"] - 1) for item in timers]
+    late = [abs(item["timer_ms"] / item["latency_ms"] - 1) for item in timers]
+    return {
+        "n": len(timers),
+        "ratio_within_2_pct": int(sum(value <= WITHIN for value in apart)),
+        "ratio_worst_pct": max(apart) * 100,
+        "latency_within_2_pct": int(sum(value <= WITHIN for value in late)),
+        "latency_worst_pct": max(late) * 100,
+        "records": timers,
+    }
+
+
+def main(repeats: int) -> None:
+    started = time.monotonic()
+    records = recorded(repeats, started=started)
+    commands = records.pop("command")["quiet"]
+    timers = records.pop("timer")["quiet"]
+    by_pair = summary(records)
+    result = {
+        "repeats": repeats,
+        "overall": overall(by_pair, [name for name in by_pair if name not in BY_MEMORY]),
+        "between_sessions_pct": between_sessions_pct(records),
+        "pairs": by_pair,
+        "command": about_commands(commands),
+        "timer": about_timers(timers),
+        "records": records,
+    }
+    print_table(table(by_pair))
     write_result("interference", result, started=started)
 
 

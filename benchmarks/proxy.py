@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,9 @@ import torch
 from common import CACHE, prepared_demo, print_table, write_result
 
 from hwloop import stats
-from hwloop.compress import space
 from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recipe
 from hwloop.measure.store import Store
-from hwloop.run.table_check import random_choices
+from hwloop.run.table_check import random_candidate
 from hwloop.tasks.score import ScoredSplit
 
 BANDS = ((1.7, 1.9), (2.2, 2.4), (2.7, 3.0))
@@ -40,12 +40,13 @@ FULL = f"{FULL_STEPS} steps"
 def prepare() -> None:
     """Choose the candidates: random, predicted inside a band."""
     with prepared_demo("proxy") as bench:
-        masks = space.masks(bench.subject.network, bench.subject.rules)
         baseline_ms = bench.evaluator.baseline.latency_ms
         rng = np.random.default_rng(5)
         found: dict[int, list[tuple[int, ...]]] = {band: [] for band in range(len(BANDS))}
         while any(len(items) < PER_BAND for items in found.values()):
-            choices = random_choices(masks, rng)
+            choices = bench.subject.choices(
+                random_candidate(bench.subject.network, bench.subject.rules, rng)
+            )
             speedup = baseline_ms / bench.predictor(choices)
             for band, (low, high) in enumerate(BANDS):
                 if low <= speedup <= high and len(found[band]) < PER_BAND:
@@ -65,13 +66,13 @@ def work(share: int, shares: int) -> None:
             key = f"result/{number:03d}"
             if bench.store.get("proxy", key) is not None:
                 continue
-            candidate = space.candidate(tuple(chosen[number][1]))
+            candidate = bench.subject.candidate(tuple(chosen[number][1]))
             result: dict[str, Any] = {"band": chosen[number][0], "score": {}, "seconds": {}}
             for name, recipe in {**RECIPES, FULL: Recipe(steps=FULL_STEPS)}.items():
                 started = time.monotonic()
-                built = bench.evaluator.build(candidate, recipe)
-                split = test if name == FULL else bench.evaluator.search_split
-                result["score"][name] = split.score(bench.evaluator.run(built.model))
+                built = bench.evaluator.builder.build(candidate, recipe)
+                split = test if name == FULL else bench.evaluator.scorer.split
+                result["score"][name] = split.score(partial(bench.session.infer, built.model))
                 result["seconds"][name] = time.monotonic() - started
                 bench.session.forget(built.model)
             bench.store.add("proxy", key, result)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ import torch
 from common import CACHE, prepared_demo, print_table, write_result
 
 from hwloop import stats
-from hwloop.compress import space
 from hwloop.compress.recover import Recipe
 from hwloop.errors import CandidateError
 from hwloop.measure.store import Store
@@ -84,10 +84,11 @@ def _score(bench: Any, choices: Choices) -> Score:
     stored = bench.store.get("search-score", key)
     if stored is None:
         try:
-            built = bench.evaluator.build(space.candidate(choices), RECALIBRATION)
-            metric = bench.evaluator.score(built.model, bench.evaluator.search_split)
+            built = bench.evaluator.builder.build(bench.subject.candidate(choices), RECALIBRATION)
+            scorer = bench.evaluator.scorer
+            metric = scorer.split.score(partial(bench.session.infer, built.model))
             bench.session.forget(built.model)
-            stored = {"drop": bench.evaluator.baseline_metric - metric, "failed": None}
+            stored = {"drop": scorer.dense_metric - metric, "failed": None}
         except CandidateError as error:
             stored = {"drop": None, "failed": str(error)}
         bench.store.add("search-score", key, stored)
@@ -101,43 +102,12 @@ def report() -> None:
     with Store(CACHE / "search.sqlite") as store:
         runs = {k: v for k, v in store.all("search").items() if k.startswith("run/")}
         baseline_ms = float(np.median(store.get("baseline", "latency")["reference_ms"]))
-    summary: dict[str, Any] = {}
+    goals: dict[str, Any] = {}
     for goal in GOALS:
-        rows = [["method", "reward, median (range)", "after 30", "speedup", "drop", "evaluations"]]
-        summary[goal] = {}
-        for name in RIVALS:
-            found = [
-                runs[f"run/{goal}/{name}/{seed}"]
-                for seed in SEEDS
-                if f"run/{goal}/{name}/{seed}" in runs
-            ]
-            if not found:
-                continue
-            last = [run["curve"][-1] for run in found]
-            half = [run["curve"][min(29, len(run["curve"]) - 1)] for run in found]
-            speed = [baseline_ms / run["best"][2] for run in found]
-            drop = [run["best"][1] for run in found]
-            summary[goal][name] = {
-                "best_reward": last,
-                "after_30": half,
-                "speedup": speed,
-                "drop": drop,
-                "evaluations": [run["evaluations"] for run in found],
-                "search_seconds": [run["seconds"] for run in found],
-            }
-            rows.append(
-                [
-                    name,
-                    f"{stats.median(last):.3f} ({min(last):.3f} to {max(last):.3f})",
-                    f"{stats.median(half):.3f}",
-                    f"{stats.median(speed):.2f}x",
-                    f"{stats.median(drop):+.4f}",
-                    str(int(stats.median([run["evaluations"] for run in found]))),
-                ]
-            )
+        goals[goal] = summary(goal, runs, baseline_ms)
         asked = f"drop <= {MAX_DROP}" if goal == "drop" else f"speedup >= {MIN_SPEEDUP}"
         print(f"\ngoal: {asked}")
-        print_table(rows)
+        print_table(table(goals[goal]))
     value = {
         "evaluations": EVALUATIONS,
         "seeds": SEEDS,
@@ -145,10 +115,46 @@ def report() -> None:
         "min_speedup": MIN_SPEEDUP,
         "latency_source": "table",
         "recovery": "batch-norm recalibration, 4 batches of 128",
-        "goals": summary,
+        "goals": goals,
         "curves": {key: run["curve"] for key, run in runs.items()},
     }
     write_result("search", value, started=started)
+
+
+def summary(goal: str, runs: dict[str, Any], baseline_ms: float) -> dict[str, Any]:
+    """Each method's figures for a goal, seed by seed; methods that were not run are left out."""
+    found = {}
+    for name in RIVALS:
+        keys = [f"run/{goal}/{name}/{seed}" for seed in SEEDS]
+        own = [runs[key] for key in keys if key in runs]
+        if own:
+            found[name] = {
+                "best_reward": [run["curve"][-1] for run in own],
+                "after_30": [run["curve"][min(29, len(run["curve"]) - 1)] for run in own],
+                "speedup": [baseline_ms / run["best"][2] for run in own],
+                "drop": [run["best"][1] for run in own],
+                "evaluations": [run["evaluations"] for run in own],
+                "search_seconds": [run["seconds"] for run in own],
+            }
+    return found
+
+
+def table(methods: dict[str, Any]) -> list[list[str]]:
+    """A line for each method."""
+    rows = [["method", "reward, median (range)", "after 30", "speedup", "drop", "evaluations"]]
+    for name, own in methods.items():
+        last = own["best_reward"]
+        rows.append(
+            [
+                name,
+                f"{stats.median(last):.3f} ({min(last):.3f} to {max(last):.3f})",
+                f"{stats.median(own['after_30']):.3f}",
+                f"{stats.median(own['speedup']):.2f}x",
+                f"{stats.median(own['drop']):+.4f}",
+                str(int(stats.median(own["evaluations"]))),
+            ]
+        )
+    return rows
 
 
 if __name__ == "__main__":

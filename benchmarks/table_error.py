@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,19 +23,22 @@ from common import CACHE, print_table, write_result
 from disturb import disturbed
 
 from hwloop import stats
-from hwloop.compress import space
-from hwloop.compress.subject import subject
+from hwloop.compress.rows import network_configs
+from hwloop.compress.subject import Subject, subject
+from hwloop.findings import Protocol
 from hwloop.measure import paired as measure
-from hwloop.measure.profile import rules_for
+from hwloop.measure.predict import add_up, fit, prediction_error
+from hwloop.measure.profile import TargetProfile, rules_for
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import ConsoleProgress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
-from hwloop.measure.table import EMPTY, LatencyTable, add_up, fit, prediction_error
-from hwloop.records import LayerConfig, to_json
-from hwloop.run.table_check import random_choices, unrecovered
+from hwloop.measure.table import EMPTY, LatencyTable
+from hwloop.parsing import to_json
+from hwloop.records import Candidate, LayerConfig
+from hwloop.run.table_check import random_candidate, unrecovered
 from hwloop.task import ClassificationTask, Task, load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 FITTED = 15
 
@@ -54,70 +57,108 @@ class RandomResNet18(ClassificationTask):
         return torch.zeros(1, 3, 224, 224)
 
 
-def main(name: str, count: int, *, ablation: bool, beside: bool) -> None:
+def main(name: str, count: int, *, target: str, ablation: bool, beside: bool) -> None:
     label = f"{name}_disturbed" if beside else name
+    label = label if target == "cpu" else f"{label}_{target}"
     with disturbed(duty=0.3 * beside, slice_ms=5.0):
-        study(name, label, count, ablation=ablation)
+        study(name, label, count, target=target, ablation=ablation)
 
 
-def study(name: str, label: str, count: int, *, ablation: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """What is measured end to end: the dense network, those to fit on, and those to predict.
+
+    Attributes:
+        found: the network and its groups.
+        candidates: the dense one first.
+        rows: the fused blocks of each.
+        bare: each fused block as the operators that are timed in its place.
+    """
+
+    found: Subject
+    candidates: list[Candidate]
+    rows: list[tuple[LayerConfig, ...]]
+    bare: dict[LayerConfig, tuple[LayerConfig, ...]]
+
+
+def study(name: str, label: str, count: int, *, target: str, ablation: bool) -> None:
     started = time.monotonic()
-    task: Task = load_task("demo") if name == "demo" else RandomResNet18()
-    profile = load_profile("cpu")
+    profile = load_profile(target)
     progress = ConsoleProgress()
     CACHE.mkdir(exist_ok=True)
     with DeviceSession(profile) as session, Store(CACHE / f"table_{label}.sqlite") as store:
-        found = subject(
-            task,
-            load_model(task, None),
-            rules_for(profile, session.isa),
-            isa=session.isa,
-            name=name,
-        )
+        networks = drawn(name, count, profile=profile, isa=session.isa, ablation=ablation)
         table = LatencyTable(store, session.fingerprint, profile.protocols.row)
-        masks = space.masks(found.network, found.rules)
-        rng = np.random.default_rng(11)
-        choices = [(0,) * len(masks)]
-        choices += [random_choices(masks, rng) for _ in range(count + FITTED)]
-        rows = [
-            space.network_configs(found.network, space.candidate(item), found.rules)
-            for item in choices
-        ]
-        bare = {
-            config: bare_operators(config) if ablation else (config,)
-            for group in rows
-            for config in group
-        }
+        bare = networks.bare
         wanted = [*bare, *(part for parts in bare.values() for part in parts)]
         progress.stage("rows")
         row_start = time.monotonic()
-        measured_rows = measure.build_rows(session, table, wanted, progress=progress.advance)
+        measured_rows = measure.build_rows(
+            session, table, wanted, runtime=networks.found.runtime, progress=progress.advance
+        )
         row_s = time.monotonic() - row_start
-        dense = found.model(found.dense_candidate, found.graph)
-        base = measure.baseline(session, dense, profile.protocols.loop)
-        progress.stage("networks")
-        latencies_ms = [base.latency_ms]
-        for number, item in enumerate(choices[1:]):
-            progress.advance(number, len(choices) - 1)
-            model = unrecovered(found, item)
-            measurement = measure.against(
-                session,
-                model,
-                dense,
-                protocol=profile.protocols.loop,
-                reference_latency_ms=base.latency_ms,
-            )
-            session.forget(model)
-            latencies_ms.append(measurement.latency_ms)
+        latencies_ms = measured(session, networks, profile.protocols.loop, progress)
         empty_ms = table.row_ms(EMPTY)
         kinds: dict[str, dict[LayerConfig, tuple[LayerConfig, ...]]] = {
             "fused blocks": {config: (config,) for config in bare},
             **({"bare operators": bare} if ablation else {}),
         }
         results = {
-            kind: evaluate(table, rows, parts, latencies_ms, empty_ms)
+            kind: evaluate(table, networks.rows, parts, latencies_ms, empty_ms)
             for kind, parts in kinds.items()
         }
+    print_table(lines(results))
+    value = {
+        "network": name,
+        "input": list(networks.found.network.input_shape),
+        "fitted_on": FITTED + 1,
+        "rows_measured": measured_rows,
+        "row_seconds": row_s,
+        "latency_ms_range": [min(latencies_ms), max(latencies_ms)],
+        "dense_ms": latencies_ms[0],
+        "results": results,
+    }
+    write_result(f"table_error_{label}", value, started=started)
+
+
+def drawn(name: str, count: int, *, profile: TargetProfile, isa: str, ablation: bool) -> Networks:
+    """The dense network and seeded random candidates of it."""
+    task: Task = load_task("demo") if name == "demo" else RandomResNet18()
+    found = subject(task, load_model(task, None), rules_for(profile, isa), isa=isa, name=name)
+    rng = np.random.default_rng(11)
+    candidates = [found.dense_candidate]
+    candidates += [random_candidate(found.network, found.rules, rng) for _ in range(count + FITTED)]
+    rows = [network_configs(found.network, item, found.rules) for item in candidates]
+    bare = {
+        config: bare_operators(config) if ablation else (config,)
+        for group in rows
+        for config in group
+    }
+    return Networks(found=found, candidates=candidates, rows=rows, bare=bare)
+
+
+def measured(
+    session: DeviceSession, networks: Networks, protocol: Protocol, progress: ConsoleProgress
+) -> list[float]:
+    """Milliseconds of every network, each beside the dense one, which is the first."""
+    found = networks.found
+    dense = found.model(found.dense_candidate, found.graph)
+    base = measure.baseline(session, dense, protocol)
+    progress.stage("networks")
+    latencies_ms = [base.latency_ms]
+    for number, item in enumerate(networks.candidates[1:]):
+        progress.advance(number, len(networks.candidates) - 1)
+        model = unrecovered(found, item)
+        measurement = measure.against(
+            session, model, dense, protocol=protocol, reference_latency_ms=base.latency_ms
+        )
+        session.forget(model)
+        latencies_ms.append(measurement.latency_ms)
+    return latencies_ms
+
+
+def lines(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A line for each kind of rows."""
     header = ["rows", "networks", "median", "within 5 %", "within 10 %", "Spearman"]
     body = [
         [
@@ -130,18 +171,7 @@ def study(name: str, label: str, count: int, *, ablation: bool) -> None:
         ]
         for kind, result in results.items()
     ]
-    print_table([header, *body])
-    value = {
-        "network": name,
-        "input": list(found.network.input_shape),
-        "fitted_on": FITTED + 1,
-        "rows_measured": measured_rows,
-        "row_seconds": row_s,
-        "latency_ms_range": [min(latencies_ms), max(latencies_ms)],
-        "dense_ms": latencies_ms[0],
-        "results": results,
-    }
-    write_result(f"table_error_{label}", value, started=started)
+    return [header, *body]
 
 
 def bare_operators(config: LayerConfig) -> tuple[LayerConfig, ...]:
@@ -192,15 +222,15 @@ def evaluate(
         sums.append(add_up([(part, table.row_ms(part)) for part in measured_rows], empty_ms))
     model = fit(sums[: FITTED + 1], latencies_ms[: FITTED + 1])
     predicted = [model(item) for item in sums[FITTED + 1 :]]
-    measured = latencies_ms[FITTED + 1 :]
+    observed = latencies_ms[FITTED + 1 :]
     return {
-        **prediction_error(predicted, measured),
-        "spearman": stats.spearman(predicted, measured),
+        **prediction_error(predicted, observed),
+        "spearman": stats.spearman(predicted, observed),
         "raw_sum_of_dense_over_measured": sum(sums[0]) / latencies_ms[0],
         "coefficients": to_json(model),
         "fitted_ms": latencies_ms[: FITTED + 1],
         "predicted_ms": predicted,
-        "measured_ms": measured,
+        "measured_ms": observed,
     }
 
 
@@ -210,6 +240,7 @@ if __name__ == "__main__":
     main(
         sys.argv[1],
         next((int(word) for word in sys.argv[2:] if word.isdigit()), 100),
+        target="openvino" if "--openvino" in sys.argv else "cpu",
         ablation="--no-ablation" not in sys.argv,
         beside="--disturbed" in sys.argv,
     )

@@ -23,15 +23,15 @@ from common import print_table, write_result
 from hwloop.compress import space
 from hwloop.compress.export import export_onnx
 from hwloop.compress.model import describe
-from hwloop.compress.space import SpaceRules
+from hwloop.compress.rules import SpaceRules
 from hwloop.device import trt_build
 from hwloop.errors import CandidateError, EnvironmentProblem
 from hwloop.measure.table import EMPTY, REFERENCE
-from hwloop.run.table_check import random_choices, unrecovered_graph
+from hwloop.run.table_check import random_candidate, unrecovered_graph
 from hwloop.runtimes.known import writing
 from hwloop.runtimes.proof import Proof, bindings, prove
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 RULES = SpaceRules(base_precision="fp16", recipe="tensorrt")
 CALIBRATION_INPUTS = 4
@@ -53,14 +53,13 @@ def candidates(
 ) -> tuple[list[Proof], list[str]]:
     """Proofs of ``count`` random candidates and the reasons of those that were refused."""
     network = describe(module, example, export_onnx(module, example), name=name)
-    masks = space.masks(network, RULES)
     rng = np.random.default_rng(0)
     shape = (CALIBRATION_INPUTS, *example.shape[1:])
     inputs = rng.standard_normal(shape).astype(np.float32)
     proofs: list[Proof] = []
     refused: list[str] = []
     for number in range(count):
-        candidate = space.candidate(random_choices(masks, rng))
+        candidate = random_candidate(network, RULES, rng)
         int8 = any(action.precision == "int8" for action in candidate.actions)
         try:
             graph = unrecovered_graph(

@@ -17,16 +17,18 @@ from pathlib import Path
 import numpy as np
 from common import write_result
 from disturb import disturbed
+from numpy.typing import NDArray
 
 from hwloop.compress.export import export_onnx
-from hwloop.device.ort import OrtRuntime, bound_run
+from hwloop.device.ort import OrtRuntime
 from hwloop.files import write_atomically
 from hwloop.stats import QUIET
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 PICTURE = Path(__file__).parents[1] / "docs" / "two_states.svg"
 WIDTH, ROW, LEFT, TOP = 720, 110, 150, 34
+INNER = WIDTH - LEFT - 20
 BINS = 140
 STATES = {
     "alone": ("quiet", "wall", "#3b7a57"),
@@ -61,10 +63,9 @@ def picture(series: dict[str, dict[str, list[float]]]) -> str:
     low = 0.97 * min(min(by_clock["thread"]) for by_clock in series.values())
     high = float(np.quantile(series["disturbed"]["wall"], 0.995))
     edges = np.geomspace(low, high, BINS + 1)
-    inner = WIDTH - LEFT - 20
 
     def x(ms: float) -> float:
-        return LEFT + inner * float(np.log(ms / low) / np.log(high / low))
+        return LEFT + INNER * float(np.log(ms / low) / np.log(high / low))
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {TOP + 3 * ROW + 44}" '
@@ -73,26 +74,7 @@ def picture(series: dict[str, dict[str, list[float]]]) -> str:
     ]
     for number, (name, (state, clock, colour)) in enumerate(STATES.items()):
         base = TOP + (number + 1) * ROW - 22
-        values = series[state][clock]
-        heights = np.sqrt(np.histogram(values, edges)[0])  # so that the rare state is visible
-        heights = heights / heights.max() * (ROW - 34)
-        points = [
-            f"{x(float(edge)):.1f},{base - height:.1f}"
-            for edge, height in zip(np.sqrt(edges[1:] * edges[:-1]), heights, strict=True)
-        ]
-        outline = " ".join([f"{LEFT},{base}", *points, f"{LEFT + inner},{base}"])
-        parts.append(f'<polygon points="{outline}" fill="{colour}" fill-opacity="0.35"/>')
-        for line, text in enumerate(name.split("\n")):
-            parts.append(f'<text x="8" y="{base - 30 + 16 * line}">{text}</text>')
-        for label, ms, up in (
-            ("5 % quantile", figures(values)["quiet_ms"], 0),
-            ("median", figures(values)["median_ms"], 14),
-        ):
-            parts.append(
-                f'<path d="M{x(ms):.1f} {base} V{base - ROW + 30 - up}" stroke="{colour}"/>'
-                f'<text x="{x(ms) + 4:.1f}" y="{base - ROW + 38 - up}" font-size="11">'
-                f"{label} {ms:.3f}</text>"
-            )
+        parts += row(name, series[state][clock], edges, x, base=base, colour=colour)
     bottom = TOP + 3 * ROW
     for ms in np.geomspace(low, high, 8):
         parts.append(f'<text x="{x(float(ms)) - 12:.1f}" y="{bottom}">{ms:.2f}</text>')
@@ -103,11 +85,51 @@ def picture(series: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def row(
+    name: str,
+    values: list[float],
+    edges: NDArray[np.float64],
+    x: Callable[[float], float],
+    *,
+    base: int,
+    colour: str,
+) -> list[str]:
+    """One state by one clock: the outline of its runs, its name, and two of its figures.
+
+    Args:
+        values: milliseconds of single runs.
+        edges: (BINS + 1,) milliseconds.
+        x: from milliseconds to a place in the picture.
+        base: the place, from the top, of no runs.
+    """
+    heights = np.sqrt(np.histogram(values, edges)[0])  # so that the rare state is visible
+    heights = heights / heights.max() * (ROW - 34)
+    points = [
+        f"{x(float(edge)):.1f},{base - height:.1f}"
+        for edge, height in zip(np.sqrt(edges[1:] * edges[:-1]), heights, strict=True)
+    ]
+    outline = " ".join([f"{LEFT},{base}", *points, f"{LEFT + INNER},{base}"])
+    parts = [f'<polygon points="{outline}" fill="{colour}" fill-opacity="0.35"/>']
+    for line, text in enumerate(name.split("\n")):
+        parts.append(f'<text x="8" y="{base - 30 + 16 * line}">{text}</text>')
+    for label, ms, up in (
+        ("5 % quantile", figures(values)["quiet_ms"], 0),
+        ("median", figures(values)["median_ms"], 14),
+    ):
+        parts.append(
+            f'<path d="M{x(ms):.1f} {base} V{base - ROW + 30 - up}" stroke="{colour}"/>'
+            f'<text x="{x(ms) + 4:.1f}" y="{base - ROW + 38 - up}" font-size="11">'
+            f"{label} {ms:.3f}</text>"
+        )
+    return parts
+
+
 def main(seconds: float) -> None:
     started = time.monotonic()
     task = load_task("demo")
     graph = export_onnx(load_model(task, None), task.example())
-    run = bound_run(OrtRuntime({"threads": 1}).build(graph, {}))
+    runtime = OrtRuntime({"threads": 1})
+    run = runtime.bound_run(runtime.build(graph, {}))
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     recorded(run, 0.5)
     series = {"quiet": recorded(run, seconds)}

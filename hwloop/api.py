@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from hwloop.files import RunFolder
 from hwloop.measure import bench as benching
 from hwloop.measure.profile_file import resolve
 from hwloop.measure.progress import Progress
 from hwloop.report.facts import write_report
 from hwloop.run import loading
+from hwloop.run.folder import RunFolder
 from hwloop.run.options import (
     a_flag,
     a_host,
@@ -29,9 +29,11 @@ from hwloop.run.options import (
     settings_of,
     target_name,
 )
+from hwloop.run.result import Result
+from hwloop.run.settings import Settings
 from hwloop.run.stages import run as run_stages
 from hwloop.task import Task, load_model
-from hwloop.tasks import as_task, load_task
+from hwloop.tasks.load import as_task, load_task
 
 ModelLike: TypeAlias = str | nn.Module | Callable[[], nn.Module]
 TaskLike: TypeAlias = str | Task | Callable[[], Task]
@@ -97,40 +99,13 @@ def optimize(
     Raises:
         HwloopError: with a message for the user and, where there is one, the fix in ``hint``.
     """
+    # What the signature names is passed on by its name, whatever is added to it.
+    options = {name: value for name, value in locals().items() if name not in ("run", "progress")}
     progress = a_progress(progress)
-    settings = settings_of(
-        model,
-        task=task,
-        target=target,
-        host=host,
-        simulate=simulate,
-        data=data,
-        max_drop=max_drop,
-        max_latency_ms=max_latency_ms,
-        min_speedup=min_speedup,
-        agent=agent,
-        reward=reward,
-        lam=lam,
-        evaluations=evaluations,
-        time_limit_s=time_limit_s,
-        seed=seed,
-        table=table,
-        loop_steps=loop_steps,
-        finalists=finalists,
-        final_steps=final_steps,
-    )
+    settings = settings_of(**options)
     folder = RunFolder(run_folder(run))
     folder.check()
-    profile = resolve(settings.target, host=settings.host, simulate=settings.simulate)
-    plugin = _task(settings.task if task is None else task, data=settings.data)
-    result = run_stages(
-        settings,
-        task=plugin,
-        module=load_model(plugin, model),
-        profile=profile,
-        folder=folder,
-        progress=progress,
-    )
+    result = _run(settings, model, task, folder=folder, progress=progress)
     report = write_report(folder, result)
     folder.event("finished", goal_met=report["goal"]["met"])
     return report
@@ -189,6 +164,26 @@ def bench(
         progress=a_progress(progress),
         cross_check=a_flag("cross_check", cross_check),
         shapes=shapes,
+    )
+
+
+def _run(
+    settings: Settings,
+    model: ModelLike | None,
+    task: TaskLike | None,
+    *,
+    folder: RunFolder,
+    progress: Progress,
+) -> Result:
+    profile = resolve(settings.target, host=settings.host, simulate=settings.simulate)
+    plugin = _task(settings.task if task is None else task, data=settings.data)
+    return run_stages(
+        settings,
+        task=plugin,
+        module=load_model(plugin, model),
+        profile=profile,
+        folder=folder,
+        progress=progress,
     )
 
 

@@ -1,4 +1,4 @@
-"""JSON that anybody may have written, and records made of it. Pure: no I/O.
+"""Records as JSON, and JSON that anybody may have written as records. Pure: no I/O.
 
 What is read here was exported, copied or edited elsewhere: a wrong value is a ValueError that names
 the field, whatever it is, and nothing else is ever raised.
@@ -7,6 +7,8 @@ the field, whatever it is, and nothing else is ever raised.
 from __future__ import annotations
 
 import dataclasses
+import enum
+import hashlib
 import json
 import math
 import re
@@ -20,6 +22,30 @@ Check = Callable[[Any], Any]
 DEEPEST = 100
 LARGEST_INT = (1 << 63) - 1
 ANY_TEXT = r"(?s:.*)"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
+    return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def to_json(value: Any) -> Any:
+    """Turn records, enums and tuples into what ``json.dumps`` accepts."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: to_json(getattr(value, field.name)) for field in fields}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -107,17 +107,6 @@ def kendall(a: Sequence[float], b: Sequence[float]) -> float:
     return float((dx * dy).sum() / scale) if scale else 0.0
 
 
-def bootstrap_ci95(
-    values: Sequence[float], *, repeats: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean."""
-    array = np.asarray(values, dtype=float)
-    rng = np.random.default_rng(seed)
-    means = rng.choice(array, (repeats, len(array))).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def _ranks(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     array = np.asarray(values, dtype=float)
     _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)

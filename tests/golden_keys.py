@@ -13,19 +13,11 @@ from hwloop.compress.methods import describe
 from hwloop.compress.rows import network_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import legal_actions, masks, reachable_configs
+from hwloop.findings import Fingerprint
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.table import population
-from hwloop.records import (
-    Action,
-    Candidate,
-    Fingerprint,
-    Group,
-    Layer,
-    LayerConfig,
-    Network,
-    digest,
-    to_json,
-)
+from hwloop.parsing import digest, to_json
+from hwloop.records import Action, Candidate, Group, Layer, LayerConfig, Network
 from hwloop.runtimes.rowkinds import kind_of
 
 FOUND = Fingerprint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ needs_builder = pytest.mark.skipif(bindings() is None, reason=NO_BUILDER)
 def row_onnx(config: LayerConfig, recipe: str = "ort-x86") -> bytes:
     """The graph of a row in one of the recipes."""
     return writing(recipe).row_graph(config)
+
+
+def quantize(
+    graph: bytes, nodes: Sequence[str], *, calibration: np.ndarray, recipe: str, isa: str
+) -> bytes:
+    """The graph with some nodes in int8, by one of the recipes."""
+    return writing(recipe, isa).quantized(graph, nodes, calibration=calibration)
 
 
 def optimized_ops(graph: bytes, folder: Path) -> list[onnx.NodeProto]:

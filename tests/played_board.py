@@ -11,7 +11,7 @@ from test_jetson import plant
 from hwloop.device import state
 from hwloop.device.recordings import recordings
 from hwloop.errors import CandidateError, TargetError
-from hwloop.records import Fingerprint
+from hwloop.findings import Fingerprint
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rowkinds import INT8_KINDS
 

@@ -11,13 +11,14 @@ import torch
 from tiny import TinyTask
 
 from hwloop.compress.subject import Built, Subject, subject
+from hwloop.findings import Fingerprint
 from hwloop.measure.answers import Engine
 from hwloop.measure.profile import rules_for
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
-from hwloop.records import Fingerprint, Goal
-from hwloop.run import artefacts
-from hwloop.run.result import Settings
+from hwloop.records import Goal
+from hwloop.run import best
+from hwloop.run.settings import Settings
 
 ORIN = Fingerprint(device="Orin", runtime="tensorrt", runtime_version="10.3.0")
 SETTINGS = Settings(
@@ -40,7 +41,7 @@ def found() -> Subject:
 def contents(found: Subject, engine: Engine | None) -> dict[str, bytes]:
     dense = found.dense_candidate
     built = Built(candidate=dense, module=found.dense, model=found.model(dense, found.graph))
-    return artefacts.files(
+    return best.files(
         SETTINGS, found, built, note={"stage": "final"}, fingerprint=ORIN, engine=engine
     )
 
@@ -61,8 +62,8 @@ def test_without_an_engine_there_is_no_file_of_it(found: Subject) -> None:
 
 def test_the_folder_is_named_for_its_contents(found: Subject) -> None:
     plain, with_engine = contents(found, None), contents(found, ENGINE)
-    assert artefacts.name(plain) == artefacts.name(contents(found, None))
-    assert artefacts.name(plain) != artefacts.name(with_engine)
+    assert best.name(plain) == best.name(contents(found, None))
+    assert best.name(plain) != best.name(with_engine)
 
 
 def test_the_weights_are_the_networks(found: Subject, tmp_path: Path) -> None:

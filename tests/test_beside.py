@@ -13,15 +13,16 @@ from graphs import row_onnx
 from test_measure import ROWS, STEADY, found
 from tiny import ON_FAKE, Said, inside, profile
 
+from hwloop.compress.fp16_range import Kept
 from hwloop.errors import CandidateError
+from hwloop.findings import Fingerprint, Measurement
 from hwloop.measure import bench as benching
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import REFERENCE, LatencyTable, row_doubts
-from hwloop.records import Fingerprint, Measurement
-from hwloop.run import beside, stages
+from hwloop.run import beside
 from hwloop.runtimes.fp16 import FALLBACKS
 from hwloop.runtimes.graph import OnnxModel
 
@@ -170,7 +171,7 @@ def test_a_run_from_before_the_choice_keeps_what_was_kept_then(
     stored(tmp_path, "DELETE FROM records WHERE kind = 'run' AND key = 'fp16'")
     optimized(capsys, tmp_path, target)
     with Store(tmp_path / "run" / "hwloop.sqlite") as store:
-        kept = store.get("run", "fp16", stages.Kept.from_json)
+        kept = store.get("run", "fp16", Kept.from_json)
     assert kept.operators == FALLBACKS[-1]
 
 

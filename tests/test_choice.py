@@ -20,24 +20,17 @@ from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import menu
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
-from hwloop.files import RunFolder
+from hwloop.findings import LatencySource, Measurement, Outcome
 from hwloop.measure.progress import Progress
-from hwloop.measure.scope import Scope
 from hwloop.measure.store import IN_MEMORY, Store
-from hwloop.records import (
-    KEEP,
-    Candidate,
-    Goal,
-    LatencySource,
-    Measurement,
-    Outcome,
-    Trial,
-    TrialState,
-)
-from hwloop.run import choice, finalists
+from hwloop.records import KEEP, Candidate, Goal, Trial, TrialState
+from hwloop.run import choice, distil
 from hwloop.run.choice import Seen
-from hwloop.run.evaluate import Scored
+from hwloop.run.distil import Distiller
 from hwloop.run.finalists import Finals
+from hwloop.run.folder import RunFolder
+from hwloop.run.memory import Figures
+from hwloop.run.scoring import Scored
 
 GROUPS = 3
 BASELINE_MS = 10.0
@@ -57,11 +50,12 @@ class World:
         self.seed = seed
         self.max_drop = max_drop
         self.hopeless = hopeless
+        self.builder = self.latencies = self.scorer = self
         self.subject = SimpleNamespace(dense_candidate=DENSE)
         self.session = SimpleNamespace(forget=lambda model: None)
         self.source = LatencySource.DEVICE
         self.loop_recipe = Recipe(steps=20)
-        self.store = Scope(Store(IN_MEMORY), "made")
+        self.figures = Figures(Store(IN_MEMORY), "made")
         self.baseline = self._latency(DENSE)
         self.built = 0
 
@@ -78,10 +72,10 @@ class World:
             reference_latency_ms=BASELINE_MS,
         )
 
-    def latency(self, candidate: Candidate) -> Measurement:
+    def known(self, candidate: Candidate) -> Measurement:
         return self._latency(candidate)
 
-    def measurement(self, built: Built) -> Measurement:
+    def of(self, built: Built) -> Measurement:
         return self._latency(built.candidate)
 
     def build(self, candidate: Candidate, recipe: Recipe, tick: Any = None) -> Built:
@@ -127,7 +121,7 @@ class World:
 def quick_files() -> Any:
     """Hundreds of histories write thousands of files that nobody needs on a disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finalists, "write_atomically", lambda path, data: path.write_bytes(data))
+        patch.setattr(distil, "write_atomically", lambda path, data: path.write_bytes(data))
         yield
 
 
@@ -151,6 +145,22 @@ def predictor(world: World) -> Callable[[Any], float]:
     return predict
 
 
+def finals_of(
+    world: World, predict: Callable[[Any], float], folder: RunFolder, *, goal: Goal, count: int
+) -> Finals:
+    made: Any = world
+    predicted: Any = predict
+    progress = Progress()
+    distiller = Distiller(
+        evaluator=made,
+        folder=folder,
+        recipe=Recipe(steps=FINAL_STEPS),
+        predictor=predicted,
+        progress=progress,
+    )
+    return Finals(evaluator=made, distiller=distiller, goal=goal, count=count, progress=progress)
+
+
 @settings(max_examples=600, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -167,18 +177,9 @@ def test_nothing_that_was_seen_and_meets_the_goal_is_faster_than_what_ships(
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(Path(path))
         folder.create()
-        made: Any = world
-        finals = Finals(
-            made,
-            folder,
-            goal=goal,
-            recipe=Recipe(steps=FINAL_STEPS),
-            count=count,
-            progress=Progress(),
-        )
-        predict: Any = predictor(world)
+        finals = finals_of(world, predictor(world), folder, goal=goal, count=count)
         limit = None if goal.max_drop is None else 4 * goal.max_drop
-        shipped = finals.choose(trials, predict, loop_max_drop=limit)
+        shipped = finals.choose(trials, loop_max_drop=limit)
         seen = finals.seen(trials)
     useful = [item for item in seen if item.faster and choice.within_drop(item, goal)]
     met = [item for item in useful if choice.meets(item, goal, baseline_ms=BASELINE_MS)]
@@ -234,12 +235,10 @@ def test_a_candidate_of_the_search_ships_when_every_finalist_misses(tmp_path: Pa
     trials = [world.trial(number, candidate) for number, candidate in enumerate(candidates)]
     folder = RunFolder(tmp_path)
     folder.create()
-    made: Any = world
-    predict: Any = lambda choices: 10.0 - sum(map(bool, choices))  # noqa: E731
-    finals = Finals(
-        made, folder, goal=goal, recipe=Recipe(steps=FINAL_STEPS), count=2, progress=Progress()
+    finals = finals_of(
+        world, lambda choices: 10.0 - sum(map(bool, choices)), folder, goal=goal, count=2
     )
-    shipped = finals.choose(trials, predict, loop_max_drop=0.08)
+    shipped = finals.choose(trials, loop_max_drop=0.08)
     assert shipped is not None
     assert shipped.seen.steps == world.loop_recipe.steps
     assert {item.steps for item in finals.seen(trials)} == {20, FINAL_STEPS}

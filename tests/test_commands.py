@@ -16,7 +16,7 @@ from tiny import HERE, MINI, Said, inside
 import hwloop
 from hwloop.records import Goal
 from hwloop.run import config
-from hwloop.run.result import Settings
+from hwloop.run.settings import Settings
 
 Capsys = pytest.CaptureFixture[str]
 MINE = f"""

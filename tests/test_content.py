@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hwloop.run import identity
+from hwloop.run import digests
 from hwloop.tasks import splits
 from hwloop.tasks.splits import FolderSplit, TensorSplit, content_of
 
@@ -93,7 +93,7 @@ def test_a_large_split_is_sampled_and_the_report_says_so(monkeypatch: pytest.Mon
     assert (found.read, found.of) == (100, 300)
     assert content_of(Own(one_changed(299))).digest != found.digest
     content = {"digest": "x", "read": 300, "of": 300, "repeatable": True}
-    said = identity.doubts({"train": content, "search": vars(found), "test": content})
+    said = digests.doubts({"train": content, "search": vars(found), "test": content})
     assert said == ["the search split is known by a sampled digest: 100 of 300 samples"]
 
 
@@ -102,7 +102,7 @@ def test_random_augmentation_is_known_by_targets_and_identities() -> None:
     assert found == content_of(Own(noise=0.1))
     assert not found.repeatable
     content = {"digest": "x", "read": 300, "of": 300, "repeatable": True}
-    said = identity.doubts({"train": vars(found), "search": content, "test": content})
+    said = digests.doubts({"train": vars(found), "search": content, "test": content})
     assert "gives other values each time" in said[0]
 
 

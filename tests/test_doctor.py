@@ -17,7 +17,7 @@ from hwloop.measure.doctor import Check, HostFacts, wheels
 from hwloop.measure.doctor.facts import NEEDED
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.profile_file import load_profile
-from hwloop.records import to_json
+from hwloop.parsing import to_json
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -21,12 +21,14 @@ from hwloop.compress.subject import Subject, subject
 from hwloop.errors import CandidateError, UsageError
 from hwloop.measure.profile import TargetProfile, rules_for
 from hwloop.measure.profile_file import load_profile
-from hwloop.measure.scope import Scope
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
-from hwloop.records import Action, Candidate, to_json
+from hwloop.parsing import to_json
+from hwloop.records import Action, Candidate
 from hwloop.run import target_limits
-from hwloop.run.evaluate import Evaluator, Stopwatch
+from hwloop.run.clock import Stopwatch
+from hwloop.run.evaluate import evaluator_of
+from hwloop.run.memory import Figures
 from hwloop.runtimes.fp16 import FALLBACKS, sort_nodes, to_fp16
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.proof import layer_types, prove
@@ -261,10 +263,10 @@ def test_what_an_fp16_target_gets_is_fp16_and_int8(
         )
         assert found.rules.recipe == "tensorrt"
         assert found.graph == to_fp16(found.float_graph) != found.float_graph
-        evaluator = Evaluator(
+        evaluator = evaluator_of(
             found,
             session,
-            Scope(store, "tiny"),
+            figures=Figures(store, "tiny"),
             recovery=Recovery(task, module, seed=0),
             loop_recipe=NO_RECOVERY,
             max_drop=None,
@@ -272,18 +274,18 @@ def test_what_an_fp16_target_gets_is_fp16_and_int8(
             simulated=True,
             clock=Stopwatch(),
         )
-        assert evaluator.dense_model.data == found.graph
-        assert {config.precision for config in evaluator.dense_model.configs} == {"fp16"}
-        dense = evaluator.build(found.dense_candidate, NO_RECOVERY)
-        assert dense.model.digest == evaluator.dense_model.digest
+        assert evaluator.latencies.dense.data == found.graph
+        assert {config.precision for config in evaluator.latencies.dense.configs} == {"fp16"}
+        dense = evaluator.builder.build(found.dense_candidate, NO_RECOVERY)
+        assert dense.model.digest == evaluator.latencies.dense.digest
         actions = list(found.dense_candidate.actions)
         actions[0] = Action(precision="int8")
-        mixed = evaluator.build(Candidate(actions=tuple(actions)), NO_RECOVERY)
+        mixed = evaluator.builder.build(Candidate(actions=tuple(actions)), NO_RECOVERY)
         assert len(nodes(mixed.model.data, "QuantizeLinear")) > 0
         assert np.dtype(np.float16) in {value.dtype for value in weights(mixed.model.data).values()}
-        monkeypatch.setattr(evaluator, "run", lambda model: lambda x: 2 * host_run(model.data)(x))
+        monkeypatch.setattr(session, "infer", lambda model, x: 2 * host_run(model.data)(x))
         with pytest.raises(CandidateError, match="check: FP16 and FP32 differ"):
-            evaluator.build(found.dense_candidate, NO_RECOVERY)
+            evaluator.builder.build(found.dense_candidate, NO_RECOVERY)
 
 
 def test_a_network_that_fp16_cannot_hold_is_refused_at_once() -> None:

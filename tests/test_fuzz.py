@@ -32,16 +32,16 @@ import hwloop
 from hwloop.cli.main import main
 from hwloop.compress.export import export_onnx
 from hwloop.errors import ExitCode, HwloopError, TargetError
-from hwloop.files import RunFolder
 from hwloop.measure import bench as benching
 from hwloop.measure import checking
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
 from hwloop.measure.table import REFERENCE
 from hwloop.measure.table_exchange import export_rows
-from hwloop.run import config, stages
+from hwloop.run import admission, config, stages
 from hwloop.run import dry_run as plan
 from hwloop.run import table_check as tables
+from hwloop.run.folder import RunFolder
 from hwloop.run.options import settings_of
 from hwloop.tasks.demo import task as demo
 from hwloop.tasks.download import no_downloads
@@ -71,7 +71,7 @@ def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     def unreachable(*args: Any) -> Any:
         raise TargetError("no target here", "none is needed")
 
-    checked, kept = stages.checked, {}
+    checked, kept = admission.checked, {}
 
     def once(options: Any, task: Any, module: Any, profile: Any) -> Any:
         key = (type(task), type(module), options.goal.max_drop, options.table)
@@ -79,7 +79,7 @@ def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             kept[key] = checked(options, task, module, profile)
         return kept[key]
 
-    monkeypatch.setattr(stages, "checked", once)
+    monkeypatch.setattr(admission, "checked", once)
     monkeypatch.setattr(plan, "checked", once)
     for module in (stages, tables, benching, checking):
         monkeypatch.setattr(module, "DeviceSession", unreachable)

@@ -76,6 +76,41 @@ def test_a_stored_run_that_is_given_more_evaluates_the_difference(tmp_path: Path
     assert after["baseline"] == before["baseline"]
 
 
+def edited(folder: Path, **changes: Any) -> Path:
+    """The stored run's settings with some of them changed; None takes one out."""
+    started(folder)
+    path = folder / "run" / "config.json"
+    value = {**json.loads(path.read_text()), **changes}
+    kept = {name: item for name, item in value.items() if name not in changes or item is not None}
+    path.write_text(json.dumps(kept))
+    return folder / "run"
+
+
+@same_exporter
+def test_settings_that_came_later_than_a_stored_run_count_as_their_defaults(
+    tmp_path: Path,
+) -> None:
+    before = report_of(GOLDEN / "run")
+    run = edited(tmp_path, seed=None, loop_allowance=None, reward=None, simulate=None)
+    assert hwloop("report", run).code == 0
+    assert hwloop(*started(tmp_path, "--evaluations", "5", "--seed", "1")).code == 2
+    done = hwloop(*started(tmp_path, "--evaluations", "5"))
+    assert done.code == 0, done.err
+    assert events(run).count("trial") == events(GOLDEN / "run").count("trial")
+    assert report_of(run) == before
+
+
+@pytest.mark.parametrize("changes", [{"colour": "red"}, {"goal": None}, {"task": None}])
+def test_settings_that_are_unknown_or_have_no_default_are_refused(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    run = edited(tmp_path, **changes)
+    for command in (started(tmp_path, "--evaluations", "5"), ["report", run]):
+        done = hwloop(*command)
+        assert done.code == 2
+        assert "config.json is damaged" in done.err
+
+
 @same_exporter
 def test_a_run_from_the_start_finds_what_the_stored_one_found(tmp_path: Path) -> None:
     """Latencies of a simulated target are the same anywhere; metrics nearly, by the machine."""

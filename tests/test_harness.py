@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hwloop.device import harness
-from hwloop.records import Measurement, Protocol
+from hwloop.findings import Measurement, Protocol
 
 PROTOCOL = {
     "warmup_s": 0.0,

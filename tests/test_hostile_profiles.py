@@ -14,12 +14,12 @@ from tiny import inside
 from hwloop.device import SettingsRefused, state
 from hwloop.device.ort import OrtRuntime
 from hwloop.errors import TargetError, UsageError
+from hwloop.findings import Measurement
 from hwloop.measure import checking, refusals
 from hwloop.measure.doctor import host_checks
 from hwloop.measure.profile import document
 from hwloop.measure.profile_file import load_profile, resolve
 from hwloop.measure.session import DeviceSession
-from hwloop.records import Measurement
 
 Capsys = pytest.CaptureFixture[str]
 HEAD = 'description = "d"\nruntime = "onnxruntime"\n'
@@ -145,7 +145,8 @@ def test_what_is_installed_is_named_before_the_checkout(
 
 
 def test_both_texts_are_in_the_wheel() -> None:
-    from hwloop.measure.profile_file import PACKAGE, tomllib
+    from hwloop.measure.profile import PACKAGE
+    from hwloop.measure.profile_file import tomllib
 
     build = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     included = build["targets"]["wheel"]["force-include"]

@@ -11,21 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwloop import records
-from hwloop.records import (
-    Action,
-    Candidate,
-    Fingerprint,
-    LatencySource,
-    LayerConfig,
-    Measurement,
-    Outcome,
-    Protocol,
-    Trial,
-    TrialState,
-    parse_json,
-    to_json,
-)
+from hwloop import findings, records
+from hwloop.compress.space import check_candidate
+from hwloop.findings import Fingerprint, LatencySource, Measurement, Outcome, Protocol
+from hwloop.parsing import LARGEST_INT, parse_json, to_json
+from hwloop.records import Action, Candidate, LayerConfig, Trial, TrialState
 
 MEASURED = Measurement(samples_ms=(1.0, 2.0), reference_ms=(1.0, 1.5), reference_latency_ms=1.0)
 OUTCOME = Outcome(
@@ -49,7 +39,7 @@ SOUND = [
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers(-records.LARGEST_INT, records.LARGEST_INT)
+    | st.integers(-LARGEST_INT, LARGEST_INT)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
@@ -153,12 +143,28 @@ def test_a_field_without_a_default_cannot_be_missing(record: Any) -> None:
                 type(record).from_json(rest)
 
 
+@pytest.mark.parametrize("kind", ["lowrank", "sparse24", "a-b", "x" * 31])
+def test_a_method_is_any_word_until_it_is_read_against_the_menu(kind: str) -> None:
+    candidate = Candidate(actions=(Action(kind=kind, amount=0.5),))
+    assert Candidate.from_json(to_json(candidate)) == candidate
+    with pytest.raises(ValueError, match="another network"):
+        check_candidate(candidate, 1)
+
+
+@pytest.mark.parametrize(
+    "kind", ["", "Prune", "1", "-a", "a b", "a\n", "\x1b[2J", "x" * 32, "\u202e"]
+)
+def test_what_is_no_word_is_no_method(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"Action\.kind"):
+        Candidate.from_json({"actions": [{"kind": kind}]})
+
+
 def test_every_field_that_is_written_is_read() -> None:
     read: list[tuple[type, dict[str, Callable[[Any], Any]]]] = [
         (LayerConfig, records._LAYER),
         (Action, records._ACTION),
-        (Measurement, records._MEASUREMENT),
-        (Outcome, records._OUTCOME),
+        (Measurement, findings._MEASUREMENT),
+        (Outcome, findings._OUTCOME),
         (Trial, records._TRIAL),
     ]
     for kind, checks in read:

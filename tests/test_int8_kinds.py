@@ -26,11 +26,11 @@ from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable, stored_refused_kinds
 from hwloop.records import LayerConfig
 from hwloop.run import target_limits
-from hwloop.run.table_check import show
+from hwloop.run.table_files import show
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.known import writing
 from hwloop.runtimes.rowkinds import kind_of
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 FAKE = load_profile("fake")
 NO_KERNEL = "build: could not find any implementation for node"

@@ -11,13 +11,14 @@ import pytest
 from graphs import row_onnx
 
 from hwloop.errors import TargetError
+from hwloop.findings import Fingerprint, Measurement
 from hwloop.measure import paired as measure
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable, row_doubts
-from hwloop.records import Fingerprint, LayerConfig, Measurement
+from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.known import writing
 

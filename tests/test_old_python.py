@@ -22,11 +22,11 @@ from test_cuda import compiled
 
 from hwloop import device
 from hwloop.errors import CandidateError, TargetError
+from hwloop.findings import Protocol
 from hwloop.measure.link import sources
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import REFERENCE
-from hwloop.records import Protocol
 from hwloop.runtimes.graph import OnnxModel
 
 TESTS = Path(__file__).parent

@@ -26,7 +26,7 @@ from hwloop.measure.table import LatencyTable
 from hwloop.records import Action
 from hwloop.run.table_check import unrecovered
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 pytestmark = pytest.mark.hardware
 

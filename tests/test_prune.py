@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from hwloop.compress.apply import compress
+from hwloop.compress.coupling import couplings, tracing_input
+from hwloop.compress.cut import cut, ranking
 from hwloop.compress.export import export_onnx
 from hwloop.compress.model import describe
-from hwloop.compress.prune import couplings, prune
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import uniform
 from hwloop.errors import CandidateError, UsageError
@@ -71,6 +76,49 @@ class Heads(nn.Module):
         return self.head(x.mean(1))
 
 
+class Gate(nn.Module):
+    """Halves of one layer that are multiplied with each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.last = nn.Conv2d(3, 32, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.both(x)
+        return self.last(x[:, :16] * torch.sigmoid(x[:, 16:]))
+
+
+class Branches(nn.Module):
+    """Two branches, concatenated twice, then pooled, flattened and classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16))
+        self.left, self.right = nn.Conv2d(16, 24, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.mixed = nn.Conv2d(40, 32, 1)
+        self.hidden, self.last = nn.Linear(72 * 4, 20), nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        x = torch.cat([self.mixed(torch.relu(x)), x], 1)
+        x = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+        return self.last(torch.relu(self.hidden(x)))
+
+
+class Sized(nn.Module):
+    """On a large image forward does something else: a second layer joins the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 1)
+        self.last = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.left(x)
+        return self.last(y + self.right(x) if x.shape[-1] > 40 else y)
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("no forward without data")
@@ -90,7 +138,7 @@ def test_what_an_attention_reshapes_keeps_its_width_and_the_mlp_can_change() -> 
 def test_a_pruned_network_that_cannot_be_traced_is_the_candidates_failure() -> None:
     dense = Heads().eval()
     with pytest.raises(CandidateError, match="do not fit"):
-        prune(dense, EXAMPLE, {"query": 16, "up": 32}, scores=Heads().eval())
+        cut(dense, EXAMPLE, {"query": 16, "up": 32}, dense=Heads().eval())
 
 
 def test_layers_that_are_added_or_depthwise_are_coupled() -> None:
@@ -114,7 +162,7 @@ def test_the_channels_with_the_smallest_weights_go() -> None:
         module[0].weight[strong] = 1.0
         module[1].weight.fill_(0.5)
     kept = module[0].weight[strong].clone()
-    prune(module, EXAMPLE, {"0": 4}, scores=module)
+    cut(module, EXAMPLE, {"0": 4}, dense=module)
     assert module[0].weight.shape == (4, 3, 1, 1)
     assert module[1].weight.shape == (2, 4, 1, 1)
     assert torch.equal(module[0].weight, kept)
@@ -122,7 +170,7 @@ def test_the_channels_with_the_smallest_weights_go() -> None:
 
 def test_a_coupled_group_is_cut_everywhere() -> None:
     module = Residual().eval()
-    prune(module, EXAMPLE, {"stem": 8}, scores=Residual().eval())
+    cut(module, EXAMPLE, {"stem": 8}, dense=Residual().eval())
     assert module.depthwise.groups == module.depthwise.out_channels == 8
     assert module.point.weight.shape == (8, 8, 1, 1)
     assert module(EXAMPLE).shape == (1, 4, 8, 8)
@@ -157,7 +205,7 @@ def test_layers_that_no_longer_fit_fail_the_candidate() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1))
     module[0].register_forward_hook(lambda layer, inputs, output: output[:, :3])
     with pytest.raises(CandidateError, match="compress: the pruned layers do not fit"):
-        prune(module, EXAMPLE, {}, scores=module)
+        cut(module, EXAMPLE, {}, dense=module)
 
 
 def test_a_network_that_torch_pruning_miscounts_is_the_users_error() -> None:
@@ -170,3 +218,57 @@ def test_a_network_that_cannot_be_traced_is_the_users_error() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 1), Branching())
     with pytest.raises(UsageError, match="cannot be traced"):
         couplings(module, EXAMPLE, layers=("0",), fixed=())
+
+
+@pytest.mark.parametrize("network", [Residual, Branches])
+@pytest.mark.parametrize("size", [8, 48])
+def test_groups_cut_together_are_those_cut_one_at_a_time(
+    network: type[nn.Module], size: int
+) -> None:
+    torch.manual_seed(0)
+    dense, example = network().eval(), torch.zeros(1, 3, size, size)
+    weighted = (nn.Conv2d, nn.Linear)
+    layers = [path for path, child in dense.named_modules() if isinstance(child, weighted)]
+    found = couplings(dense, example, layers=layers, fixed=("head", "last"))
+    widths = {item.layers[0]: item.channels // 2 for item in found if item.prunable}
+    assert widths
+    together, single = copy.deepcopy(dense), copy.deepcopy(dense)
+    cut(together, example, widths, dense=dense)
+    for path, width in widths.items():
+        cut(single, example, {path: width}, dense=dense)
+    expected, state = single.state_dict(), together.state_dict()
+    assert expected.keys() == state.keys()
+    assert all(torch.equal(expected[name], value) for name, value in state.items())
+
+
+def test_an_image_is_traced_at_the_smallest_size_that_tells_the_same() -> None:
+    image = torch.zeros(1, 3, 160, 160)
+    assert tracing_input(Residual().eval(), image).shape == (1, 3, 32, 32)
+    assert tracing_input(Sized().eval(), image).shape == (1, 3, 64, 64)
+    module = Sized().eval()
+    found = couplings(module, image, layers=("left", "right", "last"), fixed=("last",))
+    assert found[0].layers == ("left", "right")
+    flat = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(8 * 48 * 48, 4)).eval()
+    example = torch.zeros(1, 3, 48, 48)
+    assert tracing_input(flat, example) is example
+
+
+def test_halves_that_are_multiplied_keep_their_width() -> None:
+    module = Gate().eval()
+    found = couplings(module, EXAMPLE, layers=("both", "last"), fixed=("last",))
+    assert not any(item.prunable for item in found)
+    with pytest.raises(CandidateError, match="'both' cannot be cut to 16"):
+        cut(copy.deepcopy(module), EXAMPLE, {"both": 16}, dense=module)
+
+
+def test_the_ranking_is_kept_as_long_as_the_weights_are() -> None:
+    dense = Residual().eval()
+    first = ranking(dense, EXAMPLE, ["stem"])["stem"]
+    with torch.no_grad():
+        for layer in (dense.stem, dense.depthwise, dense.point):
+            layer.weight[first[-1]] += 10.0
+    assert ranking(dense, EXAMPLE, ["stem"])["stem"][0] == first[-1]
+    reference = weakref.ref(dense)
+    del dense, layer
+    gc.collect()
+    assert reference() is None

@@ -6,16 +6,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphs import needs_builder, nodes, weights
+from graphs import needs_builder, nodes, quantize, weights
 from torch import Tensor, nn
 
 from hwloop.compress.export import export_onnx, host_run
 from hwloop.errors import CandidateError
 from hwloop.runtimes.fp16 import to_fp16
 from hwloop.runtimes.proof import prove
-from hwloop.runtimes.quantize import quantize
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 SIZE = (1, 16, 8, 8)
 

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from graphs import optimized_ops
+from graphs import optimized_ops, quantize
 
 from hwloop.compress import space
 from hwloop.compress.apply import quantized
@@ -19,10 +19,9 @@ from hwloop.compress.model import describe
 from hwloop.compress.rules import SpaceRules
 from hwloop.device import state
 from hwloop.records import Action, Candidate, Network
-from hwloop.run.evaluate import CALIBRATION_INPUTS
-from hwloop.runtimes.quantize import quantize
+from hwloop.run.build import CALIBRATION_INPUTS
 from hwloop.task import load_model
-from hwloop.tasks import load_task
+from hwloop.tasks.load import load_task
 
 INT8 = Action(precision="int8")
 

@@ -10,21 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwloop.records import (
-    Action,
-    Candidate,
-    Fingerprint,
-    Goal,
-    LatencySource,
-    LayerConfig,
-    Measurement,
-    Outcome,
-    Trial,
-    TrialState,
-    canonical_json,
-    digest,
-    to_json,
-)
+from hwloop.findings import Fingerprint, LatencySource, Measurement, Outcome
+from hwloop.parsing import canonical_json, digest, to_json
+from hwloop.records import Action, Candidate, Goal, LayerConfig, Trial, TrialState
 
 CONV = LayerConfig(
     op="conv",

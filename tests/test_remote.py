@@ -21,6 +21,7 @@ from graphs import row_onnx
 from scoring import MapsTask, Peak, maps_model
 
 from hwloop.errors import TargetError
+from hwloop.findings import Measurement, Protocol
 from hwloop.measure import link
 from hwloop.measure import session as targets
 from hwloop.measure.hosts import parse_host
@@ -29,7 +30,6 @@ from hwloop.measure.profile import TargetProfile
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import REFERENCE
-from hwloop.records import Measurement, Protocol
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.tasks.score import ScoredSplit
 

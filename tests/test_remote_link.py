@@ -16,6 +16,7 @@ from board import Board, board, needs_link
 from graphs import row_onnx
 
 from hwloop.errors import TargetError
+from hwloop.findings import Protocol
 from hwloop.measure.link import LIMITS, Limits
 from hwloop.measure.paired import build_rows
 from hwloop.measure.profile import TargetProfile
@@ -23,7 +24,7 @@ from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
-from hwloop.records import LayerConfig, Protocol
+from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.known import writing
 

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from graphs import needs_builder, optimized_ops, row_onnx
+from graphs import needs_builder, optimized_ops, quantize, row_onnx
 from torch import nn
 
 from hwloop.compress import space
@@ -21,7 +21,6 @@ from hwloop.compress.rules import SpaceRules
 from hwloop.measure.table import EMPTY, REFERENCE
 from hwloop.records import LayerConfig
 from hwloop.runtimes.proof import prove
-from hwloop.runtimes.quantize import quantize
 from hwloop.tasks.demo.network import ResNet20
 
 

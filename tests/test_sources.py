@@ -17,8 +17,14 @@ import pytest
 import torch
 from tiny import environment
 
+from hwloop import task
 from hwloop.task import ClassificationTask
-from hwloop.tasks.sources import code_digest, is_users_file, normalised
+from hwloop.tasks import sources
+from hwloop.tasks.calls import is_users
+from hwloop.tasks.codetext import normalised
+from hwloop.tasks.demo.task import DemoTask
+from hwloop.tasks.images import ImageFolderTask
+from hwloop.tasks.sources import code_digest
 
 CODE = '''
 import functools
@@ -252,10 +258,27 @@ print(code_digest(space["f"], {{"alpha", "beta", "gamma"}}))
     assert len(found) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (task.Task, "hwloop.task.Task"),
+        (task.ClassificationTask, "hwloop.task.ClassificationTask"),
+        (task.TensorSplit, "hwloop.splits.TensorSplit"),
+        (task.FolderSplit, "hwloop.splits.FolderSplit"),
+        (DemoTask, "hwloop.demo.task.DemoTask"),
+        (ImageFolderTask, "hwloop.tasks.images.ImageFolderTask"),
+    ],
+)
+def test_a_base_of_ours_keeps_the_name_under_which_runs_were_stored(kind: type, name: str) -> None:
+    assert f"{sources._stored_name(kind.__module__)}.{kind.__qualname__}" == name
+
+
 def test_packages_are_not_followed() -> None:
-    assert not is_users_file(str(torch.__file__))
-    assert not is_users_file(functools.__file__)
-    assert is_users_file("<stdin>")
+    assert not is_users(str(torch.__file__), typed=True)
+    assert not is_users(functools.__file__, typed=True)
+    assert is_users("<stdin>", typed=True)
+    assert not is_users("<stdin>")
+    assert not is_users("<frozen importlib._bootstrap>", typed=True)
     assert code_digest(torch.nn.functional.cross_entropy)
 
 

@@ -13,7 +13,8 @@ from hwloop.compress import space
 from hwloop.compress.methods import method_of
 from hwloop.compress.rows import network_configs
 from hwloop.compress.rules import SpaceRules
-from hwloop.records import KEEP, Action, Candidate, Group, Layer, LayerConfig, Network, digest
+from hwloop.parsing import digest
+from hwloop.records import KEEP, Action, Candidate, Group, Layer, LayerConfig, Network
 from hwloop.runtimes.known import writing
 
 ORT = SpaceRules(recipe="ort-x86")
@@ -205,12 +206,12 @@ def test_a_menu_begins_with_leaving_a_group_alone_and_has_each_action_once() -> 
 
 def test_a_candidate_of_another_menu_or_network_is_refused() -> None:
     whole = space.dense_candidate(chain())
-    space.check_candidate(whole, 4, ORT)
+    space.check_candidate(whole, 4, MENU)
     with pytest.raises(ValueError, match="another network"):
-        space.check_candidate(whole, 3, ORT)
+        space.check_candidate(whole, 3, MENU)
     other = Candidate(actions=(Action(kind="drop"), *whole.actions[1:]))
     with pytest.raises(ValueError, match="another network"):
-        space.check_candidate(other, 4, ORT)
+        space.check_candidate(other, 4, MENU)
 
 
 def test_what_a_profile_asks_for_is_known_by_the_same_digest_as_ever() -> None:

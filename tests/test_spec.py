@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hwloop.errors import TargetError, UsageError
-from hwloop.tasks.spec import call_user, load_object, parse_spec
+from hwloop.tasks.calls import call_user
+from hwloop.tasks.spec import load_object, parse_spec
 
 USER_FILE = """\
 import math

@@ -16,8 +16,9 @@ import pytest
 
 from hwloop.errors import HwloopError, UsageError
 from hwloop.files import write_atomically
+from hwloop.findings import Measurement
 from hwloop.measure.store import Store
-from hwloop.records import Action, Candidate, Measurement, Trial, TrialState
+from hwloop.records import Action, Candidate, Trial, TrialState
 
 WRITER = """
 import sys

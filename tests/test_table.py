@@ -13,12 +13,13 @@ from hwloop.compress import space
 from hwloop.compress.rows import layer_configs, network_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.errors import TargetError, UsageError
+from hwloop.findings import Fingerprint, Measurement
 from hwloop.measure.predict import CASTS, Predictor, fit, prediction_error
 from hwloop.measure.profile import Protocols
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.measure.table_exchange import export_rows, import_rows, read_rows
-from hwloop.records import Fingerprint, LayerConfig, Measurement
+from hwloop.records import LayerConfig
 
 HERE = Fingerprint(device="here", runtime="r", runtime_version="1")
 THERE = Fingerprint(device="there", runtime="r", runtime_version="1")

@@ -19,6 +19,7 @@ from graphs import row_onnx
 from scoring import MapsTask, Peak, maps_model
 
 from hwloop.errors import CandidateError, TargetError
+from hwloop.findings import Measurement, Protocol
 from hwloop.measure import link
 from hwloop.measure import session as targets
 from hwloop.measure.link import LIMITS
@@ -28,7 +29,7 @@ from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
 from hwloop.measure.table import REFERENCE, LatencyTable
-from hwloop.records import LayerConfig, Measurement, Protocol
+from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.known import writing
 from hwloop.tasks.score import ScoredSplit

@@ -16,8 +16,9 @@ from torch import nn
 
 from hwloop.errors import EnvironmentProblem, UsageError
 from hwloop.task import Split, Task, load_model, validate_task
-from hwloop.tasks import TASKS, cifar10, download, fashion_mnist, load_task
+from hwloop.tasks import TASKS, cifar10, download, fashion_mnist
 from hwloop.tasks.demo.data import MEAN, STD
+from hwloop.tasks.load import load_task
 
 TINY_TRAIN, TINY_TEST = 200, 20
 

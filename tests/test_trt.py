@@ -28,8 +28,8 @@ from hwloop.device.trt_build import BuildRequest, build
 from hwloop.device.trt_limits import default_workspace_mib
 from hwloop.device.trt_run import OpenEngine, RunFailed
 from hwloop.device.trt_timing import EventSampler
+from hwloop.findings import Measurement, Protocol
 from hwloop.measure import answers
-from hwloop.records import Measurement, Protocol
 
 DATA = Path(__file__).parent / "data"
 PROTOCOL = {

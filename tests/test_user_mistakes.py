@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from hwloop.compress.export import check_exported, export_onnx, value_dependent_lines
 from hwloop.errors import UsageError
 from hwloop.task import Task, as_model, load_model
-from hwloop.tasks import as_task, cifar10, fashion_mnist, load_task
+from hwloop.tasks import cifar10, fashion_mnist
 from hwloop.tasks.download import no_downloads
+from hwloop.tasks.load import as_task, load_task
 from hwloop.tasks.sanity import check_goal, doubts
 from hwloop.tasks.splits import TensorSplit
 

@@ -15,7 +15,7 @@ import pytest
 
 import hwloop
 from hwloop.run.versions import RESULTS
-from hwloop.tasks.sources import normalised
+from hwloop.tasks.codetext import normalised
 
 SOURCES = Path(hwloop.__file__).parent
 HELD = Path(__file__).parent / "data" / "result_sources.json"
@@ -23,15 +23,19 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 AREAS: dict[str, tuple[str, ...]] = {
     "export": ("compress/export.py",),
     "prune": (
-        "compress/prune.py",
+        "compress/coupling.py",
+        "compress/cut.py",
         "compress/methods/*.py",
         "compress/apply.py",
         "compress/model.py",
     ),
     "quantize": (
-        "runtimes/quantize.py",
+        "runtimes/calibration.py",
+        "runtimes/onnxruntime.py",
+        "runtimes/tensorrt.py",
         "runtimes/qdq_ort.py",
         "runtimes/qdq_tensorrt.py",
+        "runtimes/calibration.py",
         "runtimes/fp16.py",
         "compress/fp16_range.py",
     ),
@@ -41,7 +45,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         "search/*.py",
         *("runtimes/rowkinds.py", "compress/space.py", "compress/rows.py"),
         *("run/calibrate.py", "run/sensitivity.py", "run/features.py"),
-        *("run/finalists.py", "run/choice.py"),
+        *("run/finalists.py", "run/distil.py", "run/front.py", "run/choice.py"),
     ),
 }
 

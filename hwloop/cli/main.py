@@ -97,7 +97,7 @@ def optimize(model: str | None, dry_run: bool, as_json: bool, **options: Any) ->
     hwloop optimize --target jetson-orin --simulate
     """
     from hwloop import api
-    from hwloop.report.facts import notes, summary_rows
+    from hwloop.report.text import notes, summary_rows
     from hwloop.run import dry_run as plan
 
     options["time_limit_s"] = options.pop("time_limit")
@@ -188,9 +188,9 @@ def report(run: Path, why: bool, as_json: bool) -> None:
     hwloop report hwloop-run
     hwloop report hwloop-run --why
     """
-    from hwloop.files import RunFolder
-    from hwloop.report.facts import notes, summary_rows
+    from hwloop.report.text import notes, summary_rows
     from hwloop.run import reading
+    from hwloop.run.folder import RunFolder
 
     found = reading.read(RunFolder(run))
     if found.get("finished") is False:

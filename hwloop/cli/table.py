@@ -84,7 +84,7 @@ def table_show(table_file: Path, rows: int, as_json: bool) -> None:
     hwloop table show --table cpu.sqlite
     hwloop table show --table cpu.sqlite --rows 50
     """
-    from hwloop.run import table_check as tables
+    from hwloop.run import table_files as tables
 
     tables.in_range("rows", rows, 1, tables.MOST_ROWS_SHOWN)
     found = tables.show(table_file)
@@ -117,7 +117,7 @@ def table_export(file: Path, table_file: Path, as_json: bool) -> None:
     hwloop table export mine.jsonl
     hwloop table export mine.jsonl --table cpu.sqlite
     """
-    from hwloop.run import table_check as tables
+    from hwloop.run import table_files as tables
 
     count = tables.export(table_file, file)
     show({"rows": count, "file": str(file)}, as_json=as_json, text=f"{count} rows in {file}")
@@ -134,7 +134,7 @@ def table_import(file: Path, table_file: Path, as_json: bool) -> None:
     hwloop table import rows.jsonl
     hwloop table import rows.jsonl --table cpu.sqlite
     """
-    from hwloop.run import table_check as tables
+    from hwloop.run import table_files as tables
 
     count = tables.import_(table_file, file)
     show({"rows": count, "table": str(table_file)}, as_json=as_json, text=f"{count} rows read")

@@ -53,7 +53,7 @@ def target_show(name: str, as_json: bool) -> None:
     hwloop target show jetson-orin --json
     """
     from hwloop.measure.profile_file import load_profile
-    from hwloop.records import to_json
+    from hwloop.parsing import to_json
 
     found = to_json(load_profile(name))
     show(found, as_json=as_json, text=json.dumps(found, indent=2))
@@ -125,7 +125,7 @@ def doctor(
     """
     from hwloop.measure.doctor.visit import visit
     from hwloop.measure.profile_file import resolve
-    from hwloop.records import to_json
+    from hwloop.parsing import to_json
 
     if target is None and (bundle or host):
         raise UsageError(f"--{'bundle' if bundle else 'host'} is about a target", "--target NAME")

@@ -18,7 +18,7 @@ from hwloop.compress.model import weighted_calls, weighted_nodes
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import Candidate, Network
 from hwloop.runtimes.fp16 import to_fp16
-from hwloop.runtimes.quantize import quantize
+from hwloop.runtimes.runtime import Runtime
 
 
 def compress(
@@ -48,7 +48,7 @@ def deployable(
     candidate: Candidate,
     calibration: np.ndarray[Any, Any],
     rules: SpaceRules,
-    isa: str,
+    runtime: Runtime,
 ) -> bytes:
     """The graph that ships: the candidate's int8 groups quantized, the rest in base precision.
 
@@ -56,8 +56,8 @@ def deployable(
         module: the compressed network.
         graph: ``module`` as exported, in FP32.
         calibration: (N, ...) real inputs.
-        rules: of the target, with its recipe.
-        isa: instruction sets of the target, ``+``-separated.
+        rules: of the target.
+        runtime: whose graph it is; see :mod:`hwloop.runtimes.known`.
 
     Raises:
         CandidateError: stage ``compress`` or ``export``.
@@ -69,8 +69,7 @@ def deployable(
         network=network,
         candidate=candidate,
         calibration=calibration,
-        recipe=rules.recipe,
-        isa=isa,
+        runtime=runtime,
     )
     return in_base_precision(graph, rules)
 
@@ -88,8 +87,7 @@ def quantized(
     network: Network,
     candidate: Candidate,
     calibration: np.ndarray[Any, Any],
-    recipe: str,
-    isa: str,
+    runtime: Runtime,
 ) -> bytes:
     """The graph with the candidate's int8 groups quantized; unchanged when there are none."""
     int8 = {
@@ -103,7 +101,7 @@ def quantized(
     calls = weighted_calls(module, example)
     pairs = zip(calls, weighted_nodes(graph), strict=True)
     nodes = [node for path, node in pairs if _is_in(path, int8)]
-    return quantize(graph, nodes, calibration=calibration, recipe=recipe, isa=isa)
+    return runtime.quantized(graph, nodes, calibration=calibration)
 
 
 def _is_in(path: str, layers: set[str]) -> bool:

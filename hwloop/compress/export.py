@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hwloop.errors import CandidateError, EnvironmentProblem, UsageError
 from hwloop.runtimes.graph import INPUT, OPSET, OUTPUT
 from hwloop.runtimes.host import open_on_cpu
-from hwloop.tasks.spec import LONGEST_MESSAGE, is_users
+from hwloop.tasks.calls import LONGEST_MESSAGE, is_users
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 MAX_FP16_DIFFERENCE = 0.2

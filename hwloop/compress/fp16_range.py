@@ -36,7 +36,7 @@ class Kept:
     """What stays FP32 in a network that ships in FP16.
 
     Attributes:
-        operators: ONNX types, one of :data:`hwloop.fp16.FALLBACKS`.
+        operators: ONNX types, one of :data:`hwloop.runtimes.fp16.FALLBACKS`.
         reason: why not fewer; empty where none stays.
     """
 
@@ -63,7 +63,7 @@ def kept_float(graph: bytes, example: Tensor, inputs: NDArray[np.float32]) -> Ke
 
     It does when no FP16 tensor, and no sum that an FP16 operator forms, comes within a quarter of
     FP16's largest number, and the outputs stay within the bound of
-    :func:`hwloop.export.check_deployed`. The last fall-back is for the target to judge.
+    :func:`hwloop.compress.export.check_deployed`. The last fall-back is for the target to judge.
 
     Args:
         graph: the exported FP32 graph.
@@ -71,7 +71,7 @@ def kept_float(graph: bytes, example: Tensor, inputs: NDArray[np.float32]) -> Ke
         inputs: (N, ...) real inputs; random ones are added.
 
     Raises:
-        CandidateError: stage ``export``: see :func:`hwloop.fp16.to_fp16`.
+        CandidateError: stage ``export``: see :func:`hwloop.runtimes.fp16.to_fp16`.
         EnvironmentProblem: ONNX Runtime is not installed.
     """
     try:

@@ -1,7 +1,7 @@
 """What the search may know about a network: its layers, and the groups that change together.
 
 The layers are read from the exported dense graph, because that is what the runtime executes; which
-layers are coupled comes from torch-pruning's dependency graph (compress/prune.py).
+layers are coupled comes from torch-pruning's dependency graph (compress/coupling.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from hwloop.compress.prune import Coupling, couplings
+from hwloop.compress.coupling import Coupling, couplings
 from hwloop.errors import UsageError
 from hwloop.records import Group, Layer, LayerConfig, Network
 
@@ -29,7 +29,7 @@ def describe(module: nn.Module, example: Tensor, graph: bytes, *, name: str) -> 
     Args:
         module: the dense network, in eval mode.
         example: an input of the deployed shape.
-        graph: the same network exported by :func:`hwloop.export.export_onnx`.
+        graph: the same network exported by :func:`hwloop.compress.export.export_onnx`.
 
     Raises:
         UsageError: the network cannot be traced, or has weighted operators outside modules.

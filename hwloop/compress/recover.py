@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hwloop.errors import CandidateError
 from hwloop.task import Task
-from hwloop.tasks.spec import call_user
+from hwloop.tasks.calls import call_user
 
 SHRINKS = (1.0, 0.1, 0.01)
 """Of the peak rate: what suits residual networks of a classifier is far too fast for others."""
@@ -53,7 +53,6 @@ class Recipe:
 
 NO_RECOVERY = Recipe(steps=0, recalibration_batches=0)
 RECALIBRATED = Recipe(steps=0)
-IN_LOOP = Recipe(steps=20)
 
 
 class Recovery:

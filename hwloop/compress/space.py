@@ -84,9 +84,9 @@ def choices_of(value: Candidate, rules: SpaceRules) -> Choices:
     return tuple(actions.index(action) for action in value.actions)
 
 
-def check_candidate(value: Candidate, groups: int, rules: SpaceRules) -> None:
-    """Raises ValueError for a candidate of another network or of another menu."""
-    if len(value.actions) != groups or not set(value.actions) <= set(menu(rules)):
+def check_candidate(value: Candidate, groups: int, actions: Iterable[Action]) -> None:
+    """Raises ValueError for a candidate of another network, or with other actions than a menu's."""
+    if len(value.actions) != groups or not set(value.actions) <= set(actions):
         raise ValueError("it is about another network")
 
 

@@ -1,4 +1,4 @@
-"""What runtimes on this machine's cores have in common: pinned threads, their clock, the samples."""
+"""What runtimes on this machine's cores have in common: pinned threads, clocks and samples."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """What ``nvidia-smi`` says about desktop and server GPUs; it is only asked, never told.
 
-Jetsons before Thor answer it with ``[N/A]`` almost everywhere: they have :mod:`jetson` instead.
+Jetsons before Thor answer it with ``[N/A]`` almost everywhere: they have
+:mod:`hwloop.device.jetson` instead.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ INLINE_BYTES = 256 << 10
 TRANSPORT = ("put", "take", "forget")
 ENVIRONMENT = {
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts; CUDA's own order is by speed
-    # ONNX Runtime would report what it runs, in the middle of timing it; see hwloop.host_runtime
+    # ONNX Runtime would report what it runs, in the middle of timing it; see hwloop.runtimes.host
     "ORT_DISABLE_TELEMETRY": "1",
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hwloop import stats
 from hwloop.errors import CandidateError, TargetError
-from hwloop.records import CLOCKS, HOST_BOUND, HOST_BOUND_SHARE, MAX_SAMPLES, Measurement
+from hwloop.findings import CLOCKS, HOST_BOUND, HOST_BOUND_SHARE, MAX_SAMPLES, Measurement
 
 MAX_LATENCY_MS = 1e7
 MAX_NAMES = 64

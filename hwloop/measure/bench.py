@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from hwloop.errors import CandidateError, UsageError
-from hwloop.inputs import within
+from hwloop.files import within
+from hwloop.findings import Measurement
 from hwloop.measure import modelfile
 from hwloop.measure import paired as measure
 from hwloop.measure.modelfile import ModelFile
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
-from hwloop.records import Measurement, to_json
+from hwloop.parsing import to_json
 from hwloop.runtimes.graph import OnnxModel
 
 PATHS = "name ONNX files, or folders of runs"
@@ -37,8 +38,8 @@ def compare(
     file is compared with itself, which shows what the machine's noise alone looks like.
 
     Args:
-        shapes: of inputs with dynamic dimensions, see :func:`hwloop.modelfile.parse_shapes`; a
-            dynamic batch alone is taken as 1.
+        shapes: of inputs with dynamic dimensions, see
+            :func:`hwloop.measure.modelfile.parse_shapes`; a dynamic batch alone is taken as 1.
 
     Returns:
         One record per model: file, latency_ms, latency_ms_ci95, latency_source, size_bytes,

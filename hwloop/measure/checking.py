@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hwloop.findings import Measurement
 from hwloop.measure import doctor as examination
 from hwloop.measure import paired as measure
 from hwloop.measure.doctor.visit import board_facts
@@ -11,7 +12,7 @@ from hwloop.measure.profile import rules_for
 from hwloop.measure.profile_file import resolve
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import REFERENCE
-from hwloop.records import Measurement, to_json
+from hwloop.parsing import to_json
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.known import writing
 

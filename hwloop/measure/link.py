@@ -267,7 +267,7 @@ def sources() -> dict[str, str]:
 
 
 def ssh_command(profile: TargetProfile, log: Path) -> list[str]:
-    """The argument list of ``ssh``; nothing in it was not checked by :mod:`hwloop.hosts`."""
+    """The argument list of ``ssh``: all of it was checked by :mod:`hwloop.measure.hosts`."""
     host = profile.host
     if host is None:
         raise TargetError(f"target {profile.name!r} has no host", "--host user@board")

@@ -18,9 +18,9 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from hwloop.errors import UsageError, closest
-from hwloop.inputs import read_file
+from hwloop.files import read_file
 from hwloop.parsing import one_line
-from hwloop.tasks.spec import shown
+from hwloop.tasks.calls import shown
 
 LARGEST_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit
 LARGEST_INPUT = 1 << 28  # elements: a gigabyte of FP32

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from hwloop import stats
 from hwloop.errors import CandidateError, TargetError
+from hwloop.findings import Measurement, Protocol
 from hwloop.measure.answers import LostTwice
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
-from hwloop.records import LayerConfig, Measurement, Protocol
+from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rowkinds import kind_of
 from hwloop.runtimes.runtime import Runtime

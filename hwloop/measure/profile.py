@@ -11,8 +11,8 @@ from typing import Any
 
 from hwloop.compress.rules import SpaceRules
 from hwloop.errors import UsageError
+from hwloop.findings import Protocol
 from hwloop.measure.hosts import Host
-from hwloop.records import Protocol
 from hwloop.runtimes.known import named
 from hwloop.runtimes.runtime import Runtime
 from hwloop.runtimes.simulated import Simulated

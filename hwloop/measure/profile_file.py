@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hwloop.errors import UsageError, closest
-from hwloop.inputs import read_file
+from hwloop.files import read_file
 from hwloop.measure.hosts import parse_host
 from hwloop.measure.profile import PACKAGE, TargetProfile, simulated
 from hwloop.measure.profile_schema import parse

@@ -12,7 +12,7 @@ class Scope:
     """Records by (kind, key), the run's inputs being part of every kind.
 
     Args:
-        identity: digest of the inputs; see :func:`hwloop.identity.key_of`.
+        identity: digest of the inputs; see :func:`hwloop.run.identity.key_of`.
     """
 
     def __init__(self, store: Store, identity: str) -> None:
@@ -20,7 +20,7 @@ class Scope:
         self._identity = identity
 
     def get(self, kind: str, key: str, parse: Callable[[Any], Any]) -> Any:
-        """The JSON value as ``parse`` returns it, or None; see :meth:`hwloop.store.Store.get`."""
+        """As ``parse`` returns the value, or None; see :meth:`hwloop.measure.store.Store.get`."""
         return self._store.get(self._scoped(kind), key, parse)
 
     def all(self, kind: str, parse: Callable[[Any], Any]) -> dict[str, Any]:

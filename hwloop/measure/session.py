@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hwloop.errors import CandidateError, TargetError
+from hwloop.findings import Fingerprint, Measurement, Protocol
 from hwloop.measure import answers
 from hwloop.measure.answers import Engine, LostTwice, Nonsense, WorkerLost
 from hwloop.measure.exchange import Exchange
 from hwloop.measure.link import Limits, Link, open_link
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.refusals import LinkLost
-from hwloop.records import Fingerprint, Measurement, Protocol, to_json
+from hwloop.parsing import to_json
 from hwloop.runtimes.graph import OnnxModel
 
 Parsed = TypeVar("Parsed")

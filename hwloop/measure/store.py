@@ -5,16 +5,15 @@ Inserts are idempotent, so repeating an interrupted step stores nothing twice. V
 canonical JSON text.
 
 A store may come from anybody: before SQLite reads a row, the file must have our schema and nothing
-else (a view or a trigger is a program), and the files beside it must be plain ones.
+else (a view or a trigger is a program); :mod:`hwloop.measure.storefile` looks at it before that.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from shlex import quote as quote_word
 from types import TracebackType
@@ -22,8 +21,11 @@ from typing import Any
 from urllib.parse import quote
 
 from hwloop.errors import HwloopError, UsageError
-from hwloop.inputs import check_regular
-from hwloop.records import Trial, canonical_json, parse_json
+from hwloop.files import check_regular
+from hwloop.measure import storefile
+from hwloop.measure.storefile import RESTORE
+from hwloop.parsing import canonical_json, parse_json
+from hwloop.records import Trial
 
 APPLICATION_ID = 0x48574C50
 SCHEMA_VERSION = 1
@@ -43,11 +45,7 @@ CREATE TABLE trials (
 );
 """
 _ENTRIES = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
-_MAGIC = b"SQLite format 3\0"
-_WITH_ROLLBACK_JOURNAL = b"\1\1"  # bytes 18 and 19 of the header; 2 is a write-ahead log
-_SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # ends a journal that names another file
 IN_MEMORY = Path(":memory:")
-RESTORE = "restore it from a copy, or name another file"
 
 
 def _as_read(value: Any) -> Any:
@@ -67,7 +65,8 @@ class Store:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._examine(read_only)
+        if path != IN_MEMORY:
+            storefile.examine(path, read_only=read_only)
         try:
             self._db = sqlite3.connect(
                 f"file://{quote(str(path.absolute()))}?mode=ro" if read_only else path,
@@ -162,40 +161,6 @@ class Store:
 
     # --------------------------------------------------------------------------- inside
 
-    def _examine(self, read_only: bool) -> None:
-        """Look at the files before SQLite does: it would follow links and obey a journal."""
-        if self.path == IN_MEMORY:
-            return
-        if read_only and not os.path.exists(self.path):
-            raise UsageError(f"no store at {self.path}", "name a file that hwloop wrote")
-        try:
-            real = self.path.resolve()
-            if real.exists():
-                check_regular(self.path, what="an SQLite file", hint="name another file")
-                with real.open("rb") as file:
-                    header = file.read(20)
-                if header and not header.startswith(_MAGIC):
-                    raise UsageError(f"{self.path} is damaged or not an SQLite file", RESTORE)
-                if header and header[18:] != _WITH_ROLLBACK_JOURNAL:
-                    raise self._altered("its header")
-            for ending in ("-journal", "-wal", "-shm"):
-                self._examine_beside(real.with_name(real.name + ending))
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise HwloopError(
-                f"cannot open {self.path}: {reason}", "correct its permissions, or name another"
-            ) from error
-
-    def _examine_beside(self, path: Path) -> None:
-        with suppress(FileNotFoundError):  # most of the time, and when a writer has just ended
-            about = path.lstat()
-            if not stat.S_ISREG(about.st_mode) or not path.name.endswith("-journal"):
-                raise self._altered(f"{path.name} beside it")
-            with path.open("rb") as file:
-                file.seek(max(about.st_size - len(_SUPER_JOURNAL), 0))
-                if file.read(len(_SUPER_JOURNAL)) == _SUPER_JOURNAL:
-                    raise self._altered(f"{path.name} beside it")
-
     def _prepare(self, read_only: bool) -> None:
         self._db.text_factory = bytes  # what is no UTF-8 is found where the value is parsed
         self._db.execute("PRAGMA trusted_schema = OFF")
@@ -216,7 +181,7 @@ class Store:
                 "use the hwloop that wrote it, or export and import: hwloop table export",
             )
         if self._db.execute(_ENTRIES).fetchall() != _expected_entries():
-            raise self._altered("its schema")
+            raise storefile.altered(self.path, "its schema")
 
     def _create(self) -> None:
         with self._writing() as db:
@@ -259,9 +224,6 @@ class Store:
             return str(value, "utf-8")
         except (TypeError, ValueError) as error:
             raise self.damaged("key", repr(value), error) from error
-
-    def _altered(self, what: str) -> UsageError:
-        return UsageError(f"{self.path} was altered: {what} is not what hwloop writes", RESTORE)
 
     def _explained(self, error: sqlite3.DatabaseError) -> HwloopError:
         # Our statements are sound, so an SQLITE_ERROR (named since Python 3.11) is the file's.

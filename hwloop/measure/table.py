@@ -9,16 +9,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from hwloop.findings import HOST_BOUND, Fingerprint, Measurement, Protocol
 from hwloop.measure.store import SCHEMA_VERSION, Store
-from hwloop.parsing import ANY_TEXT, a_text, optional, shown
-from hwloop.records import (
-    HOST_BOUND,
-    Fingerprint,
-    LayerConfig,
-    Measurement,
-    Protocol,
-    digest,
-)
+from hwloop.parsing import ANY_TEXT, a_text, digest, optional, shown
+from hwloop.records import LayerConfig
 from hwloop.runtimes.rowkinds import kind_of
 
 REFERENCE = LayerConfig(

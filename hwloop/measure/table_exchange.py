@@ -16,7 +16,7 @@ from hwloop.measure.table import (
     stored_populations,
     stored_rows,
 )
-from hwloop.records import canonical_json, parse_json
+from hwloop.parsing import canonical_json, parse_json
 
 
 def export_rows(store: Store, write: Callable[[str], Any]) -> int:

@@ -13,6 +13,7 @@ from hwloop.measure.predict import Predictor
 from hwloop.measure.progress import Progress
 from hwloop.measure.table import LatencyTable
 from hwloop.records import Candidate
+from hwloop.run.build import holding
 from hwloop.run.evaluate import Evaluator
 
 CALIBRATION_NETWORKS = 12
@@ -43,13 +44,13 @@ def fitted_predictor(
     progress.stage("calibration networks")
     for number, candidate in enumerate(_calibration_candidates(subject, seed)):
         progress.advance(number, CALIBRATION_NETWORKS)
-        measurement = evaluator.latency(candidate)
+        measurement = evaluator.latencies.known(candidate)
         if measurement is None:
             try:
                 # Latency does not depend on the values of the weights: no recovery is needed.
-                built = evaluator.build(candidate, NO_RECOVERY)
-                measurement = evaluator.measurement(built)
-                evaluator.session.forget(built.model)
+                built = evaluator.builder.build(candidate, NO_RECOVERY)
+                with holding(evaluator.session, built.model):
+                    measurement = evaluator.latencies.of(built)
             except CandidateError:
                 continue
         predictor.observe(subject.choices(candidate), measurement.latency_ms)

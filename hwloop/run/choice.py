@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hwloop.records import Candidate, Goal, Measurement
+from hwloop.findings import Measurement
+from hwloop.records import Candidate, Goal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Seen:
     Attributes:
         steps: distillation steps of its recovery.
         latency_ms: against the dense network, interleaved.
-        faster: measurably so; see :attr:`hwloop.records.Measurement.significant`.
+        faster: measurably so; see :attr:`hwloop.findings.Measurement.significant`.
         drop: on the search split, in the metric's unit, positive = worse.
         upper_drop: one-sided 80 % bound of the drop; None where even ``drop`` is over the limit.
     """

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from hwloop.errors import UsageError
-from hwloop.files import RunFolder, read_json
-from hwloop.parsing import a_number, a_text, an_int, one_of, optional, read_record
-from hwloop.records import Goal, to_json
+from hwloop.files import read_json
+from hwloop.parsing import a_number, a_text, an_int, one_of, optional, read_record, to_json
+from hwloop.records import Goal
 from hwloop.run import identity
-from hwloop.run.result import Settings
+from hwloop.run.folder import RunFolder
+from hwloop.run.settings import Settings
 from hwloop.tasks.spec import relocated
 
 RAISABLE = ("evaluations", "finalists", "final_steps", "time_limit_s")

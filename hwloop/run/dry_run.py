@@ -17,10 +17,9 @@ from typing import Any
 
 from hwloop.compress.subject import Subject, check_has_choices, subject
 from hwloop.errors import UsageError
-from hwloop.files import RunFolder
+from hwloop.findings import Fingerprint
 from hwloop.measure.profile import TargetProfile, rules_for
 from hwloop.measure.profile_file import resolve
-from hwloop.measure.scope import Scope
 from hwloop.measure.store import Store
 from hwloop.measure.table import (
     EMPTY,
@@ -29,17 +28,17 @@ from hwloop.measure.table import (
     stored_populations,
     stored_refused_kinds,
 )
-from hwloop.parsing import as_it_is
-from hwloop.records import Fingerprint
 from hwloop.run import config, identity, reading
 from hwloop.run.admission import check_store, checked, expected_isa
 from hwloop.run.estimate import WORKER_S, Times, seconds_left, times_of
-from hwloop.run.finalists import KEPT_FINALIST
+from hwloop.run.folder import RunFolder
+from hwloop.run.memory import Figures, Notes
 from hwloop.run.options import run_folder, settings_of
-from hwloop.run.result import USUAL_RECIPES, Settings
+from hwloop.run.result import USUAL_RECIPES
+from hwloop.run.settings import Settings
 from hwloop.task import load_model
-from hwloop.tasks import as_task, load_task
 from hwloop.tasks.download import no_downloads
+from hwloop.tasks.load import as_task, load_task
 
 ROW_BYTES = 4_000
 
@@ -114,8 +113,9 @@ def _known(
     fingerprint, done = None, {}
     with _opened(folder.store_path) as store:
         if store is not None:
-            check_store(store, folder, inputs)
-            fingerprint = store.get("run", "fingerprint", Fingerprint.from_json)
+            notes = Notes(store)
+            check_store(notes, folder, inputs)
+            fingerprint = notes.fingerprint()
             done = _done(store, settings, inputs)
     if fingerprint is not None:
         isa, says = dict(fingerprint.settings).get("isa", ""), f"{fingerprint.device}, as it was"
@@ -140,15 +140,8 @@ def _known(
 
 def _done(store: Store, settings: Settings, inputs: dict[str, Any]) -> dict[str, int]:
     """How many results of each stage are stored."""
-    scope = Scope(store, identity.key_of(inputs))
-
-    finalists = scope.all("finalist", KEPT_FINALIST).values()
-    return {
-        "trials": len(store.trials()),
-        "latencies": len(scope.all("latency", as_it_is)),
-        "probes": len(scope.all("probe", as_it_is)),
-        "finalists": sum(value["steps"] == settings.final_steps for value in finalists),
-    }
+    figures = Figures(store, identity.key_of(inputs))
+    return {"trials": len(store.trials()), **figures.done(final_steps=settings.final_steps)}
 
 
 def _finished(folder: RunFolder, settings: Settings) -> bool:

@@ -22,7 +22,8 @@ from hwloop.measure.profile import TargetProfile
 from hwloop.records import Action
 from hwloop.run import calibrate, sensitivity
 from hwloop.run import table_check as tables
-from hwloop.run.result import USUAL_RECIPES, Settings
+from hwloop.run.result import USUAL_RECIPES
+from hwloop.run.settings import Settings
 from hwloop.task import Task
 from hwloop.tasks.splits import spread
 

@@ -1,57 +1,27 @@
-"""From a finished search to the network that ships: undo what earns nothing, distil, choose.
+"""From a finished search to the network that ships: which trials are distilled, which one wins.
 
-Nothing here looks at the test split; see :mod:`hwloop.stages` for the one time that it is used.
+Nothing here looks at the test split; see :mod:`hwloop.run.final` for the one time that it is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-
-from hwloop.compress.apply import compress
-from hwloop.compress.recover import NO_RECOVERY, Recipe
-from hwloop.compress.space import check_candidate
+from hwloop.compress.recover import Recipe
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
-from hwloop.files import RunFolder, sha256, write_atomically
-from hwloop.measure.predict import Predictor
 from hwloop.measure.progress import Progress
-from hwloop.parsing import A_COUNT, A_DIGEST, ANY_NUMBER, a_flag, a_number, an_object, optional
-from hwloop.records import (
-    KEEP,
-    Candidate,
-    Goal,
-    Outcome,
-    Trial,
-    digest,
-)
+from hwloop.records import Goal, Trial
 from hwloop.run import choice
+from hwloop.run.build import holding
 from hwloop.run.choice import Seen
+from hwloop.run.distil import Distiller
 from hwloop.run.evaluate import Evaluator
+from hwloop.run.front import drop_of, outcome_of, pareto_front
 
 SPACING = 0.98
 """Neighbours on the front must differ by 2 % in latency to be worth two distillations."""
-
-MIN_GAIN = 0.01
-"""A group's change is doubtful when undoing it is predicted to cost less than 1 %."""
-
-
-KEPT_FINALIST = an_object(
-    {
-        "candidate": Candidate.from_json,
-        "steps": A_COUNT,
-        "latency_ms": a_number(1e-9, 1e9),
-        "faster": a_flag,
-        "speedup": ANY_NUMBER,
-        "drop": ANY_NUMBER,
-        "upper_drop": optional(ANY_NUMBER),
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,47 +32,39 @@ class Finalist:
     seen: Seen
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Finals:
-    """Distils a few candidates and picks the one that ships, of everything that was seen."""
+    """Distils a few candidates and picks the one that ships, of everything that was seen.
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        folder: RunFolder,
-        *,
-        goal: Goal,
-        recipe: Recipe,
-        count: int,
-        progress: Progress,
-    ) -> None:
-        self.evaluator = evaluator
-        self.folder = folder
-        self.goal = goal
-        self.recipe = recipe
-        self.count = count
-        self.progress = progress
-        self._built: dict[str, Built] = {}
+    Attributes:
+        count: how many trials may be distilled.
+    """
 
-    def choose(
-        self, trials: Sequence[Trial], predictor: Predictor, *, loop_max_drop: float | None
-    ) -> Finalist | None:
-        """The best network that was seen, or None when the dense one is; see :mod:`hwloop.choice`.
+    evaluator: Evaluator
+    distiller: Distiller
+    goal: Goal
+    count: int
+    progress: Progress
+
+    def choose(self, trials: Sequence[Trial], *, loop_max_drop: float | None) -> Finalist | None:
+        """The best network that was seen, or None when the dense one is.
 
         With a limit on the drop, the Pareto front is walked from the fastest trial within
         ``loop_max_drop``: to a faster one after a success, to a slower one after a failure. The
         last finalist is the safest one, unless one was within the goal before. Without such a
         limit, the trials with the smallest drops within the latency budget are distilled.
+        What ships is chosen by :mod:`hwloop.run.choice`.
         """
         front = pareto_front([trial for trial in trials if _is_faster(trial)])
         budget_ms = self.goal.budget_ms(self.baseline_ms)
         if budget_ms is not None:
-            in_time = [trial for trial in front if _outcome(trial).latency_ms <= budget_ms]
+            in_time = [trial for trial in front if outcome_of(trial).latency_ms <= budget_ms]
             front = in_time or front
         if self.goal.max_drop is None:
-            for trial in sorted(front, key=_drop)[: self.count]:
-                self._distilled(trial, predictor)
+            for trial in sorted(front, key=drop_of)[: self.count]:
+                self.distiller.distilled(trial)
         else:
-            self._walk(_thinned(front), predictor, limit=loop_max_drop or 0.0)
+            self._walk(_thinned(front), limit=loop_max_drop or 0.0)
         return self._best(trials)
 
     @property
@@ -111,11 +73,16 @@ class Finals:
 
     def seen(self, trials: Sequence[Trial]) -> list[Seen]:
         """Everything that was recovered, measured and scored: finalists of all times, trials."""
-        kept = self.evaluator.store.all("finalist", self._kept)
-        found = [_as_seen(value) for value in kept.values()]
+        dense = self.evaluator.subject.dense_candidate
+        kept = self.evaluator.figures.finalists(
+            menu=self.evaluator.subject.menu,
+            groups=len(dense.actions),
+            most_steps=self.distiller.recipe.steps,
+        )
+        found = [finalist.seen for finalist in kept]
         steps = self.evaluator.loop_recipe.steps
         for trial in trials:
-            if trial.outcome is not None and trial.candidate != self._dense:
+            if trial.outcome is not None and trial.candidate != dense:
                 found.append(_seen_of(trial, steps=steps))
         return found
 
@@ -124,19 +91,8 @@ class Finals:
         failures = [trial.reason for trial in trials if trial.reason is not None]
         return choice.summary(self.seen(trials), self.goal, failures=failures)
 
-    def _kept(self, value: Any) -> dict[str, Any]:
-        """A stored finalist; it may have to be built again. Raises ValueError."""
-        found: dict[str, Any] = KEPT_FINALIST(value)
-        rules = self.evaluator.subject.rules
-        check_candidate(found["candidate"], len(self._dense.actions), rules)
-        if found["steps"] > self.recipe.steps:  # they can be raised, not lowered
-            raise ValueError("it was distilled for longer than anybody asked for")
-        return found
-
-    # --------------------------------------------------------------------------- distilling
-
-    def _walk(self, front: list[Trial], predictor: Predictor, *, limit: float) -> None:
-        within = [index for index, trial in enumerate(front) if _drop(trial) <= limit]
+    def _walk(self, front: list[Trial], *, limit: float) -> None:
+        within = [index for index, trial in enumerate(front) if drop_of(trial) <= limit]
         position = within[0] if within else len(front) - 1
         low, high = -1, len(front)
         met = False
@@ -146,106 +102,15 @@ class Finals:
             if last or not low < position < high:
                 break
             tried.append(front[position])
-            found = self._distilled(front[position], predictor)
+            found = self.distiller.distilled(front[position])
             if found is not None and choice.meets(found, self.goal, baseline_ms=self.baseline_ms):
                 met = True
                 high, position = position, position - 1
             else:
                 low, position = position, position + 1
-        safest = min(front, key=_drop, default=None)
+        safest = min(front, key=drop_of, default=None)
         if not met and safest is not None and safest not in tried:
-            self._distilled(safest, predictor)
-
-    def _distilled(self, trial: Trial, predictor: Predictor) -> Seen | None:
-        """Undo what earns nothing, distil fully, score on the search split; None if it failed."""
-        evaluator = self.evaluator
-        try:
-            candidate = self._reverted(trial.candidate, predictor)
-            key = _key(candidate, self.recipe)
-            if evaluator.store.get("finalist", key, self._kept) is None:
-                built = self._rebuilt(candidate, self.recipe)
-                measurement = evaluator.measurement(built)
-                scored = evaluator.scored(built.model)
-                evaluator.session.forget(built.model)
-                self._built[key] = built
-                found = {
-                    "candidate": candidate,
-                    "steps": self.recipe.steps,
-                    "latency_ms": measurement.latency_ms,
-                    "faster": choice.is_faster(measurement),
-                    "speedup": 1 / measurement.ratio,
-                    "drop": scored.drop,
-                    "upper_drop": scored.upper_drop,
-                }
-                evaluator.store.add("finalist", key, found)
-                self.folder.event("finalist", **found)
-        except CandidateError as error:
-            self.progress.say(f"a finalist failed: {error}")
-            self.folder.event("finalist failed", candidate=trial.candidate, reason=str(error))
-            return None
-        value = evaluator.store.get("finalist", key, self._kept)
-        self.progress.say(f"finalist: {self._figures(value)}")
-        return _as_seen(value)
-
-    def _figures(self, value: dict[str, Any]) -> str:
-        speedup = f"{value['speedup']:.2f}x{self.evaluator.source.mark}"
-        upper = value["upper_drop"]
-        bound = "over the limit" if upper is None else f"80 % below {upper:+.4f}"
-        return f"{speedup}, drop {value['drop']:+.4f} on the search split ({bound})"
-
-    def _rebuilt(self, candidate: Candidate, recipe: Recipe) -> Built:
-        """The recovered candidate; its weights are kept, so a resumed run does not train again."""
-        evaluator, subject = self.evaluator, self.evaluator.subject
-        key = _key(candidate, recipe)
-        path = self.folder.path / "candidates" / f"{key[:16]}.safetensors"
-        kept = evaluator.store.get("weights", key, A_DIGEST)
-        data = path.read_bytes() if path.is_file() and kept is not None else b""
-        if kept is not None and sha256(data) == kept:
-            module = compress(
-                subject.dense,
-                subject.example,
-                subject.network,
-                candidate=candidate,
-                rules=subject.rules,
-            )
-            try:
-                module.load_state_dict(load(data))
-                return evaluator.exported(candidate, module.eval())
-            except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-                raise CandidateError("recover", f"{path} does not fit: {error}") from error
-        self.progress.stage("distillation")
-        built = evaluator.build(candidate, recipe, tick=self.progress.advance)
-        data = weights(built)
-        write_atomically(path, data)
-        evaluator.store.put("weights", key, sha256(data))
-        return built
-
-    def _reverted(self, candidate: Candidate, predictor: Predictor) -> Candidate:
-        """Undo the changes that are predicted to gain under 1 %, if that is measured to be free."""
-        evaluator = self.evaluator
-        actions = list(candidate.actions)
-        for index, action in enumerate(actions):
-            if action == KEEP:
-                continue
-            undone = [*actions[:index], KEEP, *actions[index + 1 :]]
-            with_it = predictor(evaluator.subject.choices(Candidate(actions=tuple(actions))))
-            without = predictor(evaluator.subject.choices(Candidate(actions=tuple(undone))))
-            if without - with_it < MIN_GAIN * with_it:
-                actions = undone
-        reverted = Candidate(actions=tuple(actions))
-        if reverted == candidate:
-            return candidate
-        before, after = evaluator.latency(candidate), evaluator.latency(reverted)
-        if after is None:
-            built = evaluator.build(reverted, NO_RECOVERY)
-            after = evaluator.measurement(built)
-            evaluator.session.forget(built.model)
-        if before is None or after.latency_ms > before.latency_ms * (1 + MIN_GAIN):
-            return candidate
-        self.folder.event("reverted", before=candidate, after=reverted)
-        return reverted
-
-    # ----------------------------------------------------------------------------- choosing
+            self.distiller.distilled(safest)
 
     def _best(self, trials: Sequence[Trial]) -> Finalist | None:
         """The best of everything seen whose rebuilt network still keeps the rule."""
@@ -263,18 +128,18 @@ class Finals:
     def _shipped(self, chosen: Seen) -> Finalist | None:
         """The network itself; one that was not just distilled is built and scored once more."""
         recipe = Recipe(steps=chosen.steps)
-        built = self._built.get(_key(chosen.candidate, recipe))
+        built = self.distiller.at_hand(chosen.candidate, recipe)
         if built is not None:
             return Finalist(built=built, seen=chosen)
-        if chosen.steps != self.recipe.steps:
+        if chosen.steps != self.distiller.recipe.steps:
             self.progress.say(
                 f"the best that was seen had {chosen.steps} distillation steps, at drop "
                 f"{chosen.drop:+.4f}: it ships"
             )
         try:
-            built = self._rebuilt(chosen.candidate, recipe)
-            scored = self.evaluator.scored(built.model)
-            self.evaluator.session.forget(built.model)
+            built = self.distiller.rebuilt(chosen.candidate, recipe)
+            with holding(self.evaluator.session, built.model):
+                scored = self.evaluator.scorer.scored(built.model)
         except CandidateError as error:
             self.progress.say(f"it cannot be built again: {error}")
             return None
@@ -284,39 +149,9 @@ class Finals:
             return None
         return Finalist(built=built, seen=again)
 
-    @property
-    def _dense(self) -> Candidate:
-        return self.evaluator.subject.dense_candidate
-
-
-def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that no other beats in both latency and drop, fastest first."""
-    complete = [trial for trial in trials if trial.outcome is not None]
-    front: list[Trial] = []
-    for trial in sorted(complete, key=lambda item: (_outcome(item).latency_ms, _drop(item))):
-        if not front or _drop(trial) < _drop(front[-1]):
-            front.append(trial)
-    return front
-
-
-def weights(built: Built) -> bytes:
-    """The module's state as safetensors; weights that are shared are written for each user."""
-    alone = torch.contiguous_format
-    state = built.module.state_dict()
-    state = {name: value.detach().clone(memory_format=alone) for name, value in state.items()}
-    return bytes(save(state))
-
-
-def _as_seen(value: dict[str, Any]) -> Seen:
-    return Seen(**{name: item for name, item in value.items() if name != "speedup"})
-
-
-def _key(candidate: Candidate, recipe: Recipe) -> str:
-    return digest([candidate, recipe])
-
 
 def _seen_of(trial: Trial, *, steps: int) -> Seen:
-    outcome = _outcome(trial)
+    outcome = outcome_of(trial)
     return Seen(
         candidate=trial.candidate,
         steps=steps,
@@ -331,7 +166,7 @@ def _thinned(front: list[Trial]) -> list[Trial]:
     """Drop trials that are hardly slower than the one before and hardly better."""
     kept: list[Trial] = []
     for trial in front:
-        if kept and _outcome(kept[-1]).latency_ms > SPACING * _outcome(trial).latency_ms:
+        if kept and outcome_of(kept[-1]).latency_ms > SPACING * outcome_of(trial).latency_ms:
             kept[-1] = trial
         else:
             kept.append(trial)
@@ -341,12 +176,3 @@ def _thinned(front: list[Trial]) -> list[Trial]:
 def _is_faster(trial: Trial) -> bool:
     measurement = None if trial.outcome is None else trial.outcome.measurement
     return measurement is not None and choice.is_faster(measurement)
-
-
-def _outcome(trial: Trial) -> Outcome:
-    assert trial.outcome is not None, "only complete trials are compared"
-    return trial.outcome
-
-
-def _drop(trial: Trial) -> float:
-    return _outcome(trial).metric_drop

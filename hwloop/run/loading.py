@@ -22,14 +22,15 @@ from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import menu
 from hwloop.compress.subject import dense_graph
 from hwloop.errors import CandidateError, UsageError
-from hwloop.files import RunFolder, read_json, sha256
-from hwloop.inputs import read_file
+from hwloop.files import read_file, read_json, sha256
 from hwloop.parsing import a_list, a_text, an_int, optional
 from hwloop.records import Candidate
 from hwloop.run import config
+from hwloop.run.folder import RunFolder
 from hwloop.task import Task, load_model
-from hwloop.tasks import as_task, load_task
-from hwloop.tasks.spec import relocated, shown
+from hwloop.tasks.calls import shown
+from hwloop.tasks.load import as_task, load_task
+from hwloop.tasks.spec import relocated
 
 BUNDLED = "demo"
 """The one task that needs neither code nor data nor a download beyond hwloop itself."""

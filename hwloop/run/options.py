@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from hwloop.measure.progress import Progress
 from hwloop.parsing import a_text
 from hwloop.records import Goal
 from hwloop.run.config import OBJECT
-from hwloop.run.result import Settings
+from hwloop.run.settings import Settings
 from hwloop.search.methods import METHODS
 from hwloop.tasks import task_for
-from hwloop.tasks.spec import shown
+from hwloop.tasks.calls import shown
 
 DEFAULT_LAM = 0.1
 MOST = 10_000_000
@@ -39,25 +40,11 @@ AN_EXAMPLE = {
 }
 
 
-def settings_of(
-    model: Any,
-    *,
-    task: Any,
-    target: Any,
-    data: Any,
-    max_drop: Any,
-    max_latency_ms: Any,
-    min_speedup: Any,
-    table: Any,
-    agent: Any,
-    reward: Any,
-    lam: Any,
-    time_limit_s: Any,
-    simulate: Any,
-    host: Any,
-    **counts: Any,
-) -> Settings:
+def settings_of(model: Any, *, task: Any, **options: Any) -> Settings:
     """The options of :func:`hwloop.optimize` as the record that is stored with the run.
+
+    Args:
+        options: all others of them by name.
 
     Raises:
         UsageError: an option of another type, an impossible value, or two that exclude each other.
@@ -66,19 +53,11 @@ def settings_of(
     settings = Settings(
         model=None if model is None else _named(model),
         task=_named(task),
-        data=None if data is None else path_text("data", data),
-        target=target_name(target),
-        goal=goal_of(max_drop, max_latency_ms, min_speedup),
-        table=None if table is None else path_text("table", table),
-        agent=_word("agent", agent, tuple(METHODS)),
-        reward=_word("reward", reward, REWARDS),
-        lam=_lam(lam, reward),
-        time_limit_s=_limit("time_limit_s", time_limit_s),
-        simulate=a_flag("simulate", simulate),
-        host=a_host(host),
-        **{name: _count(name, counts[name]) for name in COUNTS},
+        goal=goal_of(options["max_drop"], options["max_latency_ms"], options["min_speedup"]),
+        lam=_lam(options["lam"], options["reward"]),
+        **{name: check(name, options[name]) for name, check in CHECKS.items()},
     )
-    if simulate and table is not None:
+    if settings.simulate and settings.table is not None:
         raise UsageError(
             "simulated latencies never enter a table of measured rows", "leave --table out"
         )
@@ -146,7 +125,7 @@ def a_host(value: Any) -> str | None:
 def a_progress(value: Any) -> Progress:
     """Who is told how far a job is; nobody for None. Raises UsageError."""
     if value is not None and not isinstance(value, Progress):
-        raise _wrong("progress", value, "a hwloop.progress.Progress")
+        raise _wrong("progress", value, "a hwloop.measure.progress.Progress")
     return value or Progress()
 
 
@@ -238,3 +217,17 @@ def _wrong(name: str, value: Any, wanted: str) -> UsageError:
 
 def _a(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "data": lambda name, value: None if value is None else path_text(name, value),
+    "target": lambda name, value: target_name(value),
+    "table": lambda name, value: None if value is None else path_text(name, value),
+    "agent": lambda name, value: _word(name, value, tuple(METHODS)),
+    "reward": lambda name, value: _word(name, value, REWARDS),
+    "time_limit_s": lambda name, value: _limit(name, value),
+    "simulate": a_flag,
+    "host": lambda name, value: a_host(value),
+    **dict.fromkeys(COUNTS, _count),
+}
+"""Option to what makes a setting of its value; the goal and lam are of several options."""

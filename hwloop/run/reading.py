@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hwloop.errors import UsageError
-from hwloop.files import RunFolder, read_json
-from hwloop.measure.scope import Scope
+from hwloop.files import read_json
 from hwloop.measure.store import Store
 from hwloop.parsing import (
     A_COUNT,
@@ -26,11 +25,13 @@ from hwloop.parsing import (
     at_least,
     optional,
 )
-from hwloop.records import Measurement
 from hwloop.run import config, identity
 from hwloop.run.beside import DISTURBANCE
-from hwloop.run.result import USUAL_RECIPES, Settings
-from hwloop.run.trials import describe_best
+from hwloop.run.folder import RunFolder
+from hwloop.run.front import describe_best
+from hwloop.run.memory import Figures, Notes
+from hwloop.run.result import USUAL_RECIPES
+from hwloop.run.settings import Settings
 
 _TEXT = a_text(100_000, ANY_TEXT)
 _LINES = a_list(_TEXT, 0, 100_000)
@@ -169,17 +170,16 @@ def unfinished(
     if not folder.store_path.is_file():
         return found
     with Store(folder.store_path, read_only=True) as store:
-        found["stage"] = store.get("run", "stage", a_text()) or "start"
-        trials = store.trials()
-        scope = Scope(store, identity.key_of(inputs))
-        baseline = scope.get("baseline", "latency", Measurement.from_json)
+        notes, figures = Notes(store), Figures(store, identity.key_of(inputs))
+        found["stage"] = notes.stage() or "start"
+        trials = notes.trials()
+        baseline = figures.baseline_latency()
     found.update(evaluations=len(trials), failed=sum(trial.outcome is None for trial in trials))
     if baseline is not None:
         simulated = any(t.outcome and t.outcome.latency_source.mark for t in trials)
-        max_drop = settings.goal.max_drop
         found["best"] = describe_best(
             trials,
-            loop_max_drop=None if max_drop is None else max_drop * settings.loop_allowance,
+            loop_max_drop=settings.loop_max_drop,
             baseline_ms=baseline.latency_ms,
             mark=" (simulated)" if simulated else "",
         )

@@ -1,13 +1,14 @@
-"""What was asked of a run, and what it found: the two records at its ends."""
+"""What a run found: the record at its end, of plain values, for those who tell it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from hwloop.compress.subject import Subject
-from hwloop.measure.profile import TargetProfile
-from hwloop.records import Action, Candidate, Fingerprint, Goal, Measurement, Trial
+from hwloop.findings import Fingerprint, Measurement
+from hwloop.records import Action, Trial
+from hwloop.run.settings import Settings
+from hwloop.run.verdict import Verdict
 
 USUAL_RECIPES = {
     "whole-network INT8": Action(precision="int8"),
@@ -18,78 +19,118 @@ USUAL_RECIPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that decides a run; stored as ``config.json``.
+class Target:
+    """Where it was measured: the profile's name, and what may be claimed of it.
 
     Attributes:
-        model, task, data, target, host: as the user named them.
-        simulate: latencies are computed from the target's datasheet.
-        agent: a key of ``hwloop.search.methods.METHODS``.
-        reward, lam: goal, or linear with its weight of the latency.
-        evaluations: distinct candidates to evaluate.
-        time_limit_s: the search ends after this many seconds; finals come on top.
-        loop_steps: distillation steps of each candidate in the search.
-        loop_allowance: drop allowed before full distillation, as a multiple of ``max_drop``
-            (docs/decisions.md has the study).
-        finalists, final_steps: candidates that are fully distilled, and for how many steps.
+        without_copies: latencies have no copies to and from a graphics card in them.
     """
 
-    model: str | None
-    task: str
-    data: str | None
-    target: str
-    goal: Goal
-    host: str | None = None
-    simulate: bool = False
-    agent: str = "dqn"
-    reward: str = "goal"
-    lam: float = 0.1
-    evaluations: int = 48
-    time_limit_s: float | None = None
-    seed: int = 0
-    table: str | None = None
-    loop_steps: int = 20
-    loop_allowance: float = 4.0
-    finalists: int = 4
-    final_steps: int = 300
+    name: str
+    without_copies: bool
+    verified: bool
+    simulated: bool
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
+class NetworkFigures:
+    """A network apart from its latency.
+
+    Attributes:
+        metric: on the test split, computed by the target.
+        size_bytes: of the ONNX file.
+        macs: multiply-accumulates of one inference.
+    """
+
+    metric: float
+    size_bytes: int
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What was done to one group of layers."""
+
+    group: str
+    layers: tuple[str, ...]
+    action: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precisions:
+    """Which precisions the target could be given, and what was taken from them and why.
+
+    Attributes:
+        kept_float: operators of the dense network that stay FP32 where FP16 ships.
+        int8_refused: kinds of int8 rows that the target does not build, with its reasons.
+        int8_masked_groups: groups that are never quantized because of it.
+    """
+
+    base: str
+    kept_float: tuple[str, ...]
+    kept_float_why: str
+    int8_refused: dict[str, str]
+    int8_masked_groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableUse:
+    """The latency table of a run.
+
+    Attributes:
+        rows, hits, misses: in all, those that were there before, those that were measured.
+        row_doubts: why some rows should not be trusted, in sentences.
+        error: of the prediction, on networks outside the fit.
+    """
+
+    rows: int
+    hits: int
+    misses: int
+    row_doubts: list[str]
+    error: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """A finished run, for :mod:`hwloop.report`: nothing in it is computed there.
 
     Attributes:
         measurement: the chosen network against the dense one, by the final protocol.
-        dense_metric, metric: on the test split, computed by the target.
+        baseline, best: the two networks.
+        metric_runtime: what computed the outputs that the metric is of.
+        drop: of the metric on the test split, positive = worse.
+        done: what was done to each group, in the network's order.
+        menu: every action that could be chosen.
         recipes: trials of the usual recipes, by name.
-        table: rows, hits, misses and the prediction error outside the fit.
-        summary: what was seen, in a sentence, for a run that ships the dense network.
+        front: trials that no other beats in both latency and drop, fastest first.
         warnings: what is doubtful about the task, its data or the goal.
         engine: SHA-256 and audit of the engine that ships, where the runtime has one.
         energy_mj: per inference of the baseline and the best, where the target has power rails; or
             why it failed.
         copies: an inference with its copies to and from the GPU, and without, of the baseline and
             the best; None where nothing is copied; or why it failed.
-        int8_refused: kinds of int8 rows that the target does not build, with its reasons.
     """
 
     settings: Settings
-    profile: TargetProfile
+    target: Target
     fingerprint: Fingerprint
-    subject: Subject
-    candidate: Candidate
+    verdict: Verdict
     measurement: Measurement
-    dense_metric: float
-    metric: float
-    size_bytes: int
+    metric_name: str
+    metric_runtime: str
+    baseline: NetworkFigures
+    best: NetworkFigures
+    drop: float
+    done: tuple[Done, ...]
+    precisions: Precisions
     engine: dict[str, Any] | None
     energy_mj: dict[str, Any] | None
     copies: dict[str, Any] | None
-    int8_refused: dict[str, str]
+    menu: tuple[Action, ...]
     trials: list[Trial]
     recipes: dict[str, Trial]
-    table: dict[str, Any]
-    summary: str
+    front: list[Trial]
+    table: TableUse
     warnings: tuple[str, ...]
     seconds_by_stage: dict[str, float]
     wall_s: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from hwloop.compress.recover import Recipe
 from hwloop.compress.subject import Subject
 from hwloop.errors import CandidateError
 from hwloop.measure.progress import Progress
-from hwloop.parsing import ANY_TEXT, a_number, a_text, an_object
 from hwloop.records import KEEP, Action, Candidate
+from hwloop.run.build import holding
 from hwloop.run.evaluate import Evaluator
+from hwloop.run.kept import Probe
 from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
 
 PROBE_SAMPLES = 500
@@ -22,9 +24,7 @@ PROBE_RECIPE = Recipe(steps=0, recalibration_batches=3)
 HOPELESS_DROP = 1.0
 """Damage of an action whose probe failed, in units of the metric."""
 
-_SQUARED = a_number(-1e100, 1e100)  # so that its square is a number as well
-
-Probe = tuple[int, Action]
+Alone = tuple[int, Action]
 """A group and the action that is tried on it alone."""
 
 FIRST_NAMES = {
@@ -48,21 +48,18 @@ def damage(evaluator: Evaluator, progress: Progress) -> NDArray[np.float64]:
     dense = split.outputs(torch_run(subject.dense))
     dense_metric = split.metric(dense)
     progress.stage("sensitivity")
-    results: dict[Probe, dict[str, Any]] = {}
-    for number, probe in enumerate(probes):
-        progress.advance(number, len(probes), subject.network.groups[probe[0]].name)
-        known = _kept(evaluator, probe)
-        if known is None:
-            found = _probe(evaluator, split, probe, dense=dense)
-            if "kl" in found:
-                found["drop"] = subject.task.drop(dense_metric, found.pop("metric"))
-            evaluator.store.add("probe", _name(probe), found)
-            known = _kept(evaluator, probe)
-        results[probe] = known or {}
+    results: dict[Alone, Probe] = {}
+    for number, alone in enumerate(probes):
+        progress.advance(number, len(probes), subject.network.groups[alone[0]].name)
+        found = _known(evaluator, alone)
+        if found is None:
+            found = _probe(evaluator, split, alone, dense=dense, dense_metric=dense_metric)
+            evaluator.figures.add_probe(alone[0], _name(alone[1]), found)
+        results[alone] = found
     return _as_drops(results, subject)
 
 
-def probed(subject: Subject) -> list[Probe]:
+def probed(subject: Subject) -> list[Alone]:
     """Everything that is tried alone: each action in base precision, and each precision."""
     return [
         (group, action)
@@ -72,64 +69,57 @@ def probed(subject: Subject) -> list[Probe]:
     ]
 
 
-def kept_probe(value: Any) -> dict[str, Any]:
-    """A stored probe: what it hurts, or why it failed. Raises ValueError for anything else."""
-    if isinstance(value, dict) and "failed" in value:
-        failed: dict[str, Any] = an_object({"failed": a_text(10_000, ANY_TEXT)})(value)
-        return failed
-    found: dict[str, Any] = an_object({"kl": _SQUARED, "drop": _SQUARED})(value)
+def _name(action: Action) -> str:
+    return f"{action.kind} {action.amount:g} {action.precision}"
+
+
+def _known(evaluator: Evaluator, alone: Alone) -> Probe | None:
+    group, action = alone
+    found = evaluator.figures.probe(group, _name(action))
+    if found is None and action in FIRST_NAMES:
+        found = evaluator.figures.probe(group, FIRST_NAMES[action])
     return found
 
 
-def _name(probe: Probe) -> str:
-    group, action = probe
-    return f"{group}/{action.kind} {action.amount:g} {action.precision}"
-
-
-def _kept(evaluator: Evaluator, probe: Probe) -> dict[str, Any] | None:
-    names = [_name(probe)]
-    if probe[1] in FIRST_NAMES:
-        names.append(f"{probe[0]}/{FIRST_NAMES[probe[1]]}")
-    found = (evaluator.store.get("probe", name, kept_probe) for name in names)
-    return next((value for value in found if value is not None), None)
-
-
 def _probe(
-    evaluator: Evaluator, split: ScoredSplit, probe: Probe, *, dense: NDArray[Any]
-) -> dict[str, Any]:
-    group, action = probe
+    evaluator: Evaluator,
+    split: ScoredSplit,
+    alone: Alone,
+    *,
+    dense: NDArray[Any],
+    dense_metric: float,
+) -> Probe:
+    group, action = alone
     actions = list(evaluator.subject.dense_candidate.actions)
     actions[group] = action
     try:
-        built = evaluator.build(Candidate(actions=tuple(actions)), PROBE_RECIPE)
-        try:
-            with evaluator.clock("score"):
-                if action.precision == "base":
-                    outputs = split.outputs(torch_run(built.module))
-                else:
-                    outputs = split.outputs(evaluator.run(built.model))
-        finally:
-            evaluator.session.forget(built.model)
+        built = evaluator.builder.build(Candidate(actions=tuple(actions)), PROBE_RECIPE)
+        with holding(evaluator.session, built.model), evaluator.clock("score"):
+            if action.precision == "base":
+                outputs = split.outputs(torch_run(built.module))
+            else:
+                outputs = split.outputs(partial(evaluator.session.infer, built.model))
         kl = mean_kl(dense, outputs)
         if not math.isfinite(kl):
-            return {"failed": "the outputs are not finite"}
-        return {"kl": kl, "metric": split.metric(outputs)}
+            return Probe(failed="the outputs are not finite")
+        return Probe(kl=kl, drop=evaluator.subject.task.drop(dense_metric, split.metric(outputs)))
     except CandidateError as error:
-        return {"failed": str(error)}
+        return Probe(failed=str(error))
 
 
-def _as_drops(probes: dict[Probe, dict[str, Any]], subject: Subject) -> NDArray[np.float64]:
-    measured = [value for value in probes.values() if "kl" in value]
-    squares = sum(value["kl"] ** 2 for value in measured)
-    slope = sum(value["kl"] * value["drop"] for value in measured) / squares if squares else 0.0
+def _as_drops(probes: dict[Alone, Probe], subject: Subject) -> NDArray[np.float64]:
+    measured = [probe for probe in probes.values() if probe.failed is None]
+    squares = sum(probe.kl**2 for probe in measured)
+    slope = sum(probe.kl * probe.drop for probe in measured) / squares if squares else 0.0
     menu = subject.menu
     drops = np.zeros((len(subject.network.groups), len(menu)))
-    for (group, action), value in probes.items():
-        drop = max(slope, 1e-3) * value["kl"] if "kl" in value else HOPELESS_DROP
+    for (group, action), probe in probes.items():
+        hopeless = probe.failed is not None
+        drop = HOPELESS_DROP if hopeless else max(slope, 1e-3) * probe.kl
         drops[group, menu.index(action)] = drop
     for index, action in enumerate(menu):
         if action.kind != KEEP.kind and action.precision != "base":
-            alone = Action(kind=action.kind, amount=action.amount)
-            precision = Action(precision=action.precision)
-            drops[:, index] = drops[:, menu.index(alone)] + drops[:, menu.index(precision)]
+            alone = menu.index(Action(kind=action.kind, amount=action.amount))
+            precision = menu.index(Action(precision=action.precision))
+            drops[:, index] = drops[:, alone] + drops[:, precision]
     return np.minimum(drops, HOPELESS_DROP)

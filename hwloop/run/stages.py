@@ -2,74 +2,46 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from hwloop.compress import space
-from hwloop.compress.fp16_range import Kept
 from hwloop.compress.recover import Recipe, Recovery
-from hwloop.compress.subject import Built, Subject, check_has_choices, subject
-from hwloop.errors import CandidateError
-from hwloop.files import RunFolder, write_atomically
-from hwloop.measure import paired as measure
-from hwloop.measure.answers import Engine
-from hwloop.measure.predict import Predictor, prediction_error
-from hwloop.measure.profile import TargetProfile, rules_for
+from hwloop.compress.subject import Subject
+from hwloop.files import write_atomically
+from hwloop.measure.predict import Predictor
+from hwloop.measure.profile import TargetProfile
 from hwloop.measure.progress import Progress
-from hwloop.measure.scope import Scope
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
-from hwloop.measure.table import LatencyTable, row_doubts
-from hwloop.parsing import (
-    A_COUNT,
-    ANY_NUMBER,
-    a_mapping,
-    an_object,
-    as_it_is,
-    optional,
-)
-from hwloop.records import Measurement, Trial, digest
 from hwloop.run import (
-    artefacts,
     calibrate,
     config,
     features,
+    final,
     identity,
     sensitivity,
     target_limits,
 )
-from hwloop.run.admission import check_same_device, check_store, checked, expected_isa
-from hwloop.run.beside import COPIES, ENERGY, of_both
-from hwloop.run.evaluate import Evaluator, Stopwatch
-from hwloop.run.finalists import Finalist, Finals
-from hwloop.run.result import USUAL_RECIPES, Result, Settings
-from hwloop.run.trials import RECIPE, SHIPPED, Trials
-from hwloop.runtimes.fp16 import FALLBACKS
-from hwloop.runtimes.graph import OnnxModel
+from hwloop.run.admission import admitted, check_store, on_target
+from hwloop.run.best import Best
+from hwloop.run.clock import RunClock
+from hwloop.run.conclusion import conclusion, table_use
+from hwloop.run.distil import Distiller
+from hwloop.run.evaluate import Evaluator, evaluator_of
+from hwloop.run.final import Shipped
+from hwloop.run.finalists import Finals
+from hwloop.run.folder import RunFolder
+from hwloop.run.memory import Figures, Notes
+from hwloop.run.result import USUAL_RECIPES, Result
+from hwloop.run.settings import Settings
+from hwloop.run.trials import RECIPE, Trials
+from hwloop.run.work import Work
 from hwloop.search.methods import METHODS
 from hwloop.search.problem import BudgetSpent, Problem
 from hwloop.search.reward import Reward
 from hwloop.task import Task
-from hwloop.tasks.score import ScoredSplit
-
-ENERGY_S = 5.0
-KEPT_FINAL = an_object(
-    {
-        "measurement": Measurement.from_json,
-        "dense_metric": ANY_NUMBER,
-        "metric": ANY_NUMBER,
-        "energy_mj": optional(of_both(ENERGY)),
-    },
-    later={"copies": of_both(COPIES)},
-)
-KEPT_SECONDS = a_mapping(ANY_NUMBER)
 
 
 def run(
@@ -87,358 +59,160 @@ def run(
         UsageError: the task, the network or the folder is wrong, or the run is about other inputs.
         TargetError: the device is lost; everything so far is stored.
     """
-    folder.check()
-    progress.say(f"checking {task.name}")
-    name = settings.model or task.name
-    graph, inputs, warnings = checked(settings, task, module, profile)
-    found = subject(
-        task,
-        module,
-        rules_for(profile, expected_isa(profile)),
-        isa=expected_isa(profile),
-        name=name,
-        graph=graph,
+    about, expected = admitted(
+        settings, task=task, module=module, profile=profile, folder=folder, progress=progress
     )
-    check_has_choices(found)
-    for warning in warnings:
-        progress.say(f"warning: {warning}")
-    stored = config.portable(settings, folder.path)
+    stored, inputs = about.stored, about.inputs
     config.settle(folder, stored, inputs)
     folder.create()
     with folder.locked():
         resumed = config.settle(folder, stored, inputs)  # nobody else can change it from here on
         with Store(folder.store_path) as store:
-            check_store(store, folder, inputs)
+            notes, figures = Notes(store), Figures(store, identity.key_of(inputs))
+            check_store(notes, folder, inputs)
             with DeviceSession(profile) as session:
-                fp16 = _decided_fp16(store, found, identity.key_of(inputs))
-                if session.isa != found.isa or fp16 != found.fp16:  # the target alone knows
-                    found = subject(
-                        task,
-                        module,
-                        rules_for(profile, session.isa),
-                        isa=session.isa,
-                        name=name,
-                        graph=graph,
-                        fp16=fp16,
-                    )
-                    check_has_choices(found)
-                check_same_device(store, session, folder)
-                if store.get("run", "fp16", Kept.from_json) is None:
-                    found = target_limits.held_on_target(found, session)
+                found = on_target(about, expected, session, notes=notes, figures=figures)
                 config.write(folder, stored, inputs)
-                store.add("run", "inputs", inputs)
+                notes.add_inputs(inputs)
                 if found.fp16 is not None:
-                    store.add("run", "fp16", found.fp16)
+                    notes.add_fp16(found.fp16)
                 folder.event("resumed" if resumed else "started", settings=stored)
-                about = _About(settings, profile, found, identity.key_of(inputs), warnings)
-                return _Run(about, folder, store, session, progress).go()
+                work = Work(
+                    settings=settings,
+                    profile=profile,
+                    folder=folder,
+                    notes=notes,
+                    figures=figures,
+                    session=session,
+                    clock=RunClock(notes),
+                    progress=progress,
+                )
+                return _through(work, found, about.warnings)
 
 
-def _decided_fp16(store: Store, found: Subject, key: str) -> Kept | None:
-    """What stays FP32 in this run: once decided it holds, or stored figures would not compare."""
-    known: Kept | None = store.get("run", "fp16", Kept.from_json)
-    if found.fp16 is None or known is not None:
-        return known
-    if Scope(store, key).get("baseline", "latency", as_it_is) is None:
-        return found.fp16
-    return Kept(operators=FALLBACKS[-1], reason="the run began when they were kept in any network")
+def _through(work: Work, found: Subject, warnings: tuple[str, ...]) -> Result:
+    """The stages on the target, one after the other."""
+    settings, progress = work.settings, work.progress
+    write_atomically(work.folder.path / "dense.onnx", found.graph)
+    with work.table() as table:
+        found, int8_refused = target_limits.buildable(found, work.session, table, progress)
+    evaluator = _baseline(work, found)
+    best = Best(
+        settings=config.portable(settings, work.folder.path),
+        subject=found,
+        folder=work.folder,
+        fingerprint=work.session.fingerprint,
+    )
+    reward = Reward(kind=settings.reward, lam=settings.lam)
+    trials = Trials(work, evaluator, reward=reward, best=best)
+    with work.table() as table:
+        work.notes.add_rows_before(len(table))
+        predictor = calibrate.fitted_predictor(evaluator, table, progress, seed=settings.seed)
+        problem = _problem(work, evaluator, predictor)
+        work.clock.keep()
+        _search(trials, problem, predictor)
+        shipped = _finalists(trials, predictor)
+        use = table_use(work, table, trials.all())
+        figures = final.figures_of(shipped, work, evaluator)
+    return conclusion(
+        work,
+        trials,
+        shipped=shipped,
+        final=figures,
+        table=use,
+        int8_refused=int8_refused,
+        warnings=warnings,
+    )
 
 
-@dataclass(frozen=True)
-class _About:
-    """What a run is asked for and about."""
+def _baseline(work: Work, found: Subject) -> Evaluator:
+    """The dense network on the target, and what holds candidates against it."""
+    work.stage("baseline")
+    settings, profile, task = work.settings, work.profile, found.task
+    made = evaluator_of(
+        found,
+        work.session,
+        figures=work.figures,
+        recovery=Recovery(task, found.dense, seed=settings.seed),
+        loop_recipe=Recipe(steps=settings.loop_steps),
+        max_drop=settings.goal.max_drop,
+        protocol=profile.protocols.loop,
+        simulated=profile.simulated,
+        clock=work.clock,
+    )
+    meaning = " without copies" if profile.kind.on_gpu else ""
+    work.progress.say(
+        f"baseline: {made.baseline.latency_ms:.3f} ms{made.source.mark}{meaning}, "
+        f"{task.metric_name} {made.scorer.dense_metric:.4f} (search split)"
+    )
+    return made
 
-    settings: Settings
-    profile: TargetProfile
-    subject: Subject
-    identity: str
-    warnings: tuple[str, ...]
+
+def _problem(work: Work, evaluator: Evaluator, predictor: Predictor) -> Problem:
+    """What the search is told: numbers only."""
+    goal = work.settings.goal
+    baseline_ms = evaluator.baseline.latency_ms
+    return Problem(
+        network_features=features.features(evaluator.subject.network),
+        masks=evaluator.subject.masks,
+        predict_ms=predictor,
+        baseline_ms=baseline_ms,
+        damage=sensitivity.damage(evaluator, work.progress),
+        budget_ms=goal.budget_ms(baseline_ms),
+        max_drop=work.settings.loop_max_drop,
+        menu_features=space.menu_features(evaluator.subject.rules),
+    )
 
 
-class _Run:
-    """The stages of one run, in the order of their methods."""
-
-    def __init__(
-        self,
-        about: _About,
-        folder: RunFolder,
-        store: Store,
-        session: DeviceSession,
-        progress: Progress,
-    ) -> None:
-        self.settings = settings = about.settings
-        self.profile = profile = about.profile
-        self.folder = folder
-        self.store = store
-        self.scope = Scope(store, about.identity)
-        self.session = session
-        self.progress = progress
-        self.warnings = about.warnings
-        self.clock = Stopwatch(store.get("run", "seconds", KEPT_SECONDS))
-        self._wall_before = float(store.get("run", "wall_s", ANY_NUMBER) or 0.0)
-        self._started = time.monotonic()
-        write_atomically(folder.path / "dense.onnx", about.subject.graph)
-        with self._table() as table:
-            found, self.int8_refused = target_limits.buildable(
-                about.subject, session, table, progress
-            )
-        self.subject = found
-        self._stage("baseline")
-        task = found.task
-        self.evaluator = Evaluator(
-            found,
-            session,
-            self.scope,
-            recovery=Recovery(task, found.dense, seed=settings.seed),
-            loop_recipe=Recipe(steps=settings.loop_steps),
-            max_drop=settings.goal.max_drop,
-            protocol=profile.protocols.loop,
-            simulated=profile.simulated,
-            clock=self.clock,
+def _search(trials: Trials, problem: Problem, predictor: Predictor) -> None:
+    """The usual recipes, then what the agent asks for, until the evaluations or the time is up."""
+    work, settings = trials.work, trials.work.settings
+    work.stage("search")
+    evaluate = partial(trials.evaluate, problem=problem, predictor=predictor)
+    try:
+        subject = trials.evaluator.subject
+        for action in USUAL_RECIPES.values():
+            evaluate(subject.choices(subject.uniform(action)), RECIPE)
+    except BudgetSpent:
+        return
+    # To a method every candidate counts that it asks for, also the recipes and, in a run that
+    # was given more evaluations, what was found before. The second limit makes up for them.
+    wanted = settings.evaluations
+    for limit in (wanted + len(USUAL_RECIPES), 2 * wanted + len(USUAL_RECIPES)):
+        METHODS[settings.agent](
+            problem,
+            evaluate,
+            evaluations=limit,
+            seed=settings.seed,
+            reward=trials.reward,
         )
-        base = self.evaluator.baseline
-        progress.say(
-            f"baseline: {base.latency_ms:.3f} ms{self.evaluator.source.mark}{self._meaning}, "
-            f"{task.metric_name} {self.evaluator.baseline_metric:.4f} (search split)"
-        )
-        goal = settings.goal
-        self.loop_max_drop = (
-            None if goal.max_drop is None else goal.max_drop * settings.loop_allowance
-        )
-        self.reward = Reward(kind=settings.reward, lam=settings.lam)
-        self.trials = Trials(
-            self.evaluator,
-            store,
-            folder,
-            reward=self.reward,
-            evaluations=settings.evaluations,
-            loop_max_drop=self.loop_max_drop,
-            progress=progress,
-            out_of_time=self._out_of_time,
-            after=self._keep_time,
-            save=self._save,
-        )
-
-    def go(self) -> Result:
-        with self._table() as table:
-            self.store.add("run", "rows_before", len(table))
-            predictor = calibrate.fitted_predictor(
-                self.evaluator, table, self.progress, seed=self.settings.seed
-            )
-            problem = self._problem(predictor)
-            self._keep_time()
-            self._search(problem, predictor)
-            finalist = self._final(predictor)
-            return self._result(finalist, rows=len(table), row_doubts=row_doubts(table.rows()))
-
-    # ----------------------------------------------------------------------------- search
-
-    def _problem(self, predictor: Predictor) -> Problem:
-        network, goal = self.subject.network, self.settings.goal
-        baseline_ms = self.evaluator.baseline.latency_ms
-        return Problem(
-            network_features=features.features(network),
-            masks=self.subject.masks,
-            predict_ms=predictor,
-            baseline_ms=baseline_ms,
-            damage=sensitivity.damage(self.evaluator, self.progress),
-            budget_ms=goal.budget_ms(baseline_ms),
-            max_drop=self.loop_max_drop,
-            menu_features=space.menu_features(self.subject.rules),
-        )
-
-    def _search(self, problem: Problem, predictor: Predictor) -> None:
-        self._stage("search")
-        evaluate = partial(self.trials.evaluate, problem=problem, predictor=predictor)
-        try:
-            for action in USUAL_RECIPES.values():
-                evaluate(self.subject.choices(self.subject.uniform(action)), RECIPE)
-        except BudgetSpent:
+        if trials.searched >= wanted or work.out_of_time:
             return
-        # To a method every candidate counts that it asks for, also the recipes and, in a run that
-        # was given more evaluations, what was found before. The second limit makes up for them.
-        wanted = self.settings.evaluations
-        for limit in (wanted + len(USUAL_RECIPES), 2 * wanted + len(USUAL_RECIPES)):
-            METHODS[self.settings.agent](
-                problem,
-                evaluate,
-                evaluations=limit,
-                seed=self.settings.seed,
-                reward=self.reward,
-            )
-            if self.trials.searched >= wanted or self._out_of_time():
-                return
 
-    def _save(self, built: Built, note: dict[str, Any], engine: Engine | None = None) -> None:
-        files = artefacts.files(
-            config.portable(self.settings, self.folder.path),
-            self.subject,
-            built,
-            note=note,
-            engine=engine,
-            fingerprint=self.session.fingerprint,
-        )
-        self.folder.set_best(self.folder.save_candidate(artefacts.name(files), files))
 
-    # ----------------------------------------------------------------------------- finals
-
-    def _final(self, predictor: Predictor) -> Finalist | None:
-        """The network that ships, as a finalist, or None for the dense one; and its files."""
-        self._stage("finalists")
-        settings = self.settings
-        finals = Finals(
-            self.evaluator,
-            self.folder,
-            goal=settings.goal,
-            recipe=Recipe(steps=settings.final_steps),
-            count=settings.finalists,
-            progress=self.progress,
-        )
-        trials = self.trials.all()
-        chosen = finals.choose(trials, predictor, loop_max_drop=self.loop_max_drop)
-        self.summary = finals.summary(trials)
-        built = self._dense() if chosen is None else chosen.built
-        drop = 0.0 if chosen is None else chosen.seen.drop
-        self._save(built, {"stage": "final", "metric_drop": drop}, self._engine(built))
-        self.store.put("run", SHIPPED, True)
-        return chosen
-
-    def _engine(self, built: Built) -> Engine | None:
-        """The engine that ships, where the runtime has such a file; built where it runs."""
-        if not self.profile.kind.ships_engine:
-            return None
-        try:
-            with self.clock("export"):
-                engine = self.session.engine(built.model)
-        except CandidateError as error:
-            raise measure.unusable(self.session, "the network that ships", error) from error
-        self.store.put("final", "engine", {"sha256": engine.sha256, "audit": engine.audit})
-        return engine
-
-    def _dense(self) -> Built:
-        return Built(
-            candidate=self.subject.dense_candidate,
-            module=self.subject.dense,
-            model=self.evaluator.dense_model,
-        )
-
-    def _result(self, finalist: Finalist | None, *, rows: int, row_doubts: list[str]) -> Result:
-        """The test split, once, on the device, and the long measurement against the dense one."""
-        built = self._dense() if finalist is None else finalist.built
-        key = digest([built.candidate, None if finalist is None else finalist.seen.steps])
-        if self.scope.get("final", key, KEPT_FINAL) is None:
-            self.scope.add("final", key, self._measured(built))
-        final = self.scope.get("final", key, KEPT_FINAL)
-        hits = int(self.store.get("run", "rows_before", A_COUNT))
-        trials = self.trials.all()
-        errors = [t for t in trials if t.outcome is not None and t.predicted_ms is not None]
-        return Result(
-            settings=self.settings,
-            profile=self.profile,
-            fingerprint=self.session.fingerprint,
-            subject=self.subject,
-            candidate=built.candidate,
-            measurement=final["measurement"],
-            dense_metric=final["dense_metric"],
-            metric=final["metric"],
-            size_bytes=len(built.model.data),
-            engine=self.store.get("final", "engine", a_mapping(as_it_is)),
-            energy_mj=final["energy_mj"],
-            copies=final["copies"],
-            int8_refused=self.int8_refused,
-            trials=trials,
-            recipes=self._recipes(),
-            table={
-                "rows": rows,
-                "hits": hits,
-                "misses": rows - hits,
-                "row_doubts": row_doubts,
-                "error": prediction_error(
-                    [t.predicted_ms for t in errors if t.predicted_ms is not None],
-                    [t.outcome.latency_ms for t in errors if t.outcome is not None],
-                ),
-            },
-            summary=self.summary,
-            warnings=self.warnings,
-            seconds_by_stage=dict(self.clock.seconds),
-            wall_s=self._wall_s(),
-        )
-
-    def _measured(self, built: Built) -> dict[str, Any]:
-        self._stage("final measurement")
-        evaluator, task = self.evaluator, self.subject.task
-        with self.clock("measure"):
-            measurement = measure.against(
-                self.session,
-                built.model,
-                evaluator.dense_model,
-                protocol=self.profile.protocols.final,
-                reference_latency_ms=0.0,
-            )
-        split = ScoredSplit(task, task.test())
-        dense_metric = evaluator.score(evaluator.dense_model, split)
-        metric = evaluator.score(built.model, split)
-        energy = self._of_both(built, partial(self.session.energy, seconds=ENERGY_S))
-        copies = self._of_both(built, self.session.copies)
-        self._keep_time()
-        return {
-            "measurement": measurement,
-            "dense_metric": dense_metric,
-            "metric": metric,
-            "energy_mj": energy,
-            "copies": copies,
-        }
-
-    def _of_both(
-        self, built: Built, ask: Callable[[OnnxModel], dict[str, Any] | None]
-    ) -> dict[str, Any] | None:
-        """What a target says of both networks beside the latency; None where it says nothing.
-
-        A run does not end because of it: what went wrong stands in its place.
-        """
-        try:
-            with self.clock("measure"):
-                dense = ask(self.evaluator.dense_model)
-                if dense is None:
-                    return None
-                return {"baseline": dense, "best": ask(built.model)}
-        except CandidateError as error:
-            return {"failed": str(error)}
-
-    # ----------------------------------------------------------------------------- inside
-
-    def _recipes(self) -> dict[str, Trial]:
-        found = {}
-        for name, action in USUAL_RECIPES.items():
-            trial = self.trials.find(self.subject.uniform(action))
-            # Where a recipe has no legal action anywhere, it is the dense network under its name.
-            if trial is not None and trial.candidate != self.subject.dense_candidate:
-                found[name] = trial
-        return found
-
-    @contextmanager
-    def _table(self) -> Iterator[LatencyTable]:
-        """In a store of its own, so that its closing leaves the run's open."""
-        path = self.settings.table
-        with Store(Path(path) if path else self.folder.store_path) as store:
-            yield LatencyTable(store, self.session.fingerprint, self.profile.protocols.row)
-
-    def _out_of_time(self) -> bool:
-        limit = self.settings.time_limit_s
-        return limit is not None and self._wall_s() >= limit
-
-    @property
-    def _meaning(self) -> str:
-        return " without copies" if self.profile.kind.on_gpu else ""
-
-    def _wall_s(self) -> float:
-        return self._wall_before + time.monotonic() - self._started
-
-    def _keep_time(self) -> None:
-        self.store.put("run", "seconds", self.clock.seconds)
-        self.store.put("run", "wall_s", self._wall_s())
-
-    def _stage(self, name: str) -> None:
-        """Told to the user, and kept for whoever asks how far the run is."""
-        self.progress.stage(name)
-        self.store.put("run", "stage", name)
+def _finalists(trials: Trials, predictor: Predictor) -> Shipped:
+    """The network that ships, and its files."""
+    work, evaluator, settings = trials.work, trials.evaluator, trials.work.settings
+    work.stage("finalists")
+    distiller = Distiller(
+        evaluator=evaluator,
+        folder=work.folder,
+        recipe=Recipe(steps=settings.final_steps),
+        predictor=predictor,
+        progress=work.progress,
+    )
+    finals = Finals(
+        evaluator=evaluator,
+        distiller=distiller,
+        goal=settings.goal,
+        count=settings.finalists,
+        progress=work.progress,
+    )
+    everything = trials.all()
+    chosen = finals.choose(everything, loop_max_drop=settings.loop_max_drop)
+    shipped = final.shipped(evaluator, chosen, summary=finals.summary(everything))
+    drop = 0.0 if chosen is None else chosen.seen.drop
+    engine = final.engine_of(shipped, work)
+    trials.best.keep(shipped.built, {"stage": "final", "metric_drop": drop}, engine)
+    work.notes.put_shipped()
+    return shipped

@@ -1,8 +1,7 @@
-"""``hwloop table ...``: the latency table by itself."""
+"""``hwloop table`` on a target: measure the rows of a network, and how well they predict."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +18,6 @@ from hwloop.compress.apply import compress, deployable
 from hwloop.compress.export import export_onnx
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.subject import Subject, subject
-from hwloop.errors import UsageError
-from hwloop.files import write_atomically
-from hwloop.inputs import read_file
 from hwloop.measure import paired as measure
 from hwloop.measure.predict import Predictor, prediction_error
 from hwloop.measure.profile import TargetProfile, rules_for
@@ -29,28 +25,22 @@ from hwloop.measure.profile_file import resolve
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store, check_can_be_store
-from hwloop.measure.table import (
-    LatencyTable,
-    host_bound,
-    row_doubts,
-    stored_populations,
-    stored_refused_kinds,
-    stored_rows,
-)
-from hwloop.measure.table_exchange import export_rows, import_rows, read_rows
-from hwloop.records import Candidate, LayerConfig, Network
+from hwloop.measure.table import LatencyTable, row_doubts
+from hwloop.records import Candidate, Network
 from hwloop.run import target_limits
+from hwloop.run.build import holding
+from hwloop.run.table_files import in_range, must_exist
 from hwloop.runtimes.graph import OnnxModel
+from hwloop.runtimes.known import writing
 from hwloop.task import load_model
-from hwloop.tasks import load_task, task_for
+from hwloop.tasks import task_for
+from hwloop.tasks.load import load_task
 
 CALIBRATION_INPUTS = 8
 """Ranges do not change a latency, so a few random inputs are enough here."""
 
 FEWEST_NETWORKS, MOST_NETWORKS = 6, 10_000
-MOST_ROWS_SHOWN = 1_000_000
 LARGEST_SEED = (1 << 32) - 1
-LARGEST_IMPORT_BYTES = 1 << 30
 
 
 def build(
@@ -96,16 +86,16 @@ def check(
     in_range("networks", networks, FEWEST_NETWORKS, MOST_NETWORKS)
     in_range("seed", seed, 0, LARGEST_SEED)
     profile = resolve(target, host=host)
-    _must_exist(table)
+    must_exist(table)
     with _opened(model, task, data, profile, table, progress) as opened:
         progress.stage("latency table")
         _build_rows(opened, progress)
         doubts = row_doubts(opened.table.rows())
         progress.stage("random networks")
-        measured_networks = _measured_networks(opened, networks, seed, progress)
+        measured_ones = _measured_networks(opened, networks, seed, progress)
     fitted = max(networks // 3, 2)
     predictor = Predictor(opened.table, opened.subject.network, opened.subject.rules)
-    found = [(opened.subject.choices(candidate), value) for candidate, value in measured_networks]
+    found = [(opened.subject.choices(candidate), value) for candidate, value in measured_ones]
     for choices, measured_ms in found[: fitted + 1]:
         predictor.observe(choices, measured_ms)
     rest = found[fitted + 1 :]
@@ -122,73 +112,6 @@ def check(
             for choices, value in rest
         ],
     }
-
-
-def show(table: Path) -> list[dict[str, Any]]:
-    """One record per population: device, settings, rows, slowest rows, row_doubts, int8_refused."""
-    _must_exist(table)
-    found = []
-    with Store(table, read_only=True) as store:
-        for name, fingerprint in stored_populations(store).items():
-            measured = stored_rows(store, name)
-            measured.sort(key=lambda row: -row[1].latency_ms)
-            found.append(
-                {
-                    "population": name,
-                    "device": f"{fingerprint.device}, {fingerprint.runtime} "
-                    f"{fingerprint.runtime_version}",
-                    "settings": ", ".join(f"{key} {value}" for key, value in fingerprint.settings),
-                    "rows": len(measured),
-                    "slowest": [
-                        {
-                            "layer": _name(config),
-                            "latency_us": row.latency_ms * 1000,
-                            "reformats": row.reformats,
-                            "host_bound": host_bound(row),
-                        }
-                        for config, row in measured
-                    ],
-                    "row_doubts": row_doubts(measured),
-                    "int8_refused": stored_refused_kinds(store, name),
-                }
-            )
-    return found
-
-
-def export(table: Path, file: Path) -> int:
-    """Write a table as JSON lines; returns the number of rows."""
-    _must_exist(table)
-    if os.path.exists(file) and not os.path.isfile(
-        file
-    ):  # a device would be replaced, not written to
-        raise UsageError(f"{file} exists and is no file", "name a file to write")
-    lines: list[str] = []
-    with Store(table, read_only=True) as store:
-        count = export_rows(store, lines.append)
-    write_atomically(file, "".join(lines).encode())
-    return count
-
-
-def import_(table: Path, file: Path) -> int:
-    """Add an exported file to a table; nothing is added, or created, when one line is wrong."""
-    data = read_file(
-        file,
-        what="an exported table",
-        limit_bytes=LARGEST_IMPORT_BYTES,
-        hint="name a file that `hwloop table export` wrote",
-    )
-    rows = read_rows(data.splitlines(), file)
-    if not rows:
-        raise UsageError(f"{file} holds no rows", "name a file that `hwloop table export` wrote")
-    check_can_be_store(table)
-    with Store(table) as store:
-        return import_rows(store, rows)
-
-
-def in_range(option: str, value: int, low: int, high: int) -> None:
-    """Raises UsageError for an option that makes no sense."""
-    if not low <= value <= high:
-        raise UsageError(f"--{option} {value} is not from {low} to {high}", f"--{option} {low}")
 
 
 # ------------------------------------------------------------------------------- inside
@@ -230,11 +153,10 @@ def _opened(
 
 def _build_rows(opened: _Opened, progress: Progress) -> int:
     found = opened.subject
-    rows = found.reachable()
     return measure.build_rows(
         opened.session,
         opened.table,
-        rows,
+        found.reachable(),
         runtime=found.runtime,
         progress=progress.advance,
     )
@@ -254,14 +176,14 @@ def _measured_networks(
         progress.advance(number, count)
         candidate = random_candidate(found.network, found.rules, rng)
         model = unrecovered(found, candidate)
-        measurement = measure.against(
-            opened.session,
-            model,
-            dense,
-            protocol=protocol,
-            reference_latency_ms=base.latency_ms,
-        )
-        opened.session.forget(model)
+        with holding(opened.session, model):
+            measurement = measure.against(
+                opened.session,
+                model,
+                dense,
+                protocol=protocol,
+                reference_latency_ms=base.latency_ms,
+            )
         measured.append((candidate, measurement.latency_ms))
     return measured
 
@@ -311,18 +233,5 @@ def unrecovered_graph(
         candidate=candidate,
         calibration=calibration,
         rules=rules,
-        isa=isa,
+        runtime=writing(rules.recipe, isa),
     )
-
-
-def _must_exist(table: Path) -> None:
-    if not os.path.exists(table):
-        raise UsageError(f"no table at {table}", f"hwloop table build --table {table}")
-
-
-def _name(config: LayerConfig) -> str:
-    shape = "x".join(str(size) for size in config.in_shape[1:])
-    kernel = f" {config.kernel[0]}x{config.kernel[1]}" if config.op == "conv" else ""
-    stride = f" /{config.stride[0]}" if config.stride[0] > 1 else ""
-    tail = "+" + "+".join(config.tail) if config.tail else ""
-    return f"{config.precision} {config.op}{kernel}{stride} {shape} -> {config.out_channels}{tail}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from hwloop.records import LayerConfig, to_json
+from hwloop.parsing import to_json
+from hwloop.records import LayerConfig
 
 OPSET = 19
 INPUT, OUTPUT = "input", "output"

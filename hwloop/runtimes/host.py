@@ -31,11 +31,19 @@ def part_of_onnxruntime(name: str, *, needed_for: str) -> Any:
         ) from error
 
 
-def open_on_cpu(graph: bytes, *, needed_for: str) -> Any:
-    """A session on this machine's CPU. Raises EnvironmentProblem, or what ONNX Runtime says."""
+def open_on_cpu(graph: bytes, *, needed_for: str, threads: int = 0, optimized: bool = True) -> Any:
+    """A session on this machine's CPU. Raises EnvironmentProblem, or what ONNX Runtime says.
+
+    Args:
+        threads: within an operator; 0 for as many as there are cores.
+        optimized: let it fuse operators; otherwise the graph runs as it is written.
+    """
     onnxruntime = part_of_onnxruntime("onnxruntime", needed_for=needed_for)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
 from hwloop.records import LayerConfig
 from hwloop.runtimes.runtime import Runtime
 
@@ -10,10 +15,16 @@ WIDE_ALIGN, NARROW_ALIGN = 16, 8
 
 
 class OnnxRuntime(Runtime):
-    """Asymmetric uint8 activations; on x86 without VNNI weights of seven bits."""
+    """Asymmetric uint8 activations; on x86 without VNNI weights of seven bits.
+
+    Attributes:
+        protects_float: float layers and pools next to int8 ones are written so that its own passes
+            leave them float.
+    """
 
     name = "onnxruntime"
-    recipes = (X86, ARM)
+    protects_float: ClassVar[bool] = True
+    recipes: ClassVar[tuple[str, ...]] = (X86, ARM)
 
     @classmethod
     def recipe_for(cls, isa: str) -> str:
@@ -39,6 +50,17 @@ class OnnxRuntime(Runtime):
     def reduces_range(self) -> bool:
         """Whether weights have seven bits: the 16-bit sums of x86 without VNNI would saturate."""
         return self.recipe == X86 and "vnni" not in self.isa
+
+    def _with_qdq(self, graph: bytes, nodes: Sequence[str], calibration: NDArray[Any]) -> bytes:
+        from hwloop.runtimes.qdq_ort import quantize_ort
+
+        return quantize_ort(
+            graph,
+            nodes,
+            calibration=calibration,
+            reduce_range=self.reduces_range,
+            protect=self.protects_float,
+        )
 
     def row_graph(self, config: LayerConfig) -> bytes:
         from hwloop.runtimes.rows import OrtRow

@@ -6,6 +6,8 @@ quantized weights and a dequantize node in front of it.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hwloop.records import LayerConfig
 from hwloop.runtimes.onnxruntime import OnnxRuntime
 from hwloop.runtimes.rows import ZERO_POINT, OrtRow, channels_last
@@ -17,7 +19,7 @@ class OpenVino(OnnxRuntime):
     """ONNX Runtime's recipe for x86, without what keeps that runtime's own passes away."""
 
     name = "openvino"
-    recipes = ("openvino",)
+    recipes: ClassVar[tuple[str, ...]] = ("openvino",)
 
     @classmethod
     def recipe_for(cls, isa: str) -> str:
@@ -27,6 +29,8 @@ class OpenVino(OnnxRuntime):
     def install(cls, *, target: str, python: str, remote: bool) -> str:
         on_board = f"on the board: {python} -m pip install numpy openvino"
         return on_board if remote else 'pip install "hwloop[openvino]"'
+
+    protects_float = False
 
     @property
     def reduces_range(self) -> bool:
@@ -44,7 +48,7 @@ class OpenVinoRow(OrtRow):
     int8 as it lies, while a transposition in front of a dequantize node keeps a block from int8.
     """
 
-    domains = ()
+    domains: tuple[str, ...] = ()
 
     def build(self) -> bytes:
         config = self.config

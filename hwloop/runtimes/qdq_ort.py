@@ -8,24 +8,32 @@ Runtime documentation, "Quantize ONNX models"). ``ort-arm``: the same with full-
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from hwloop.errors import CandidateError
+from hwloop.runtimes.calibration import ranges
 from hwloop.runtimes.host import part_of_onnxruntime
 
 FOLLOWERS = ("Relu", "Clip", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten")
 """Operators that run in int8 when everything that feeds them does."""
 
+MARKED_BYTES = 991
+"""From this size on a weight says that it lies in the file, as ``quantize_static`` leaves it: a
+network is then the same file, and known under the same digest, whichever of the two wrote it."""
+
 
 def quantize_ort(
-    graph: bytes, nodes: Sequence[str], *, calibration: np.ndarray[Any, Any], recipe: str, isa: str
+    graph: bytes,
+    nodes: Sequence[str],
+    *,
+    calibration: np.ndarray[Any, Any],
+    reduce_range: bool,
+    protect: bool,
 ) -> bytes:
     """Quantize the named weighted nodes and what follows them in int8.
 
@@ -33,39 +41,81 @@ def quantize_ort(
         graph: an exported FP32 graph.
         nodes: names of convolutions and linear layers.
         calibration: (N, ...) real inputs; ranges are the extremes seen.
-        recipe: ort-x86 or ort-arm.
-        isa: instruction sets of the target, ``+``-separated.
+        reduce_range: weights have seven bits.
+        protect: float layers and pools next to int8 ones are kept from ONNX Runtime's own passes.
 
     Raises:
         CandidateError: stage ``compress``: the quantizer refused the graph.
         EnvironmentProblem: ONNX Runtime is not installed.
     """
-    quantization = part_of_onnxruntime("onnxruntime.quantization", needed_for="INT8 needs")
-    model = onnx.load_from_string(graph)
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph))
+    channels = _channels(model.graph)
     chosen = sorted(_with_followers(model.graph, set(nodes)))
-    names = {node.name: node.op_type for node in model.graph.node}
-    channels = _channels(model)
+    seen = ranges(model, _float_tensors(model.graph, chosen), calibration, optimized=False)
     try:
-        with tempfile.TemporaryDirectory(prefix="hwloop-") as folder, _quiet():
-            path = Path(folder) / "int8.onnx"
-            quantization.quantize_static(
-                model,
-                path,
-                _Reader(model.graph.input[0].name, calibration),
-                quant_format=quantization.QuantFormat.QDQ,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                per_channel=True,
-                reduce_range=recipe == "ort-x86" and "vnni" not in isa,
-                nodes_to_quantize=chosen,
-                op_types_to_quantize=sorted({names[name] for name in chosen}),
-            )
-            result = onnx.load(path)
+        result = _rewritten(model, chosen, seen, reduce_range=reduce_range)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise CandidateError("compress", f"INT8: {type(error).__name__}: {error}") from error
-    _protect_float_layers(result.graph)
-    _protect_float_pools(result.graph, channels)
+    if protect:
+        _protect_float_layers(result.graph)
+        _protect_float_pools(result.graph, channels)
     return bytes(result.SerializeToString())
+
+
+def _float_tensors(graph: Any, nodes: Collection[str]) -> set[str]:
+    """What these nodes compute with: floats that are not constant."""
+    floats = {
+        value.name
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    wanted = [node for node in graph.node if node.name in nodes]
+    read = {name for node in wanted for name in (*node.input, *node.output)}
+    return (read & floats) - {weight.name for weight in graph.initializer}
+
+
+def _rewritten(
+    model: Any,
+    nodes: Sequence[str],
+    seen: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    reduce_range: bool,
+) -> Any:
+    """ONNX Runtime's quantizer on a model in memory: all that is known of its insides.
+
+    ``quantize_static`` does the same by way of files, which outlive a process that is killed.
+
+    Args:
+        model: with inferred shapes; it is changed.
+        seen: smallest and largest value of every tensor that the nodes read or write.
+    """
+    quantization = part_of_onnxruntime("onnxruntime.quantization", needed_for="INT8 needs")
+    # Without this mark the quantizer infers the shapes again, in a folder of its own.
+    onnx.helper.set_model_props(model, {"onnx.infer": "onnxruntime.quant"})
+    for weight in model.graph.initializer:
+        if len(weight.raw_data) >= MARKED_BYTES:
+            weight.data_location = onnx.TensorProto.DEFAULT
+    extremes = {
+        name: quantization.TensorData(lowest=low.reshape(1), highest=high.reshape(1))
+        for name, (low, high) in seen.items()
+    }
+    names = {node.name: node.op_type for node in model.graph.node}
+    with _quiet():
+        quantizer = quantization.QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=reduce_range,
+            weight_qType=quantization.QuantType.QInt8,
+            activation_qType=quantization.QuantType.QUInt8,
+            tensors_range=extremes,
+            nodes_to_quantize=list(nodes),
+            nodes_to_exclude=[],
+            op_types_to_quantize=sorted({names[name] for name in nodes}),
+            extra_options={},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    return quantizer.model.model
 
 
 def _with_followers(graph: Any, chosen: Collection[str]) -> set[str]:
@@ -142,12 +192,10 @@ def _make_per_channel(graph: Any, node: Any, weights: dict[str, Any], channels: 
     node.attribute.append(onnx.helper.make_attribute("axis", 1))
 
 
-def _channels(model: Any) -> dict[str, int]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = [*graph.input, *graph.value_info, *graph.output]
+def _channels(graph: Any) -> dict[str, int]:
     return {
         value.name: value.type.tensor_type.shape.dim[1].dim_value
-        for value in values
+        for value in (*graph.input, *graph.value_info, *graph.output)
         if len(value.type.tensor_type.shape.dim) > 1
     }
 
@@ -157,16 +205,6 @@ def _input_channels(node: Any, weight: Any) -> int:
     if node.op_type == "Conv":
         return int(weight.dims[1] * attributes.get("group", 1))
     return int(weight.dims[1] if attributes.get("transB") else weight.dims[0])
-
-
-class _Reader:
-    """Feeds calibration inputs one by one, in ONNX Runtime's protocol."""
-
-    def __init__(self, name: str, inputs: np.ndarray[Any, Any]) -> None:
-        self.feeds = iter([{name: inputs[i : i + 1]} for i in range(len(inputs))])
-
-    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        return next(self.feeds, None)
 
 
 @contextmanager

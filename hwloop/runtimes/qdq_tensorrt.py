@@ -24,8 +24,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from hwloop.errors import CandidateError, EnvironmentProblem
-from hwloop.runtimes.host import batches, open_on_cpu
+from hwloop.errors import CandidateError
+from hwloop.runtimes.calibration import ranges
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
@@ -55,8 +55,10 @@ def quantize_tensorrt(graph: bytes, nodes: Sequence[str], *, calibration: NDArra
     model = onnx.load_from_string(graph)
     reader = _Placement(model.graph, frozenset(nodes))
     uses = reader.uses()
-    ranges = _magnitudes(model, {node.input[position] for node, position in uses}, calibration)
-    _Writer(model.graph, reader.shared(ranges)).write(uses, reader.chosen)
+    read = {node.input[position] for node, position in uses}
+    seen = ranges(model, read, calibration, optimized=True)
+    magnitudes = {name: float(np.abs(extremes).max()) for name, extremes in seen.items()}
+    _Writer(model.graph, reader.shared(magnitudes)).write(uses, reader.chosen)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
@@ -232,30 +234,3 @@ def _scale(name: str, largest: Any) -> NDArray[np.float32]:
     if not np.isfinite(scale).all():
         raise CandidateError("compress", f"INT8: the range of tensor {name!r} is not finite")
     return scale
-
-
-def _magnitudes(
-    model: Any, tensors: Collection[str], calibration: NDArray[Any]
-) -> dict[str, float]:
-    """The largest magnitude of each tensor over the calibration inputs."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    names = sorted(tensors)
-    source = model.graph.input[0].name
-    del probe.graph.output[:]
-    for index, name in enumerate(names):
-        magnitude, largest = f"magnitude_{index}", f"largest_{index}"
-        probe.graph.node.append(helper.make_node("Abs", [name], [magnitude]))
-        reduction = helper.make_node("ReduceMax", [magnitude], [largest], keepdims=0)
-        probe.graph.node.append(reduction)
-        output = helper.make_tensor_value_info(largest, onnx.TensorProto.FLOAT, ())
-        probe.graph.output.append(output)
-    try:
-        session = open_on_cpu(probe.SerializeToString(), needed_for="INT8 needs")
-        found = [session.run(None, {source: part}) for part in batches(session, calibration)]
-    except EnvironmentProblem:
-        raise
-    except Exception as error:  # ONNX Runtime's own errors share no base class
-        raise CandidateError("compress", f"INT8: {type(error).__name__}: {error}") from error
-    largest_seen = np.asarray(found, np.float32).max(axis=0)
-    return {name: float(value) for name, value in zip(names, largest_seen, strict=True)}

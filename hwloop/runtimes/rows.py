@@ -35,7 +35,7 @@ class OrtRow(RowGraph):
     """A row for ONNX Runtime."""
 
     types = {"fp32": "FLOAT", "int8": "UINT8"}  # noqa: RUF012
-    domains = (_RUNTIME_DOMAIN,)
+    domains: tuple[str, ...] = (_RUNTIME_DOMAIN,)
 
     def build(self) -> bytes:
         config = self.config

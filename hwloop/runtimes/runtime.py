@@ -7,9 +7,16 @@ Importing a runtime imports no framework; writing a graph does.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
+from numpy.typing import NDArray
+
+from hwloop.errors import CandidateError
 from hwloop.records import LayerConfig
+
+LARGEST_BYTES = 2_000_000_000
+"""ONNX keeps up to 2 GiB in one file; Q and DQ nodes take a little more than the float graph."""
 
 
 class Runtime:
@@ -86,6 +93,29 @@ class Runtime:
             first: the layer reads the network's input, whose few channels do not count.
         """
         return True
+
+    def quantized(self, graph: bytes, nodes: Sequence[str], *, calibration: NDArray[Any]) -> bytes:
+        """Quantize the named weighted nodes and what it keeps in int8 around them.
+
+        Args:
+            graph: an exported FP32 graph.
+            nodes: names of convolutions and linear layers.
+            calibration: (N, ...) real inputs; ranges are the extremes seen.
+
+        Raises:
+            CandidateError: stage ``compress``: the graph cannot be quantized.
+            EnvironmentProblem: ONNX Runtime, which finds the ranges, is not installed.
+        """
+        if len(graph) > LARGEST_BYTES:
+            size_gb = len(graph) / 1e9
+            raise CandidateError(
+                "compress", f"INT8: the graph has {size_gb:.1f} GB, 2 at most can be"
+            )
+        return self._with_qdq(graph, nodes, calibration)
+
+    def _with_qdq(self, graph: bytes, nodes: Sequence[str], calibration: NDArray[Any]) -> bytes:
+        """The graph with its quantize and dequantize nodes: no file suits two runtimes."""
+        raise NotImplementedError
 
     def row_graph(self, config: LayerConfig) -> bytes:
         """One fused block as an ONNX graph of its own; its weights are seeded random numbers.

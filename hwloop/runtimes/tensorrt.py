@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
 from hwloop.records import LayerConfig
 from hwloop.runtimes.runtime import Runtime
 
@@ -45,6 +50,11 @@ class TensorRT(Runtime):
         square = config.kernel[0] == config.kernel[1]
         eights = thin % 8 == 0 and wide % 8 == 0
         return thin >= INT8_CHANNELS or (wide >= INT8_CHANNELS and square and eights)
+
+    def _with_qdq(self, graph: bytes, nodes: Sequence[str], calibration: NDArray[Any]) -> bytes:
+        from hwloop.runtimes.qdq_tensorrt import quantize_tensorrt
+
+        return quantize_tensorrt(graph, nodes, calibration=calibration)
 
     def row_graph(self, config: LayerConfig) -> bytes:
         from hwloop.runtimes.rows import TensorRTRow

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,6 +21,9 @@ MAX_SWEEPS = 8
 POLISHED = 3
 POLISH_ROUNDS = 20
 EXCHANGES_TRIED = 64
+
+Point: TypeAlias = tuple[float, float, Choices]
+"""A plan's latency in ms, its damage in metric units, and the plan."""
 
 
 class Planner:
@@ -133,7 +137,7 @@ class Planner:
     # --------------------------------------------------------------------------- internals
 
     @cached_property
-    def _front(self) -> list[tuple[float, float, Choices]]:
+    def _front(self) -> list[Point]:
         met: dict[Choices, tuple[float, float]] = {}
         # Up from dense and down from the fastest: where neighbours must change together (a run of
         # INT8 groups), the two directions stop in different places.
@@ -142,18 +146,10 @@ class Planner:
             (self.problem.fastest_choices, self.prices[::-1]),
         ):
             plan = start
-            self._note(plan, met)
+            met[plan] = (self.problem.latency_ms(plan), self.damage_of(plan))
             for price in prices:
                 plan = self._descend(plan, float(price), met=met)
-        points = sorted((latency, damage, plan) for plan, (latency, damage) in met.items())
-        front: list[tuple[float, float, Choices]] = []
-        for point in points:
-            if not front or point[1] < front[-1][1]:
-                front.append(point)
-        return front
-
-    def _note(self, plan: Choices, met: dict[Choices, tuple[float, float]]) -> None:
-        met[plan] = (self.problem.latency_ms(plan), self.damage_of(plan))
+        return _undominated([(*figures, plan) for plan, figures in met.items()])
 
     def _cheapest(self, group: int, price: float) -> int:
         extra, row = self.extra_ms[group], self._rows[group]
@@ -206,29 +202,49 @@ class Planner:
             return (latency_ms, damage) if by_latency else (damage, latency_ms)
 
         for _ in range(POLISH_ROUNDS):
-            trials = [plan, *self._singles(plan), *self._exchanges(plan, by_latency)]
+            singles = [replaced(plan, *move) for move in self._changes(plan)]
+            trials = [plan, *singles, *self._exchanges(plan, by_latency)]
             found = min(trials, key=value)
             if found == plan:
                 break
             plan = found
         return plan
 
-    def _singles(self, plan: Choices) -> list[Choices]:
+    def _changes(self, plan: Choices) -> list[tuple[int, int]]:
+        """Every (group, action) that a plan leaves out."""
         menus = enumerate(self.problem.menus)
-        return [replaced(plan, g, a) for g, menu in menus for a in menu if a != plan[g]]
+        return [(group, a) for group, menu in menus for a in menu if a != plan[group]]
 
     def _exchanges(self, plan: Choices, by_latency: bool) -> list[Choices]:
         """Pairs of changes that gain in what is minimised, those that cost least elsewhere."""
-        moves = [(g, a) for g, menu in enumerate(self.problem.menus) for a in menu if a != plan[g]]
+        moves = self._changes(plan)
         if len(moves) < 2:
             return []
         ms = np.array([self.extra_ms[g, a] - self.extra_ms[g, plan[g]] for g, a in moves])
         damage = np.array([self._rows[g][a] - self._rows[g][plan[g]] for g, a in moves])
-        first, second = np.triu_indices(len(moves), 1)
-        groups = np.array([g for g, _ in moves])
         gain, cost = (ms, damage) if by_latency else (damage, ms)
-        pair_gain, pair_cost = gain[first] + gain[second], cost[first] + cost[second]
-        useful = (groups[first] != groups[second]) & (pair_gain < 0)
-        order = np.argsort(np.where(useful, pair_cost, np.inf), kind="stable")[:EXCHANGES_TRIED]
-        pairs = [(moves[first[i]], moves[second[i]]) for i in order if useful[i]]
-        return [replaced(replaced(plan, *one), *other) for one, other in pairs]
+        pairs = _useful_pairs(np.array([g for g, _ in moves]), gain, cost)
+        return [replaced(replaced(plan, *moves[i]), *moves[j]) for i, j in pairs]
+
+
+def _undominated(points: list[Point]) -> list[Point]:
+    """Those that no other beats in latency and damage, fastest first."""
+    front: list[Point] = []
+    for point in sorted(points):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
+
+
+def _useful_pairs(groups: Array, gain: Array, cost: Array) -> list[tuple[int, int]]:
+    """Pairs of moves in two groups that gain together (below 0), the cheapest first.
+
+    Args:
+        groups, gain, cost: (M,) of each move: its group, and by how much it changes what is
+            minimised and what is limited.
+    """
+    first, second = np.triu_indices(len(groups), 1)
+    pair_gain, pair_cost = gain[first] + gain[second], cost[first] + cost[second]
+    useful = (groups[first] != groups[second]) & (pair_gain < 0)
+    order = np.argsort(np.where(useful, pair_cost, np.inf), kind="stable")[:EXCHANGES_TRIED]
+    return [(int(first[i]), int(second[i])) for i in order if useful[i]]

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from hwloop.errors import EnvironmentProblem, UsageError
-from hwloop.task import ClassificationTask
-from hwloop.tasks.cut import search_cut
-from hwloop.tasks.demo.data import CLASSES, SEED, Bytes
+from hwloop.tasks.cut import CLASSES, SEED, Bytes, search_cut
 from hwloop.tasks.download import cache_folder, fetch
+from hwloop.tasks.protocol import ClassificationTask
 from hwloop.tasks.splits import TensorSplit
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

@@ -8,10 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwloop.errors import UsageError
-from hwloop.tasks.demo.data import CLASSES, Bytes, stratified
 
+SEED = 20
+"""Of every cut that is ours: the search images stay those that the bundled network has not seen."""
+
+CLASSES = 10
 SEARCH_COUNT = 2_000
-LARGEST_SHARE = 10  # of a small data set, at most one in ten
+LARGEST_SHARE = 10  # of a small data set or class, at most one in ten
+
+Bytes = NDArray[np.uint8]
+
+
+def stratified(labels: Bytes, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Sorted indices of ``count`` images with equally many of each class."""
+    per_class = count // CLASSES
+    chosen = [
+        rng.choice(np.flatnonzero(labels == label), per_class, replace=False)
+        for label in range(CLASSES)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def search_cut(

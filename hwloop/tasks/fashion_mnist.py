@@ -9,12 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from hwloop.errors import UsageError
-from hwloop.task import ClassificationTask
-from hwloop.tasks.cut import search_cut
-from hwloop.tasks.demo.data import SEED, Bytes, read_idx
+from hwloop.tasks.cut import SEED, Bytes, search_cut
+from hwloop.tasks.demo.data import read_idx
 from hwloop.tasks.demo.network import ResNet20
 from hwloop.tasks.demo.task import byte_split, trained_network
 from hwloop.tasks.download import cache_folder, fetch
+from hwloop.tasks.protocol import ClassificationTask
 from hwloop.tasks.splits import TensorSplit
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -36,8 +36,8 @@ SIZE_BYTES = {
 class FashionMnistTask(ClassificationTask):
     """Images (N, 1, 28, 28) of ten classes.
 
-    The search images are the ones that hwloop.demo.train set aside, so the bundled network has
-    seen none of them.
+    The search images are the ones that :mod:`hwloop.tasks.demo.train` set aside, so the bundled
+    network has seen none of them.
 
     Args:
         data: folder with the four IDX files; by default Debian's, or else a download.

@@ -8,12 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from hwloop.errors import UsageError
-from hwloop.task import ClassificationTask
+from hwloop.tasks.cut import LARGEST_SHARE, SEED
+from hwloop.tasks.protocol import ClassificationTask
 from hwloop.tasks.splits import FolderSplit
 
-SEED = 20
 SEARCH_COUNT = 5_000
-LARGEST_SHARE = 10  # of a small class, at most one in ten (but one image in any case)
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
@@ -57,7 +56,7 @@ class ImageFolderTask(ClassificationTask):
         parts: dict[str, tuple[list[Path], list[int]]] = {"train": ([], []), "search": ([], [])}
         per_class = -(-SEARCH_COUNT // len(train))
         for label, paths in enumerate(train.values()):
-            count = max(1, min(per_class, len(paths) // LARGEST_SHARE))
+            count = max(1, min(per_class, len(paths) // LARGEST_SHARE))  # one in any case
             chosen = set(rng.choice(len(paths), count, replace=False).tolist())
             for index, path in enumerate(paths):
                 part = "search" if index in chosen else "train"

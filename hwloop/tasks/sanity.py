@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from hwloop.errors import CandidateError, UsageError
-from hwloop.task import ClassificationTask, Task, TaskModel
 from hwloop.tasks.bulk import KEPT_BYTES
+from hwloop.tasks.calls import call_user
+from hwloop.tasks.protocol import ClassificationTask, Task, TaskModel
 from hwloop.tasks.score import ScoredSplit
-from hwloop.tasks.spec import call_user
 
 MOST_SAMPLES = 512  # enough to tell a trained network from chance, and seconds on a CPU
 MOST_BYTES = KEPT_BYTES  # of outputs: a segmentation network has megabytes for each sample
@@ -109,6 +109,23 @@ def doubts(
 
     Arguments and errors are those of :func:`check_goal`.
     """
+    found = _about_the_split(task, max_drop)
+    grows = not task.higher_is_better and max_drop is not None and max_drop > 0
+    if task.metric_name != "accuracy" and not grows:
+        return tuple(found)
+    probed = probed or probe(task, model)
+    if grows and max_drop is not None and 0 < probed.score < max_drop:
+        found.append(
+            f"the network's own {task.metric_name} is {probed.score:.4g}: --max-drop {max_drop:g} "
+            f"allows it to become {1 + max_drop / probed.score:.3g} times as large"
+        )
+    if task.metric_name == "accuracy":
+        found += _about_the_accuracy(task, probed)
+    return tuple(found)
+
+
+def _about_the_split(task: Task, max_drop: float | None) -> list[str]:
+    """What so few samples cannot tell."""
     count = len(task.search())
     found = []
     is_stock = type(task).metric is ClassificationTask.metric
@@ -122,17 +139,12 @@ def doubts(
             f"the search split has only {_samples(count)}: scores on it are coarse, and candidates "
             f"that differ little cannot be told apart; {FEW_SAMPLES} or more are better"
         )
-    grows = not task.higher_is_better and max_drop is not None and max_drop > 0
-    if task.metric_name != "accuracy" and not grows:
-        return tuple(found)
-    probed = probed or probe(task, model)
-    if grows and max_drop is not None and 0 < probed.score < max_drop:
-        found.append(
-            f"the network's own {task.metric_name} is {probed.score:.4g}: --max-drop {max_drop:g} "
-            f"allows it to become {1 + max_drop / probed.score:.3g} times as large"
-        )
-    if task.metric_name != "accuracy":
-        return tuple(found)
+    return found
+
+
+def _about_the_accuracy(task: Task, probed: Probe) -> list[str]:
+    """Its unit, and whether the network was trained at all."""
+    found = []
     in_per_cent = probed.score > LARGEST_FRACTION
     if in_per_cent:
         found.append(
@@ -146,7 +158,7 @@ def doubts(
             f"{_samples(probed.samples)} is {fraction:.3f}, with {probed.classes} classes chance "
             f"alone gives {1 / probed.classes:.3f}; are its trained weights loaded?"
         )
-    return tuple(found)
+    return found
 
 
 def _by_chance(probed: Probe) -> float:

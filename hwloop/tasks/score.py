@@ -19,10 +19,10 @@ from torch import nn
 
 from hwloop import stats
 from hwloop.errors import CandidateError, UsageError
-from hwloop.task import Task
 from hwloop.tasks import bulk
 from hwloop.tasks.bulk import Stack, handed_back
-from hwloop.tasks.spec import call_user
+from hwloop.tasks.calls import call_user
+from hwloop.tasks.protocol import Task
 from hwloop.tasks.splits import Split
 
 CHUNK = 500

@@ -7,7 +7,6 @@ Installed packages are taken as they are: their versions stand in the run's conf
 
 from __future__ import annotations
 
-import ast
 import collections
 import decimal
 import enum
@@ -18,9 +17,7 @@ import inspect
 import pathlib
 import re
 import sys
-import textwrap
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -28,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hwloop.tasks.spec import is_users
+from hwloop.tasks.calls import is_users
+from hwloop.tasks.codetext import file_of, file_source, held, names_in, source_of
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 CONTAINERS = (list, tuple, set, frozenset, dict, collections.deque)
@@ -38,13 +36,17 @@ SHOWN = (
 )
 """Values whose repr is all that there is to them."""
 
-STORED_NAMES = {"hwloop.tasks.splits": "hwloop.splits", "hwloop.tasks.demo": "hwloop.demo"}
+STORED_NAMES = {
+    "hwloop.tasks.protocol": "hwloop.task",
+    "hwloop.tasks.splits": "hwloop.splits",
+    "hwloop.tasks.demo": "hwloop.demo",
+}
 """Digests hold the names of the package's classes that a user's code builds on: they outlive a move
 of these modules, or every run from before would be refused."""
 
 MOST_OBJECTS = 20_000
 MOST_DEPTH = 60
-# How hwloop.spec names the modules of the user's files: it changes with every comment in them.
+# How hwloop.tasks.spec names the modules of the user's files: anew with every comment in them.
 OWN_NAMES = re.compile(r"hwloop_user_\w+_[0-9a-f]{12}")
 
 
@@ -61,26 +63,6 @@ def code_digest(*objects: Any, owner: Any = None) -> str:
     return walk.hash.hexdigest()
 
 
-def is_users_file(filename: str) -> bool:
-    """Whether code from there is the user's: no part of Python, of hwloop or of a package.
-
-    Code that was typed at a prompt has a name like ``<stdin>`` and is the user's.
-    """
-    if filename.startswith("<"):
-        return not filename.startswith("<frozen")
-    return bool(filename) and is_users(filename)
-
-
-def normalised(source: str) -> str:
-    """Python source without comments, docstrings and layout."""
-    tree = ast.parse(textwrap.dedent(source))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_text(body[0]):
-            body[:1] = [ast.Pass()] if len(body) == 1 else []
-    return ast.unparse(tree)
-
-
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """The values of a tensor of any type and layout, in order; nothing where it holds none."""
     if tensor.is_meta:
@@ -88,14 +70,6 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
     dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
     plain = dense.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return bytes(plain.view(torch.uint8).numpy())
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
 
 
 def _stored_name(module: str) -> str:
@@ -173,14 +147,14 @@ class _Walk:
     def _module(self, module: ModuleType) -> None:
         file = getattr(module, "__file__", None)
         self._text("module", module.__name__ if file is None else Path(file).stem)
-        if file is not None and is_users_file(file):
-            self._text("source", _file_source(file))
+        if file is not None and is_users(file, typed=True):
+            self._text("source", file_source(file))
 
     def _function(self, function: FunctionType) -> None:
         self._text("function", function.__qualname__)
         self.add(vars(function).get("__wrapped__"))
-        names = list(_names(function.__code__))
-        if is_users_file(function.__code__.co_filename):
+        names = list(names_in(function.__code__))
+        if is_users(function.__code__.co_filename, typed=True):
             self._code(function)
             self.add(function.__defaults__)
             self.add(function.__kwdefaults__)
@@ -200,13 +174,13 @@ class _Walk:
         is_new = id(found) not in self._seen
         self.add(found)
         file = getattr(found, "__file__", None) if isinstance(found, ModuleType) else None
-        if file is not None and is_users_file(file) and is_new:
+        if file is not None and is_users(file, typed=True) and is_new:
             for name in names:
                 if name in vars(found) and not name.startswith("__"):
                     self._named(vars(found)[name], names)
 
     def _code(self, function: FunctionType) -> None:
-        source = _source(function)
+        source = source_of(function)
         if source:
             self._text("source", source)
         else:
@@ -232,10 +206,10 @@ class _Walk:
     def _class(self, kind: type) -> None:
         self._text("class", kind.__qualname__)
         for base in kind.__mro__[:-1]:
-            if not is_users_file(_file_of(base)):
+            if not is_users(file_of(base), typed=True):
                 self._text("base", f"{_stored_name(base.__module__)}.{base.__qualname__}")
                 continue
-            self._text("source", _source(base) or base.__qualname__)
+            self._text("source", source_of(base) or base.__qualname__)
             for name, member in vars(base).items():
                 if isinstance(member, (FunctionType, staticmethod, classmethod, property)):
                     self.add(member)
@@ -255,7 +229,7 @@ class _Walk:
             name = getattr(item, "__qualname__", item.__name__)
             self._text("built-in", f"{getattr(item, '__module__', '')}.{name}")
         else:
-            self.add(_held(item).get("__wrapped__"))  # what functools.cache and its kin keep
+            self.add(held(item).get("__wrapped__"))  # what functools.cache and its kin keep
             self._instance(item)
 
     def _instance(self, item: Any) -> None:
@@ -265,62 +239,11 @@ class _Walk:
         is_pythons = package in sys.stdlib_module_names and package != "__main__"
         if is_pythons and not isinstance(item, types.SimpleNamespace):
             return  # a logger, the environment, a lock: what they hold is the process's own
-        for name, value in sorted(_held(item).items()):
+        for name, value in sorted(held(item).items()):
             if not name.startswith("__"):
                 self._text("attribute", name)
                 self.add(value)
 
 
-def _held(item: Any) -> dict[str, Any]:
-    """An instance's attributes, without asking a ``__getattr__`` of the user's."""
-    try:
-        held = dict(object.__getattribute__(item, "__dict__"))
-    except AttributeError:
-        held = {}
-    for base in type(item).__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            try:
-                held.setdefault(name, object.__getattribute__(item, name))
-            except AttributeError:  # not set yet, or mangled
-                continue
-    return held
-
-
 def _is_value(item: Any) -> bool:
     return isinstance(item, (*PLAIN, *SHOWN, *CONTAINERS, np.ndarray, torch.Tensor))
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """Every global and attribute that the code and the functions within it name."""
-    yield from dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _source(item: Any) -> str:
-    """Normalised source, or nothing where there is none (typed at a prompt) or none of its own."""
-    try:
-        return normalised(inspect.getsource(item))
-    except (OSError, TypeError, SyntaxError, ValueError):  # a lambda's line may be half a call
-        return ""
-
-
-def _file_source(file: str) -> str:
-    try:
-        return normalised(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, SyntaxError, ValueError):
-        return file
-
-
-def _file_of(kind: type) -> str:
-    """Where a class was written; its methods tell it where its module has no file."""
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    if file is not None:
-        return str(file)
-    for member in vars(kind).values():
-        if isinstance(member, FunctionType):
-            innermost: Any = inspect.unwrap(member)
-            return str(innermost.__code__.co_filename)
-    return "" if kind.__module__ in sys.modules and kind.__module__ != "__main__" else "<stdin>"

@@ -37,12 +37,12 @@ class Prune(Method):
         return min(group.channels, max(rules.align, aligned))
 
     def apply(self, work: Work, chosen: Mapping[Group, Action]) -> None:
-        from hwloop.compress.prune import prune
+        from hwloop.compress.cut import cut
 
         widths = {
             group.name: self.channels(action, group, work.rules) for group, action in chosen.items()
         }
-        prune(work.module, work.example, widths, scores=work.dense)
+        cut(work.module, work.example, widths, dense=work.dense)
 
     def describe(self, action: Action) -> str:
         return f"{self.kind} to {action.amount:.0%}"

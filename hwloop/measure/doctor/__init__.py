@@ -1,8 +1,8 @@
 """What is missing or wrong, here and on a target, and the command that fixes it.
 
 Facts are gathered by :func:`host_facts` here and by the worker's state there; the checks are plain
-functions of them. :mod:`hwloop.doctor.engines` builds and times what only the hardware can tell;
-nothing is changed or installed. No framework is imported before that.
+functions of them. :mod:`hwloop.measure.doctor.engines` builds and times what only the hardware
+can tell; nothing is changed or installed. No framework is imported before that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One file to send back: what the doctor saw, the board's own files, a run's report.
 
 A zip of JSON files and a README, written in one step. Everything in it went through
-:class:`hwloop.doctor.scrub.Scrubber`.
+:class:`hwloop.measure.doctor.scrub.Scrubber`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 from hwloop import __version__
 from hwloop.device import recordings
 from hwloop.errors import UsageError
-from hwloop.files import RunFolder, read_json, write_atomically
+from hwloop.files import read_json, write_atomically
 from hwloop.measure.doctor.facts import host_facts
 from hwloop.measure.doctor.scrub import Scrubber
 from hwloop.measure.doctor.visit import Visit
 from hwloop.measure.profile import TargetProfile
-from hwloop.records import to_json
+from hwloop.parsing import to_json
 
 SUFFIX = ".zip"
 LEFT_OUT = "host names, user names, addresses, keys, serial numbers"
@@ -52,10 +52,9 @@ def check_place(path: Path) -> None:
         raise UsageError(f"{path} cannot be written", "name a file in a folder of yours")
 
 
-def read_report(run: Path) -> Any:
-    """The report of a run's folder. Raises UsageError."""
-    folder = RunFolder(run)
-    return read_json(folder.report_path, what="report", hint="--run DIR of a run that has ended")
+def read_report(path: Path) -> Any:
+    """A run's report.json. Raises UsageError."""
+    return read_json(path, what="report", hint="--run DIR of a run that has ended")
 
 
 def write_bundle(path: Path, visit: Visit, *, profile: TargetProfile, report: Any = None) -> str:

@@ -1,7 +1,7 @@
 """What only the hardware can tell: five checks that build engines, for the first one with a board.
 
 Each has a deadline and its own lines; one that fails does not keep the next from being made. The
-figures behind the lines go into the bundle (:mod:`hwloop.doctor.bundle`).
+figures behind the lines go into the bundle (:mod:`hwloop.measure.doctor.bundle`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hwloop.errors import CandidateError, EnvironmentProblem, HwloopError, TargetError
+from hwloop.findings import HOST_BOUND, HOST_BOUND_SHARE
 from hwloop.measure.doctor import said
 from hwloop.measure.doctor.check import FAIL, OK, WARN, Check, numbers
 from hwloop.measure.profile import TargetProfile, rules_for
 from hwloop.measure.progress import Progress
 from hwloop.measure.table import EMPTY, REFERENCE
-from hwloop.records import HOST_BOUND, HOST_BOUND_SHARE
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.known import writing
 from hwloop.runtimes.rowkinds import INT8_KINDS
@@ -39,7 +39,7 @@ WORTH_SENDING = "worth a report: hwloop doctor --target NAME --bundle FILE.zip"
 
 
 class Board(Protocol):
-    """What is used of a :class:`hwloop.targets.DeviceSession`."""
+    """What is used of a :class:`hwloop.measure.session.DeviceSession`."""
 
     @property
     def isa(self) -> str: ...
@@ -221,7 +221,7 @@ def _row(config: Any, board: Board, task: Task) -> OnnxModel:
 def _dense(board: Board, task: Task) -> OnnxModel:
     from hwloop.compress.subject import subject
     from hwloop.task import load_model
-    from hwloop.tasks import load_task
+    from hwloop.tasks.load import load_task
 
     demo = load_task("demo")
     found = subject(

@@ -12,7 +12,7 @@ from hwloop.measure.doctor.host import host_checks
 from hwloop.measure.doctor.start import start_check
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.progress import Progress
-from hwloop.records import to_json
+from hwloop.parsing import to_json
 from hwloop.runtimes.simulated import Simulated
 
 ANNOUNCEMENT = (
@@ -28,7 +28,8 @@ class Visit:
     Attributes:
         checks: every line, in order.
         fingerprint, state: of the target as JSON values, or None where it did not start.
-        results: figures of :mod:`hwloop.doctor.engines` by name; empty where they were not made.
+        results: figures of :mod:`hwloop.measure.doctor.engines` by name; empty where they were not
+            made.
         recordings: the board's files, where they were asked for and could be had.
     """
 

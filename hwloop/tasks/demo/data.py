@@ -7,16 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-SEED = 20
+from hwloop.tasks.cut import Bytes
+
 MEAN, STD = 0.2860, 0.3530
 SUBSET_COUNTS = {"train": 12_000, "search": 2_000, "test": 4_000}
-CLASSES = 10
 IDX_HEADER_BYTES = {"images": 16, "labels": 8}
-
-Bytes = NDArray[np.uint8]
 
 
 def read_idx(folder: Path, part: str) -> tuple[Bytes, Bytes]:
@@ -26,16 +23,6 @@ def read_idx(folder: Path, part: str) -> tuple[Bytes, Bytes]:
         with gzip.open(folder / f"{part}-{kind}-{dims}-ubyte.gz", "rb") as file:
             arrays.append(np.frombuffer(file.read()[IDX_HEADER_BYTES[kind] :], dtype=np.uint8))
     return arrays[0].reshape(-1, 28, 28), arrays[1]
-
-
-def stratified(labels: Bytes, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Sorted indices of ``count`` images with equally many of each class."""
-    per_class = count // CLASSES
-    chosen = [
-        rng.choice(np.flatnonzero(labels == label), per_class, replace=False)
-        for label in range(CLASSES)
-    ]
-    return np.sort(np.concatenate(chosen))
 
 
 def normalised(images: Bytes) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hwloop.task import ClassificationTask
-from hwloop.tasks.demo.data import Bytes, normalised
+from hwloop.tasks.cut import Bytes
+from hwloop.tasks.demo.data import normalised
 from hwloop.tasks.demo.network import ResNet20
+from hwloop.tasks.protocol import ClassificationTask
 from hwloop.tasks.splits import TensorSplit
 
 FOLDER = Path(__file__).parent

@@ -1,6 +1,6 @@
 """How the bundled demo was made: train ResNet-20 on Fashion-MNIST and cut the bundled subset.
 
-    python -m hwloop.demo.train --data FOLDER --out hwloop/demo
+    python -m hwloop.tasks.demo.train --data FOLDER --out hwloop/tasks/demo
 
 FOLDER holds the four IDX files of Fashion-MNIST (``apt-get install dataset-fashion-mnist`` puts
 them under /usr/share/datasets/fashion-mnist). 2,000 of the 60,000 training images are set aside
@@ -18,18 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hwloop.tasks.demo.data import (
-    MEAN,
-    SEED,
-    STD,
-    SUBSET_COUNTS,
-    normalised,
-    read_idx,
-    stratified,
-)
+from hwloop.tasks.cut import SEED, Bytes, stratified
+from hwloop.tasks.demo.data import MEAN, STD, SUBSET_COUNTS, normalised, read_idx
 from hwloop.tasks.demo.network import ResNet20
 
 EPOCHS = 8
@@ -103,52 +97,79 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
 
-    rng = np.random.default_rng(SEED)
     torch.manual_seed(SEED)
     images, labels = read_idx(options.data, "train")
     test_images, test_labels = read_idx(options.data, "t10k")
-    search = stratified(labels, SUBSET_COUNTS["search"], rng)
-    remaining = np.setdiff1d(np.arange(len(labels)), search)
-    subset = remaining[stratified(labels[remaining], SUBSET_COUNTS["train"], rng)]
-    test = stratified(test_labels, SUBSET_COUNTS["test"], rng)
+    chosen = subset(labels, test_labels)
+    search, test = chosen["search"], chosen["test"]
     np.savez_compressed(
         options.out / "data.npz",
-        train_images=images[subset],
-        train_labels=labels[subset],
+        train_images=images[chosen["train"]],
+        train_labels=labels[chosen["train"]],
         search_images=images[search],
         search_labels=labels[search],
         test_images=test_images[test],
         test_labels=test_labels[test],
     )
-
     model = ResNet20().to(memory_format=torch.channels_last)
-    search_inputs = normalised(images[search])
-    search_targets = torch.from_numpy(labels[search].astype(np.int64))
+    remaining = np.setdiff1d(np.arange(len(labels)), search)
+    searched = normalised(images[search]), targets(labels[search])
     log = train(
         model,
         normalised(images[remaining]),
-        torch.from_numpy(labels[remaining].astype(np.int64)),
-        lambda net: accuracy(net, search_inputs, search_targets),
+        targets(labels[remaining]),
+        lambda net: accuracy(net, *searched),
     )
-    all_test = torch.from_numpy(test_labels.astype(np.int64))
+    all_test = targets(test_labels)
     scores = {
         "test_accuracy_10000": accuracy(model, normalised(test_images), all_test),
         "test_accuracy_subset": accuracy(model, normalised(test_images[test]), all_test[test]),
-        "search_accuracy": accuracy(model, search_inputs, search_targets),
+        "search_accuracy": accuracy(model, *searched),
     }
+    write_trained(options.out, model, trained_on=len(remaining), scores=scores, log=log)
+    print(json.dumps(scores))
+
+
+def subset(labels: Bytes, test_labels: Bytes) -> dict[str, NDArray[np.int64]]:
+    """Indices of the bundled images: search and train of the training images, test of the others.
+
+    The search images are drawn first, so that the network can be trained on all others.
+    """
+    rng = np.random.default_rng(SEED)
+    search = stratified(labels, SUBSET_COUNTS["search"], rng)
+    remaining = np.setdiff1d(np.arange(len(labels)), search)
+    return {
+        "search": search,
+        "train": remaining[stratified(labels[remaining], SUBSET_COUNTS["train"], rng)],
+        "test": stratified(test_labels, SUBSET_COUNTS["test"], rng),
+    }
+
+
+def targets(labels: Bytes) -> Tensor:
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def write_trained(
+    folder: Path,
+    model: nn.Module,
+    *,
+    trained_on: int,
+    scores: dict[str, float],
+    log: list[dict[str, float]],
+) -> None:
+    """The weights, and how they came to be."""
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(state, options.out / "weights.safetensors")
+    save_file(state, folder / "weights.safetensors")
     record = {
-        "command": "python -m hwloop.demo.train",
+        "command": "python -m hwloop.tasks.demo.train",
         "seed": SEED,
-        "train_images": len(remaining),
+        "train_images": trained_on,
         "recipe": f"SGD one-cycle, peak lr {PEAK_LR}, {EPOCHS} epochs, batch {BATCH_SIZE}",
         "torch": torch.__version__,
         "scores": scores,
         "epochs": log,
     }
-    (options.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(scores))
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from safetensors.torch import save
 
 from hwloop.compress.subject import Built, Subject
 from hwloop.files import sha256
+from hwloop.findings import Fingerprint
 from hwloop.measure.answers import Engine
-from hwloop.records import Fingerprint, canonical_json, digest
-from hwloop.run.finalists import weights
-from hwloop.run.result import Settings
+from hwloop.parsing import canonical_json, digest
+from hwloop.run.folder import RunFolder
+from hwloop.run.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Best:
+    """Keeps one network loadable at any moment: the best that is known.
+
+    Attributes:
+        settings: with portable paths; see :func:`hwloop.run.config.portable`.
+        fingerprint: of the device that engines are built on, and are valid for.
+    """
+
+    settings: Settings
+    subject: Subject
+    folder: RunFolder
+    fingerprint: Fingerprint
+
+    def keep(self, built: Built, note: dict[str, Any], engine: Engine | None = None) -> None:
+        """From now on ``best`` leads to this network; ``note`` is added to candidate.json."""
+        found = files(
+            self.settings,
+            self.subject,
+            built,
+            note=note,
+            engine=engine,
+            fingerprint=self.fingerprint,
+        )
+        self.folder.set_best(self.folder.save_candidate(name(found), found))
 
 
 def files(
@@ -24,7 +56,7 @@ def files(
     """Contents by file name: model.onnx, model.safetensors, candidate.json.
 
     Args:
-        settings: with portable paths; see :func:`hwloop.config.portable`.
+        settings: with portable paths; see :func:`hwloop.run.config.portable`.
         note: added to candidate.json.
         fingerprint: of the device that the engine was built on, and is valid for.
         engine: adds model.engine, and engine.json with its SHA-256, its audit and that device.
@@ -56,6 +88,14 @@ def files(
 def name(contents: dict[str, bytes]) -> str:
     """A folder name that is different for different contents."""
     return digest({key: sha256(value) for key, value in contents.items()})
+
+
+def weights(built: Built) -> bytes:
+    """The module's state as safetensors; weights that are shared are written for each user."""
+    alone = torch.contiguous_format
+    state = built.module.state_dict()
+    state = {name: value.detach().clone(memory_format=alone) for name, value in state.items()}
+    return bytes(save(state))
 
 
 def _line(value: Any) -> bytes:

@@ -1,0 +1,127 @@
+"""Candidate in, checked network out: compress, recover, export, check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from hwloop.compress.apply import compress, deployable
+from hwloop.compress.export import check_deployed, check_outputs, export_onnx, host_run
+from hwloop.compress.recover import Recipe, Recovery
+from hwloop.compress.subject import Built, Subject
+from hwloop.errors import CandidateError
+from hwloop.measure.session import DeviceSession
+from hwloop.records import Candidate
+from hwloop.run.clock import Stopwatch
+from hwloop.runtimes.graph import OnnxModel
+
+CALIBRATION_INPUTS = 128
+
+
+@contextmanager
+def holding(session: DeviceSession, model: OnnxModel) -> Iterator[None]:
+    """The device's copy of a model is freed at the end, whatever happens."""
+    try:
+        yield
+    finally:
+        session.forget(model)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Builder:
+    """Builds candidates of one subject; what it exports is checked on the target.
+
+    Attributes:
+        simulated: nothing runs on the real target, so that its builder is asked here.
+    """
+
+    subject: Subject
+    session: DeviceSession
+    recovery: Recovery
+    clock: Stopwatch
+    simulated: bool
+
+    def build(
+        self,
+        candidate: Candidate,
+        recipe: Recipe,
+        tick: Callable[[int, int], None] | None = None,
+    ) -> Built:
+        """Compress, recover, export and check. Raises CandidateError."""
+        with self.clock("compress"):
+            module = self._compressed(candidate)
+        if candidate != self.subject.dense_candidate:
+            with self.clock("train"):
+                self.recovery.recover(module, recipe, tick=tick)
+        return self._exported(candidate, module)
+
+    def restored(self, candidate: Candidate, state: Mapping[str, Tensor]) -> Built:
+        """Built from the weights of an earlier recovery.
+
+        Raises:
+            RuntimeError, ValueError, KeyError: they are not of this network.
+            CandidateError: as :meth:`build` does.
+        """
+        module = self._compressed(candidate)
+        module.load_state_dict(state)
+        return self._exported(candidate, module.eval())
+
+    def check_dense(self, model: OnnxModel) -> None:
+        """The dense network as it ships, like any candidate. Raises CandidateError."""
+        subject = self.subject
+        with self.clock("export"):
+            self._check(subject.dense_candidate, subject.dense, subject.float_graph, model)
+
+    def _compressed(self, candidate: Candidate) -> nn.Module:
+        subject = self.subject
+        return compress(
+            subject.dense,
+            subject.example,
+            subject.network,
+            candidate=candidate,
+            rules=subject.rules,
+        )
+
+    def _exported(self, candidate: Candidate, module: nn.Module) -> Built:
+        """Export a compressed module, check it, and give its groups their precisions."""
+        subject = self.subject
+        with self.clock("export"):
+            plain = export_onnx(module, subject.example)
+            final = deployable(
+                module,
+                subject.example,
+                plain,
+                network=subject.network,
+                candidate=candidate,
+                calibration=self.recovery.calibration_inputs(CALIBRATION_INPUTS),
+                rules=subject.rules,
+                runtime=subject.runtime,
+            )
+            model = subject.model(candidate, final)
+            with holding(self.session, OnnxModel(plain)):
+                try:
+                    self._check(candidate, module, plain, model)
+                except CandidateError:
+                    self.session.forget(model)
+                    raise
+        return Built(candidate=candidate, module=module, model=model)
+
+    def _check(
+        self, candidate: Candidate, module: nn.Module, plain: bytes, model: OnnxModel
+    ) -> None:
+        """The exported FP32 graph against PyTorch; where FP16 ships, that against FP32 as well."""
+        example, infer = self.subject.example, self.session.infer
+        if self.subject.rules.base_precision == "fp32":
+            check_outputs(module, example, partial(infer, OnnxModel(plain)))
+            return
+        # A target that ships FP16 never runs FP32, and may need minutes to build it.
+        run = host_run(plain)
+        check_outputs(module, example, run)
+        int8 = any(action.precision == "int8" for action in candidate.actions)
+        check_deployed(example, run, partial(infer, model), int8=int8)
+        if self.simulated:
+            self.subject.runtime.rehearse(model.data)

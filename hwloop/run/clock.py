@@ -1,0 +1,47 @@
+"""The time of a run: by stage and in all, over every process that works on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hwloop.run.memory import Notes
+
+
+class Stopwatch:
+    """Seconds by stage of a run, without overlap; survives a resume through ``before``."""
+
+    def __init__(self, before: dict[str, float] | None = None) -> None:
+        self.seconds: dict[str, float] = dict(before or {})
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - started
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+
+class RunClock(Stopwatch):
+    """A stopwatch that goes on from what is noted, and is noted again."""
+
+    def __init__(self, notes: Notes) -> None:
+        super().__init__(notes.seconds())
+        self._notes = notes
+        self._before_s = notes.wall_s()
+        self._started = time.monotonic()
+
+    def wall_s(self) -> float:
+        """Seconds since the run began, without those in which nobody worked on it."""
+        return self._before_s + time.monotonic() - self._started
+
+    def is_up(self, limit_s: float | None) -> bool:
+        """Whether a limit is reached; there may be none."""
+        return limit_s is not None and self.wall_s() >= limit_s
+
+    def keep(self) -> None:
+        """Note the time, for whoever resumes the run."""
+        self._notes.put_times(self.seconds, wall_s=self.wall_s())

@@ -1,0 +1,138 @@
+"""One finalist: undo what earns nothing, distil fully, measure and score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from hwloop.compress.recover import NO_RECOVERY, Recipe
+from hwloop.compress.subject import Built
+from hwloop.errors import CandidateError
+from hwloop.files import sha256, write_atomically
+from hwloop.measure.predict import Predictor
+from hwloop.measure.progress import Progress
+from hwloop.parsing import to_json
+from hwloop.records import KEEP, Candidate, Trial
+from hwloop.run import choice
+from hwloop.run.best import weights
+from hwloop.run.build import holding
+from hwloop.run.choice import Seen
+from hwloop.run.evaluate import Evaluator
+from hwloop.run.folder import RunFolder
+from hwloop.run.kept import KeptFinalist
+from hwloop.run.memory import weights_name
+
+MIN_GAIN = 0.01
+"""A group's change is doubtful when undoing it is predicted to cost less than 1 %."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Distiller:
+    """Makes finalists of trials; what was distilled once is found again.
+
+    Attributes:
+        recipe: of the full distillation.
+        predictor: predicts what undoing a change costs.
+    """
+
+    evaluator: Evaluator
+    folder: RunFolder
+    recipe: Recipe
+    predictor: Predictor
+    progress: Progress
+    _built: dict[tuple[Candidate, Recipe], Built] = field(default_factory=dict)
+
+    def distilled(self, trial: Trial) -> Seen | None:
+        """A trial's finalist, with its score on the search split; None if it failed."""
+        try:
+            candidate = self._reverted(trial.candidate)
+            known = self.evaluator.figures.finalist(candidate, self.recipe)
+            found = self._finalist(candidate) if known is None else known
+        except CandidateError as error:
+            self.progress.say(f"a finalist failed: {error}")
+            self.folder.event("finalist failed", candidate=trial.candidate, reason=str(error))
+            return None
+        self.progress.say(f"finalist: {self._said(found)}")
+        return found.seen
+
+    def at_hand(self, candidate: Candidate, recipe: Recipe) -> Built | None:
+        """What was distilled just now, so that it need not be built again."""
+        return self._built.get((candidate, recipe))
+
+    def rebuilt(self, candidate: Candidate, recipe: Recipe) -> Built:
+        """The recovered candidate; its weights are kept, so a resumed run does not train again.
+
+        Raises:
+            CandidateError: it cannot be built, or its weights are of another network.
+        """
+        evaluator = self.evaluator
+        path = self.folder.path / "candidates" / weights_name(candidate, recipe)
+        kept = evaluator.figures.weights(candidate, recipe)
+        data = path.read_bytes() if path.is_file() and kept is not None else b""
+        if kept is not None and sha256(data) == kept:
+            try:
+                return evaluator.builder.restored(candidate, load(data))
+            except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+                raise CandidateError("recover", f"{path} does not fit: {error}") from error
+        self.progress.stage("distillation")
+        built = evaluator.builder.build(candidate, recipe, tick=self.progress.advance)
+        data = weights(built)
+        write_atomically(path, data)
+        evaluator.figures.put_weights(candidate, recipe, sha256(data))
+        return built
+
+    def _finalist(self, candidate: Candidate) -> KeptFinalist:
+        evaluator = self.evaluator
+        built = self.rebuilt(candidate, self.recipe)
+        with holding(evaluator.session, built.model):
+            measurement = evaluator.latencies.of(built)
+            scored = evaluator.scorer.scored(built.model)
+        self._built[candidate, self.recipe] = built
+        found = KeptFinalist(
+            candidate=candidate,
+            steps=self.recipe.steps,
+            latency_ms=measurement.latency_ms,
+            faster=choice.is_faster(measurement),
+            speedup=1 / measurement.ratio,
+            drop=scored.drop,
+            upper_drop=scored.upper_drop,
+        )
+        evaluator.figures.add_finalist(candidate, self.recipe, found)
+        self.folder.event("finalist", **to_json(found))
+        return evaluator.figures.finalist(candidate, self.recipe) or found
+
+    def _said(self, found: KeptFinalist) -> str:
+        speedup = f"{found.speedup:.2f}x{self.evaluator.source.mark}"
+        upper = found.upper_drop
+        bound = "over the limit" if upper is None else f"80 % below {upper:+.4f}"
+        return f"{speedup}, drop {found.drop:+.4f} on the search split ({bound})"
+
+    def _reverted(self, candidate: Candidate) -> Candidate:
+        """Undo the changes that are predicted to gain under 1 %, if that is measured to be free."""
+        evaluator = self.evaluator
+        reverted = self._without_what_earns_nothing(candidate)
+        if reverted == candidate:
+            return candidate
+        before, after = evaluator.latencies.known(candidate), evaluator.latencies.known(reverted)
+        if after is None:
+            built = evaluator.builder.build(reverted, NO_RECOVERY)
+            with holding(evaluator.session, built.model):
+                after = evaluator.latencies.of(built)
+        if before is None or after.latency_ms > before.latency_ms * (1 + MIN_GAIN):
+            return candidate
+        self.folder.event("reverted", before=candidate, after=reverted)
+        return reverted
+
+    def _without_what_earns_nothing(self, candidate: Candidate) -> Candidate:
+        actions, subject = list(candidate.actions), self.evaluator.subject
+        for index, action in enumerate(actions):
+            if action == KEEP:
+                continue
+            undone = [*actions[:index], KEEP, *actions[index + 1 :]]
+            with_it = self.predictor(subject.choices(Candidate(actions=tuple(actions))))
+            without = self.predictor(subject.choices(Candidate(actions=tuple(undone))))
+            if without - with_it < MIN_GAIN * with_it:
+                actions = undone
+        return Candidate(actions=tuple(actions))

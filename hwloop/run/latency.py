@@ -1,0 +1,81 @@
+"""End-to-end latencies of a run: the dense network's, and each candidate's against it, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hwloop.compress.subject import Built
+from hwloop.findings import Measurement, Protocol
+from hwloop.measure import paired as measure
+from hwloop.measure.session import DeviceSession
+from hwloop.records import Candidate
+from hwloop.run.clock import Stopwatch
+from hwloop.run.memory import Figures
+from hwloop.runtimes.graph import OnnxModel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Latencies:
+    """Latencies of candidates against the dense network.
+
+    Attributes:
+        dense: what every candidate is interleaved with.
+        baseline: its accepted latency.
+        protocol: of the end-to-end measurement in the search.
+    """
+
+    dense: OnnxModel
+    baseline: Measurement
+    session: DeviceSession
+    protocol: Protocol
+    figures: Figures
+    clock: Stopwatch
+
+    def known(self, candidate: Candidate) -> Measurement | None:
+        """As it was measured, or None where it was not yet."""
+        return self.figures.latency(candidate)
+
+    def of(self, built: Built) -> Measurement:
+        """Measured once per candidate, whatever its weights. Raises CandidateError."""
+        known = self.known(built.candidate)
+        if known is not None:
+            return known
+        with self.clock("measure"):
+            measurement = measure.against(
+                self.session,
+                built.model,
+                self.dense,
+                protocol=self.protocol,
+                reference_latency_ms=self.baseline.latency_ms,
+            )
+        self.figures.add_latency(built.candidate, measurement)
+        return self.known(built.candidate) or measurement
+
+
+def latencies(
+    dense: OnnxModel,
+    session: DeviceSession,
+    *,
+    protocol: Protocol,
+    figures: Figures,
+    clock: Stopwatch,
+) -> Latencies:
+    """Measure the dense network against itself, once in a run; the rest is held against it.
+
+    Raises:
+        TargetError: the target cannot run it.
+    """
+    baseline = figures.baseline_latency()
+    if baseline is None:
+        with clock("measure"):
+            found = measure.baseline(session, dense, protocol)
+        figures.add_baseline_latency(found)
+        baseline = figures.baseline_latency() or found
+    return Latencies(
+        dense=dense,
+        baseline=baseline,
+        session=session,
+        protocol=protocol,
+        figures=figures,
+        clock=clock,
+    )

@@ -1,0 +1,246 @@
+"""What a run remembers: every stored value as a record, under the kind and key that it has there.
+
+:class:`Notes` are about the run itself: where it stands, what it is about. :class:`Figures` are
+what was found for its inputs, which are part of every kind, so that figures of two networks never
+meet. What cannot be what it should is a UsageError of the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from hwloop.errors import UsageError
+from hwloop.findings import Fingerprint, Measurement
+from hwloop.measure.scope import Scope
+from hwloop.measure.store import Store
+from hwloop.parsing import (
+    A_COUNT,
+    A_DIGEST,
+    ANY_NUMBER,
+    a_flag,
+    a_mapping,
+    a_text,
+    as_it_is,
+    digest,
+)
+from hwloop.records import Action, Candidate, Trial
+from hwloop.run.kept import FinalFigures, KeptFinalist, KeptScore, Probe, finalist_of
+
+if TYPE_CHECKING:  # a report reads notes and figures, and must not wait for torch and onnx
+    from hwloop.compress.fp16_range import Kept
+    from hwloop.compress.recover import Recipe
+
+
+class Notes:
+    """What a run knows of itself, and its trials."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def inputs(self) -> dict[str, Any] | None:
+        """What the run is about; see :mod:`hwloop.run.identity`."""
+        found: dict[str, Any] | None = self._store.get("run", "inputs", a_mapping(as_it_is))
+        return found
+
+    def add_inputs(self, inputs: dict[str, Any]) -> None:
+        self._store.add("run", "inputs", inputs)
+
+    def fingerprint(self) -> Fingerprint | None:
+        """The device that the run was begun on."""
+        found: Fingerprint | None = self._store.get("run", "fingerprint", Fingerprint.from_json)
+        return found
+
+    def add_fingerprint(self, found: Fingerprint) -> None:
+        self._store.add("run", "fingerprint", found)
+
+    def fp16(self) -> Kept | None:
+        """What stays FP32 where FP16 ships, once that is decided."""
+        from hwloop.compress.fp16_range import Kept  # it loads onnx, which a report does without
+
+        found: Kept | None = self._store.get("run", "fp16", Kept.from_json)
+        return found
+
+    def add_fp16(self, found: Kept) -> None:
+        self._store.add("run", "fp16", found)
+
+    def stage(self) -> str | None:
+        """The stage that began last."""
+        found: str | None = self._store.get("run", "stage", a_text())
+        return found
+
+    def put_stage(self, name: str) -> None:
+        self._store.put("run", "stage", name)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, of all processes that worked on the run."""
+        return self._store.get("run", "seconds", a_mapping(ANY_NUMBER)) or {}
+
+    def wall_s(self) -> float:
+        """Seconds in all."""
+        return float(self._store.get("run", "wall_s", ANY_NUMBER) or 0.0)
+
+    def put_times(self, seconds: dict[str, float], *, wall_s: float) -> None:
+        self._store.put("run", "seconds", seconds)
+        self._store.put("run", "wall_s", wall_s)
+
+    def rows_before(self) -> int:
+        """Rows of the latency table when the run began."""
+        return int(self._store.get("run", "rows_before", A_COUNT))
+
+    def add_rows_before(self, count: int) -> None:
+        self._store.add("run", "rows_before", count)
+
+    def best_reward(self) -> float:
+        """Of the candidate that was the best of the search so far."""
+        found = self._store.get("run", "best_reward", ANY_NUMBER)
+        return float("-inf") if found is None else float(found)
+
+    def put_best_reward(self, value: float) -> None:
+        self._store.put("run", "best_reward", value)
+
+    def shipped(self) -> bool:
+        """Whether the run has ended with a network: it may be given more evaluations after that."""
+        return bool(self._store.get("run", "shipped", a_flag))
+
+    def put_shipped(self) -> None:
+        self._store.put("run", "shipped", True)
+
+    def engine(self) -> dict[str, Any] | None:
+        """SHA-256 and audit of the engine that ships."""
+        found: dict[str, Any] | None = self._store.get("final", "engine", a_mapping(as_it_is))
+        return found
+
+    def put_engine(self, *, sha256: str, audit: dict[str, Any]) -> None:
+        self._store.put("final", "engine", {"sha256": sha256, "audit": audit})
+
+    def trials(self) -> list[Trial]:
+        """All acknowledged trials, in the order in which they were evaluated."""
+        return self._store.trials()
+
+    def add_trial(self, trial: Trial) -> None:
+        self._store.add_trial(trial)
+
+    def damaged_trial(self, number: int, why: object) -> UsageError:
+        """The error for a stored trial that cannot be of this run."""
+        return self._store.damaged("trial", str(number), why)
+
+
+class Figures:
+    """What was found for the run's inputs; what stands is the first that was added.
+
+    Args:
+        identity: digest of the inputs; see :func:`hwloop.run.identity.key_of`.
+    """
+
+    def __init__(self, store: Store, identity: str) -> None:
+        self._scope = Scope(store, identity)
+
+    def baseline_latency(self) -> Measurement | None:
+        """The dense network against itself."""
+        found: Measurement | None = self._scope.get("baseline", "latency", Measurement.from_json)
+        return found
+
+    def add_baseline_latency(self, found: Measurement) -> None:
+        self._scope.add("baseline", "latency", found)
+
+    def has_baseline(self) -> bool:
+        """Whether anything was measured, be it readable or not."""
+        return self._scope.get("baseline", "latency", as_it_is) is not None
+
+    def baseline_metric(self) -> float | None:
+        """The dense network on the search split."""
+        found: float | None = self._scope.get("baseline", "metric", ANY_NUMBER)
+        return found
+
+    def add_baseline_metric(self, metric: float) -> None:
+        self._scope.add("baseline", "metric", metric)
+
+    def latency(self, candidate: Candidate) -> Measurement | None:
+        """A candidate against the dense network, end to end."""
+        key = candidate.digest()
+        found: Measurement | None = self._scope.get("latency", key, Measurement.from_json)
+        return found
+
+    def add_latency(self, candidate: Candidate, found: Measurement) -> None:
+        self._scope.add("latency", candidate.digest(), found)
+
+    def score(self, candidate: Candidate, recipe: Recipe) -> KeptScore | None:
+        """A candidate's score after a recovery."""
+        key = _key(candidate, recipe)
+        found: KeptScore | None = self._scope.get("score", key, KeptScore.from_json)
+        return found
+
+    def add_score(self, candidate: Candidate, recipe: Recipe, found: KeptScore) -> None:
+        self._scope.add("score", _key(candidate, recipe), found)
+
+    def probe(self, group: int, name: str) -> Probe | None:
+        """What one action does to one group, by the group's number and the action's name."""
+        found: Probe | None = self._scope.get("probe", f"{group}/{name}", Probe.from_json)
+        return found
+
+    def add_probe(self, group: int, name: str, found: Probe) -> None:
+        self._scope.add("probe", f"{group}/{name}", found.to_json())
+
+    def finalist(self, candidate: Candidate, recipe: Recipe) -> KeptFinalist | None:
+        """A candidate after its full distillation."""
+        check = finalist_of(
+            groups=len(candidate.actions), menu=candidate.actions, most_steps=recipe.steps
+        )
+        found: KeptFinalist | None = self._scope.get("finalist", _key(candidate, recipe), check)
+        return found
+
+    def finalists(
+        self, *, groups: int, menu: Iterable[Action], most_steps: int
+    ) -> list[KeptFinalist]:
+        """Every finalist of this run, also of those that it went on from; they may be built again.
+
+        Args:
+            groups: of the network.
+            menu: every action that may be in one.
+            most_steps: of the distillation; they can be raised, not lowered.
+        """
+        check = finalist_of(groups=groups, menu=menu, most_steps=most_steps)
+        return list(self._scope.all("finalist", check).values())
+
+    def add_finalist(self, candidate: Candidate, recipe: Recipe, found: KeptFinalist) -> None:
+        self._scope.add("finalist", _key(candidate, recipe), found)
+
+    def weights(self, candidate: Candidate, recipe: Recipe) -> str | None:
+        """SHA-256 of the file of a recovered candidate's weights."""
+        found: str | None = self._scope.get("weights", _key(candidate, recipe), A_DIGEST)
+        return found
+
+    def put_weights(self, candidate: Candidate, recipe: Recipe, sha256: str) -> None:
+        self._scope.put("weights", _key(candidate, recipe), sha256)
+
+    def final(self, candidate: Candidate, steps: int | None) -> FinalFigures | None:
+        """A network that ships, by its distillation steps; None of them for the dense one."""
+        key = digest([candidate, steps])
+        found: FinalFigures | None = self._scope.get("final", key, FinalFigures.from_json)
+        return found
+
+    def add_final(self, candidate: Candidate, steps: int | None, found: FinalFigures) -> None:
+        self._scope.add("final", digest([candidate, steps]), found)
+
+    def done(self, *, final_steps: int) -> dict[str, int]:
+        """How many results of each stage are stored: latencies, probes, finalists.
+
+        Args:
+            final_steps: distillation steps of the finalists that count.
+        """
+        finalists = self._scope.all("finalist", KeptFinalist.from_json).values()
+        return {
+            "latencies": len(self._scope.all("latency", as_it_is)),
+            "probes": len(self._scope.all("probe", as_it_is)),
+            "finalists": sum(found.steps == final_steps for found in finalists),
+        }
+
+
+def weights_name(candidate: Candidate, recipe: Recipe) -> str:
+    """The file of a recovered candidate's weights, among the run's candidates."""
+    return f"{_key(candidate, recipe)[:16]}.safetensors"
+
+
+def _key(candidate: Candidate, recipe: Recipe) -> str:
+    return digest([candidate, recipe])

@@ -1,0 +1,73 @@
+"""Scores of a run's networks, as the target computes their outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+from numpy.typing import NDArray
+
+from hwloop.measure.session import DeviceSession
+from hwloop.run.clock import Stopwatch
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.task import Task
+from hwloop.tasks.score import ScoredSplit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A model's score on the search split.
+
+    Attributes:
+        metric, drop: in the metric's unit; positive drop = worse than the dense network.
+        upper_drop: one-sided 80 % bound of the drop; None where it is of no interest, because
+            the drop itself is over the limit.
+    """
+
+    metric: float
+    drop: float
+    upper_drop: float | None
+
+
+def score(
+    model: OnnxModel, split: ScoredSplit, *, session: DeviceSession, clock: Stopwatch
+) -> float:
+    """The task's metric of a model. Raises CandidateError."""
+    with clock("score"):
+        return split.score(partial(session.infer, model))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scorer:
+    """Scores candidates on the search split, against the dense network.
+
+    Attributes:
+        split: the task's search split.
+        dense, dense_metric: the dense network and its metric there.
+        max_drop: the limit that the bound of a drop is held against; None for no limit.
+    """
+
+    task: Task
+    split: ScoredSplit
+    dense: OnnxModel
+    dense_metric: float
+    max_drop: float | None
+    session: DeviceSession
+    clock: Stopwatch
+
+    def scored(self, model: OnnxModel) -> Scored:
+        """A candidate's score. Raises CandidateError."""
+        with self.clock("score"):
+            outputs = self.split.finite_outputs(partial(self.session.infer, model))
+            metric = self.split.metric(outputs)
+            drop = self.task.drop(self.dense_metric, metric)
+            upper = drop if self.max_drop is None else None
+            if self.max_drop is not None and drop <= self.max_drop:
+                upper = self.split.upper_drop(self._dense_outputs, outputs, drop=drop)
+        return Scored(metric=metric, drop=drop, upper_drop=upper)
+
+    @cached_property
+    def _dense_outputs(self) -> NDArray[Any]:
+        """Needed by bounds alone, and then by all of them."""
+        return self.split.outputs(partial(self.session.infer, self.dense))
