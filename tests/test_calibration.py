@@ -134,12 +134,13 @@ ENDLESS = """
 import numpy, torch
 from hwloop.compress.export import export_onnx
 from hwloop.compress.model import weighted_nodes
+from hwloop.runtimes.known import writing
 
 module, example = torch.nn.Conv2d(3, 64, 5).eval(), torch.zeros(1, 3, 64, 64)
 inputs = numpy.zeros((64, 3, 64, 64), numpy.float32)
 while True:
     graph = export_onnx(module, example)
-    quantize(graph, weighted_nodes(graph), calibration=inputs, recipe="ort-x86", isa="")
+    writing("ort-x86").quantized(graph, weighted_nodes(graph), calibration=inputs)
     print("once", flush=True)
 """
 

@@ -51,7 +51,9 @@ class World:
         self.max_drop = max_drop
         self.hopeless = hopeless
         self.builder = self.latencies = self.scorer = self
-        self.subject = SimpleNamespace(dense_candidate=DENSE)
+        self.subject = SimpleNamespace(
+            dense_candidate=DENSE, menu=ACTIONS, choices=lambda candidate: candidate.digest()
+        )
         self.session = SimpleNamespace(forget=lambda model: None)
         self.source = LatencySource.DEVICE
         self.loop_recipe = Recipe(steps=20)

@@ -20,6 +20,7 @@ from hwloop.compress.rules import SpaceRules
 from hwloop.device import state
 from hwloop.records import Action, Candidate, Network
 from hwloop.run.build import CALIBRATION_INPUTS
+from hwloop.runtimes.known import writing
 from hwloop.task import load_model
 from hwloop.tasks.load import load_task
 
@@ -45,8 +46,7 @@ def int8_graph(demo: tuple, chosen: set[str]) -> bytes:
         network=network,
         candidate=Candidate(actions=actions),
         calibration=inputs,
-        recipe="ort-x86",
-        isa=state.isa(),
+        runtime=writing("ort-x86", state.isa()),
     )
 
 

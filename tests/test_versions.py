@@ -35,7 +35,6 @@ AREAS: dict[str, tuple[str, ...]] = {
         "runtimes/tensorrt.py",
         "runtimes/qdq_ort.py",
         "runtimes/qdq_tensorrt.py",
-        "runtimes/calibration.py",
         "runtimes/fp16.py",
         "compress/fp16_range.py",
     ),
