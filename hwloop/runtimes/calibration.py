@@ -60,14 +60,27 @@ def ranges(
 
 
 def _probe(model: Any, names: list[str]) -> bytes:
-    """The graph with the extremes of these tensors as its only outputs."""
+    """The graph with the extremes of these tensors as its only outputs.
+
+    A tensor is reduced as soon as it is there, while it is in the cache; then its memory is free.
+    """
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    del probe.graph.output[:]
-    for index, name in enumerate(names):
+    del probe.graph.node[:], probe.graph.output[:]
+    left = {name: index for index, name in enumerate(names)}
+
+    def reduce(available: Iterable[str]) -> None:
+        for name in available:
+            index = left.pop(name, None)
+            for op in REDUCTIONS if index is not None else ():
+                probe.graph.node.append(helper.make_node(op, [name], [f"{op}_{index}"], keepdims=0))
+
+    reduce(value.name for value in model.graph.input)
+    for node in model.graph.node:
+        probe.graph.node.append(node)
+        reduce(node.output)
+    for index in range(len(names)):
         for op in REDUCTIONS:
-            output = f"{op}_{index}"
-            probe.graph.node.append(helper.make_node(op, [name], [output], keepdims=0))
-            value = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ())
+            value = helper.make_tensor_value_info(f"{op}_{index}", onnx.TensorProto.FLOAT, ())
             probe.graph.output.append(value)
     return bytes(probe.SerializeToString())
