@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hwloop.measure import bench as benching
 from hwloop.measure.profile_file import resolve
 from hwloop.measure.progress import Progress
 from hwloop.report.facts import write_report
-from hwloop.run import loading
 from hwloop.run.folder import RunFolder
 from hwloop.run.options import (
     a_flag,
@@ -31,12 +28,14 @@ from hwloop.run.options import (
 )
 from hwloop.run.result import Result
 from hwloop.run.settings import Settings
-from hwloop.run.stages import run as run_stages
-from hwloop.task import Task, load_model
-from hwloop.tasks.load import as_task, load_task
 
-ModelLike: TypeAlias = str | nn.Module | Callable[[], nn.Module]
-TaskLike: TypeAlias = str | Task | Callable[[], Task]
+if TYPE_CHECKING:  # to measure a file takes no torch, and importing it takes a second
+    from torch import nn
+
+    from hwloop.task import Task
+
+ModelLike: TypeAlias = "str | nn.Module | Callable[[], nn.Module]"
+TaskLike: TypeAlias = "str | Task | Callable[[], Task]"
 
 DEFAULT_MAX_DROP = 0.01
 
@@ -133,6 +132,8 @@ def load(
         UsageError: the folder has no network yet, its files do not belong together, or it names
             code and neither ``model``, ``task`` nor ``trust`` was given.
     """
+    from hwloop.run import loading
+
     return loading.load(RunFolder(run_folder(run)), model=model, task=task, trust=trust)
 
 
@@ -175,9 +176,12 @@ def _run(
     folder: RunFolder,
     progress: Progress,
 ) -> Result:
+    from hwloop.run.stages import run
+    from hwloop.task import load_model
+
     profile = resolve(settings.target, host=settings.host, simulate=settings.simulate)
     plugin = _task(settings.task if task is None else task, data=settings.data)
-    return run_stages(
+    return run(
         settings,
         task=plugin,
         module=load_model(plugin, model),
@@ -188,6 +192,8 @@ def _run(
 
 
 def _task(task: TaskLike, *, data: str | None) -> Task:
+    from hwloop.tasks.load import as_task, load_task
+
     if isinstance(task, str):
         return load_task(task, data=Path(data) if data else None)
     return as_task(task)

@@ -19,8 +19,8 @@ from tiny import inside, is_refused
 from hwloop.errors import EnvironmentProblem, TargetError
 from hwloop.measure import session as targets
 from hwloop.measure.doctor import bundle
+from hwloop.measure.doctor.check import Visit
 from hwloop.measure.doctor.scrub import Scrubber
-from hwloop.measure.doctor.visit import Visit
 from hwloop.measure.profile_file import load_profile
 from hwloop.runtimes.rowkinds import INT8_KINDS
 

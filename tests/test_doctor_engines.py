@@ -9,7 +9,8 @@ import pytest
 from played_board import FLOOR, POWER, PROFILE, PlayedBoard
 
 from hwloop.errors import CandidateError
-from hwloop.measure.doctor import Check, engines
+from hwloop.measure.doctor import engines
+from hwloop.measure.doctor.check import Check
 from hwloop.measure.doctor.engines import Finding, Line, Task
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import Progress

@@ -16,7 +16,7 @@ from hwloop.device.ort import OrtRuntime
 from hwloop.errors import TargetError, UsageError
 from hwloop.findings import Measurement
 from hwloop.measure import checking, refusals
-from hwloop.measure.doctor import host_checks
+from hwloop.measure.doctor.host import host_checks
 from hwloop.measure.profile import document
 from hwloop.measure.profile_file import load_profile, resolve
 from hwloop.measure.session import DeviceSession

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from hwloop.errors import ExitCode, closest
+from hwloop.errors import EnvironmentProblem, ExitCode, closest
 from hwloop.parsing import printable
 from hwloop.tasks import TASKS
 
@@ -209,6 +209,16 @@ def show(value: Any, *, as_json: bool, text: str) -> None:
         # The reader has gone, e.g. `| head -1` has what it wanted. What was done is done: the exit
         # code stays the command's own, and Python's last flush must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def missing(error: ModuleNotFoundError) -> EnvironmentProblem | None:
+    """What to say where a needed package is not installed; None where the module is none of one."""
+    from hwloop.measure.doctor.facts import NEEDED
+
+    module = (error.name or "").partition(".")[0]
+    names = [name for name in NEEDED if name.replace("-", "_") == module]
+    hint = "hwloop doctor   says what else is missing, and how to install it"
+    return EnvironmentProblem(f"{names[0]} is not installed", hint) if names else None
 
 
 def say_internal(error: BaseException) -> None:

@@ -26,6 +26,7 @@ from hwloop.cli.common import (
     MaxDrop,
     columns,
     console,
+    missing,
     say_internal,
     show,
 )
@@ -235,6 +236,8 @@ def _explained(error: BaseException, asked: Asked) -> ExitCode:
     """Say what happened on stderr; returns the exit code."""
     if asked.debug:
         traceback.print_exception(error)
+    if isinstance(error, ModuleNotFoundError):
+        error = missing(error) or error
     if not isinstance(error, HwloopError):
         say_internal(error)
         return ExitCode.FAILED

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hwloop.cli.common import HOST, JSON, TARGET_VARIABLE, Command, Group, columns, console, show
 from hwloop.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from hwloop.measure.doctor.check import Visit
 
 
 @click.group(cls=Group)
@@ -123,30 +126,47 @@ def doctor(
     hwloop doctor --target jetson-orin
     hwloop doctor --target jetson-orin --bundle orin.zip
     """
-    from hwloop.measure.doctor.visit import visit
-    from hwloop.measure.profile_file import resolve
-    from hwloop.parsing import to_json
+    from hwloop.measure.doctor import visit as examination
 
     if target is None and (bundle or host):
         raise UsageError(f"--{'bundle' if bundle else 'host'} is about a target", "--target NAME")
     if run is not None and bundle is None:
         raise UsageError("--run is about a bundle", "--bundle FILE.zip")
-    profile = None if target is None else resolve(target, host=host)
-    report = None
-    if bundle is not None:
-        from hwloop.measure.doctor.bundle import check_place, read_report
+    if target is None:
+        return _end(examination.visit(None), as_json=as_json)
+    lacking = examination.without(target)
+    if lacking is not None:
+        return _end(lacking, as_json=as_json)
+    found, packed = _visit_target(target, host, quick=quick, bundle=bundle, run=run)
+    return _end(found, packed, as_json=as_json)
 
+
+def _visit_target(
+    target: str, host: str | None, *, quick: bool, bundle: Path | None, run: Path | None
+) -> tuple[Visit, str | None]:
+    """What was seen there, and what was packed of it."""
+    from hwloop.measure.doctor.bundle import check_place, read_report, write_bundle
+    from hwloop.measure.doctor.visit import visit
+    from hwloop.measure.profile_file import resolve
+
+    profile = resolve(target, host=host)
+    if bundle is not None:
         check_place(bundle)
-        report = None if run is None else read_report(run)
+    report = None if run is None else read_report(run)
     with console() as progress:
         found = visit(profile, quick=quick, record=bundle is not None, progress=progress)
-    checks = to_json(found.checks)
-    if bundle is not None and profile is not None:
-        from hwloop.measure.doctor.bundle import write_bundle
+    if bundle is None:
+        return found, None
+    packed = write_bundle(bundle, found, profile=profile, report=report)
+    return found, f"packed {packed}; look inside before you send it: unzip -p {bundle} | less"
 
-        packed = write_bundle(bundle, found, profile=profile, report=report)
-        what = f"packed {packed}; look inside before you send it: unzip -p {bundle} | less"
-        checks.append({"state": "ok", "what": what, "fix": None})
+
+def _end(found: Visit, packed: str | None = None, *, as_json: bool) -> None:
+    from hwloop.parsing import to_json
+
+    checks = to_json(found.checks)
+    if packed is not None:
+        checks.append({"state": "ok", "what": packed, "fix": None})
     show(checks, as_json=as_json, text=_lines(checks))
     if found.failed:
         sys.exit(ExitCode.ENVIRONMENT)

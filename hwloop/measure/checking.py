@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from hwloop.findings import Measurement
-from hwloop.measure import doctor as examination
 from hwloop.measure import paired as measure
-from hwloop.measure.doctor.visit import board_facts
+from hwloop.measure.doctor.board import board_checks
+from hwloop.measure.doctor.check import Check
+from hwloop.measure.doctor.there import board_facts
 from hwloop.measure.profile import rules_for
 from hwloop.measure.profile_file import resolve
 from hwloop.measure.session import DeviceSession
@@ -35,17 +36,15 @@ def check_target(name: str, *, host: str | None = None) -> dict[str, Any]:
         reference = OnnxModel(runtime.row_graph(REFERENCE), (REFERENCE,))
         found = measure.baseline(session, reference, profile.protocols.loop)
         fingerprint = to_json(session.fingerprint)
-    checks = examination.board_checks(profile, board) + [_self_check(found)]
+    checks = board_checks(profile, board) + [_self_check(found)]
     return {"target": name, "fingerprint": fingerprint, "checks": to_json(checks)}
 
 
-def _self_check(found: Measurement) -> examination.Check:
+def _self_check(found: Measurement) -> Check:
     difference = abs(found.ratio - 1)
     text = f"a layer against itself: {difference:.1%} apart, {len(found.samples_ms)} samples"
     if difference > MAX_SELF_DIFFERENCE or found.unstable:
         reasons = "; ".join(found.unstable) or "noisy"
         state = "fail" if difference > USELESS_SELF_DIFFERENCE else "warn"
-        return examination.Check(
-            state=state, what=f"{text}; {reasons}", fix="stop what else runs there"
-        )
-    return examination.Check(state="ok", what=text, fix=None)
+        return Check(state=state, what=f"{text}; {reasons}", fix="stop what else runs there")
+    return Check(state="ok", what=text, fix=None)

@@ -23,9 +23,9 @@ from hwloop import __version__
 from hwloop.device import recordings
 from hwloop.errors import UsageError
 from hwloop.files import read_json, write_atomically
+from hwloop.measure.doctor.check import Visit
 from hwloop.measure.doctor.facts import host_facts
 from hwloop.measure.doctor.scrub import Scrubber
-from hwloop.measure.doctor.visit import Visit
 from hwloop.measure.profile import TargetProfile
 from hwloop.parsing import to_json
 
@@ -54,7 +54,7 @@ def check_place(path: Path) -> None:
 
 def read_report(path: Path) -> Any:
     """A run's report.json. Raises UsageError."""
-    return read_json(path, what="report", hint="--run DIR of a run that has ended")
+    return read_json(path / "report.json", what="a report", hint="--run DIR of a run that has ended")
 
 
 def write_bundle(path: Path, visit: Visit, *, profile: TargetProfile, report: Any = None) -> str:

@@ -1,9 +1,10 @@
-"""One line of an examination, and the judgements that both machines share."""
+"""An examination and its lines, and the judgements that both machines share."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 OLDEST_PYTHON = (3, 10)
@@ -25,6 +26,29 @@ class Check:
     state: str
     what: str
     fix: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """Everything that was seen.
+
+    Attributes:
+        checks: every line, in order.
+        fingerprint, state: of the target as JSON values, or None where it did not start.
+        results: figures of :mod:`hwloop.measure.doctor.engines` by name; empty where they were not
+            made.
+        recordings: the board's files, where they were asked for and could be had.
+    """
+
+    checks: tuple[Check, ...]
+    fingerprint: Any = None
+    state: Any = None
+    results: dict[str, Any] | None = None
+    recordings: Any = None
+
+    @property
+    def failed(self) -> bool:
+        return any(check.state == FAIL for check in self.checks)
 
 
 def tensorrt_problem(version: str) -> str | None:

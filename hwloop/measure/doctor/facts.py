@@ -15,8 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hwloop.device import cuda_library, jetson
-from hwloop.device.cuda import CudaError
+from hwloop.device import jetson
 
 NEEDED = {
     "torch": "2.10",
@@ -28,6 +27,7 @@ NEEDED = {
     "execnet": "2.1",
     "numpy": "1.26",
     "click": "8.2",
+    **({"tomli": "2"} if sys.version_info < (3, 11) else {}),
 }
 """Distributions and the oldest version of each, as pyproject.toml has them."""
 
@@ -150,6 +150,11 @@ def _place(module: str) -> str | None:
 
 def _cuda_backends(root: Path) -> tuple[str, ...]:
     packages = [name for name, module in CUDA_KINDS.items() if _place(module)]
+    try:
+        from hwloop.device import cuda_library
+        from hwloop.device.cuda import CudaError
+    except ImportError:  # numpy, which its arrays are of
+        return tuple(packages)
     try:
         cuda_library.find(root)
     except CudaError:

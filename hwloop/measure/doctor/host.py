@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hwloop.measure.doctor.check import (
     FAIL,
     OK,
@@ -31,7 +33,9 @@ from hwloop.measure.doctor.wheels import (
     get_tensorrt,
     newer_tensorrt,
 )
-from hwloop.measure.profile import TargetProfile, document
+
+if TYPE_CHECKING:
+    from hwloop.measure.profile import TargetProfile
 
 NETWORK_DISKS = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p")
 
@@ -76,9 +80,15 @@ def _packages(facts: HostFacts) -> list[Check]:
             what, state = f"{name} {version}: {oldest} or newer is needed", FAIL
         else:
             what, state = f"{name} {version}", OK
-        fix = None if state == OK else f'python -m pip install "{name}>={oldest}"'
+        fix = None if state == OK else install(name)
         checks.append(Check(state=state, what=what, fix=fix))
     return checks
+
+
+def install(*names: str) -> str:
+    """The command that installs needed packages, or newer ones."""
+    wanted = " ".join(f'"{name}>={NEEDED[name]}"' for name in names)
+    return f"python -m pip install {wanted}"
 
 
 def _onnxruntime(facts: HostFacts) -> Check:
@@ -169,6 +179,8 @@ def _unverified(profile: TargetProfile) -> Check:
     if profile.simulated:
         what = f"target {profile.name!r} computes latencies: nothing of it is measured"
         return Check(state=OK, what=what)
+    from hwloop.measure.profile import document
+
     what = f"the project has not run target {profile.name!r} on real hardware yet"
     fix = f"{document('docs/on-hardware.md')} says what to look at and to send"
     return Check(state=WARN, what=what, fix=fix)

@@ -1,47 +1,20 @@
-"""``hwloop doctor``: this machine, then the target's, then what only engines can tell."""
+"""``hwloop doctor``: this machine, then the target's. It needs no package: any may be missing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from hwloop.errors import HwloopError
-from hwloop.measure.doctor.board import board_checks, unsupported_reason
-from hwloop.measure.doctor.check import FAIL, WARN, Check
-from hwloop.measure.doctor.host import host_checks
-from hwloop.measure.doctor.start import start_check
-from hwloop.measure.profile import TargetProfile
+from hwloop.measure.doctor.check import FAIL, Check, Visit
+from hwloop.measure.doctor.facts import NEEDED, host_facts
+from hwloop.measure.doctor.host import host_checks, install
 from hwloop.measure.progress import Progress
-from hwloop.parsing import to_json
-from hwloop.runtimes.simulated import Simulated
 
-ANNOUNCEMENT = (
-    "reading is done; five checks that build engines follow: a few minutes on a graphics card, "
-    "about ten on a small board. Ctrl-C ends them, --quick leaves them out."
-)
+if TYPE_CHECKING:
+    from hwloop.measure.profile import TargetProfile
 
-
-@dataclass(frozen=True, kw_only=True)
-class Visit:
-    """Everything that was seen.
-
-    Attributes:
-        checks: every line, in order.
-        fingerprint, state: of the target as JSON values, or None where it did not start.
-        results: figures of :mod:`hwloop.measure.doctor.engines` by name; empty where they were not
-            made.
-        recordings: the board's files, where they were asked for and could be had.
-    """
-
-    checks: tuple[Check, ...]
-    fingerprint: Any = None
-    state: Any = None
-    results: dict[str, Any] | None = None
-    recordings: Any = None
-
-    @property
-    def failed(self) -> bool:
-        return any(check.state == FAIL for check in self.checks)
+FOR_TARGETS = ("numpy", "execnet", "onnx", "tomli")
+"""What it takes to look at any target."""
 
 
 def visit(
@@ -62,75 +35,21 @@ def visit(
     here = tuple(host_checks(profile))
     if profile is None:
         return Visit(checks=here)
-    there = _examined(profile, quick=quick, record=record, progress=progress or Progress())
+    from hwloop.measure.doctor.there import examined
+
+    there = examined(profile, quick=quick, record=record, progress=progress or Progress())
     return replace(there, checks=(*here, *there.checks))
 
 
-def board_facts(session: Any) -> dict[str, Any]:
-    """What the worker says about its machine, and who it is."""
-    facts = {
-        **session.state(),
-        "runtime": session.fingerprint.runtime,
-        "runtime_version": session.fingerprint.runtime_version,
-    }
-    # The open session has the lock, where its kind takes one: nobody else measures there.
-    return {**facts, "lock": None} if session.locks else facts
+def without(target: str) -> Visit | None:
+    """This machine alone, where it lacks what it takes to look at a target; None where it does not.
 
-
-def _examined(profile: TargetProfile, *, quick: bool, record: bool, progress: Progress) -> Visit:
-    from hwloop.measure.doctor import engines
-
-    patience_s = min(profile.build_timeout_s, engines.BUILD_TIMEOUT_S)
-    line = engines.Line(lambda: _session(replace(profile, build_timeout_s=patience_s)))
-    progress.stage("the target")
-    try:
-        try:
-            session = line.get()
-            facts = board_facts(session)
-        except HwloopError as error:
-            return _without_runtime(profile, error, record=record)
-        found = Visit(
-            checks=tuple(board_checks(profile, facts)),
-            fingerprint=to_json(session.fingerprint),
-            state=facts,
-        )
-        if record:
-            found = _recorded(found, session)
-        if quick or not profile.kind.ships_engine or unsupported_reason(facts) is not None:
-            return found
-        progress.say(ANNOUNCEMENT)
-        task = engines.Task(profile=profile, state=facts, progress=progress)
-        findings = engines.examine(line, task)
-        lines = [check for finding in findings for check in finding.checks]
-        results = {finding.name: finding.result for finding in findings}
-        return replace(found, checks=(*found.checks, *lines), results=results)
-    finally:
-        line.close()
-
-
-def _without_runtime(profile: TargetProfile, error: HwloopError, *, record: bool) -> Visit:
-    """The runtime does not start: what the machine says without it, so that the fix fits."""
-    bare = replace(profile, runtime=Simulated.name, settings={})  # needs numpy alone
-    try:
-        with _session(bare) as session:
-            facts = {key: value for key, value in session.state().items() if key != "runtime"}
-            found = Visit(checks=tuple(board_checks(profile, facts)), state=facts)
-            found = _recorded(found, session) if record else found
-    except HwloopError:
-        found = Visit(checks=())
-    first = start_check(profile, error.message, error.hint, found.state)
-    return replace(found, checks=(first, *found.checks))
-
-
-def _recorded(found: Visit, session: Any) -> Visit:
-    try:
-        return replace(found, recordings=session.recordings())
-    except HwloopError as error:
-        line = Check(state=WARN, what=f"its files could not be recorded: {error.message}")
-        return replace(found, checks=(*found.checks, line))
-
-
-def _session(profile: TargetProfile) -> Any:
-    from hwloop.measure import session as targets
-
-    return targets.DeviceSession(profile)
+    Its profile cannot even be read then.
+    """
+    facts = host_facts()
+    missing = [name for name in FOR_TARGETS if name in NEEDED and name not in facts.versions]
+    if not missing:
+        return None
+    what = f"target {target!r} cannot be looked at without {', '.join(missing)}"
+    line = Check(state=FAIL, what=what, fix=install(*missing))
+    return Visit(checks=(*host_checks(None, facts), line))
