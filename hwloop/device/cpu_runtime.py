@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -125,16 +126,26 @@ class CpuRuntime(Runtime):
             results = list(pool.map(lambda chunk: self.outputs(engine, chunk), chunks))
         return [np.concatenate(parts) for parts in zip(*results)]  # noqa: B905
 
+    def kept_threads(self) -> list[int]:
+        """Threads that serve one engine after another, and may have been started unpinned."""
+        return []
+
     @contextmanager
     def _pinned(self) -> Iterator[list[int]]:
         """Keep this thread, and the threads that an engine starts, on fixed cores: which."""
         before = os.sched_getaffinity(0)
         cores = sorted(before)[-self.threads :]
-        os.sched_setaffinity(0, cores)
+        _pin([0, *self.kept_threads()], cores)
         try:
             yield cores
         finally:
-            os.sched_setaffinity(0, before)
+            _pin([0, *self.kept_threads()], before)
+
+
+def _pin(threads: list[int], cores: Iterable[int]) -> None:
+    for thread in threads:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(thread, cores)
 
 
 def random_input(
