@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+
 from hwloop.records import LayerConfig
 from hwloop.runtimes.onnxruntime import OnnxRuntime
 from hwloop.runtimes.rows import ZERO_POINT, OrtRow, channels_last
 
-_TO_CHANNELS_LAST, _TO_CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+_TO_CHANNELS_FIRST = [0, 3, 1, 2]
 
 
 class OpenVino(OnnxRuntime):
     """ONNX Runtime's recipe for x86, without what keeps that runtime's own passes away."""
 
     name = "openvino"
+    protects_float = False  # here what protects a float layer keeps int8 ones from int8
     recipes: ClassVar[tuple[str, ...]] = ("openvino",)
 
     @classmethod
@@ -29,8 +32,6 @@ class OpenVino(OnnxRuntime):
     def install(cls, *, target: str, python: str, remote: bool) -> str:
         on_board = f"on the board: {python} -m pip install numpy openvino"
         return on_board if remote else 'pip install "hwloop[openvino]"'
-
-    protects_float = False
 
     @property
     def reduces_range(self) -> bool:
@@ -44,8 +45,10 @@ class OpenVino(OnnxRuntime):
 class OpenVinoRow(OrtRow):
     """A row for OpenVINO, which keeps tensors channels last within a network.
 
-    Inputs and outputs lie so, and the transpositions that say it are between floats: it then reads
-    int8 as it lies, while a transposition in front of a dequantize node keeps a block from int8.
+    What a kernel reads lies so: a transposition of floats in front of it is then found to change
+    nothing, also where the float is an int8 tensor behind its dequantize node. Behind it such a
+    transposition can cost more than the block itself, so a row gives one pixel of what the block
+    has written, which stays where and as it is.
     """
 
     domains: tuple[str, ...] = ()
@@ -55,11 +58,11 @@ class OpenVinoRow(OrtRow):
         if config.op == "empty":
             return super().build()
         if config.op == "quantize":
-            value = self._first(self._input("input", channels_last(config.in_shape), "fp32"))
+            value = self._input("input", config.in_shape, "fp32")
             return self._given(value, config.in_shape, "int8", ZERO_POINT)
         if config.op == "dequantize":
-            value = self._dequantized(self._input("input", channels_last(config.in_shape), "int8"))
-            return self._given(self._first(value), config.in_shape, "fp32", 0)
+            value = self._dequantized(self._input("input", config.in_shape, "int8"))
+            return self._given(value, config.in_shape, "fp32", 0)
         shape, value = self._operator(self._operand("input", config.in_shape))
         for step in config.tail:
             value = self._tail_step(step, value, shape)
@@ -68,20 +71,29 @@ class OpenVinoRow(OrtRow):
 
     def _operand(self, name: str, shape: tuple[int, ...]) -> str:
         precision = "int8" if self.int8 else "fp32"
-        value = self._input(name, channels_last(shape), precision)
-        return self._first(self._dequantized(value) if self.int8 else value)
+        last = self._reads_channels_last()
+        value = self._input(name, channels_last(shape) if last else shape, precision)
+        if self.int8:
+            value = self._dequantized(value)
+        if last:
+            value = self._node("Transpose", [value], f"{name}_first", perm=_TO_CHANNELS_FIRST)
+        return value
 
-    def _first(self, value: str) -> str:
-        """A float tensor as operators want it, of one that lies channels last."""
-        if len(self.config.in_shape) == 2:
-            return value
-        return self._node("Transpose", [value], f"{value}_first", perm=_TO_CHANNELS_FIRST)
+    def _reads_channels_last(self) -> bool:
+        """Whether the block's kernel does, as the first of its graph.
+
+        Pools of floats choose a layout by the CPU; the others read any.
+        """
+        op = self.config.op
+        return op == "conv" or (self.int8 and op in ("maxpool", "avgpool"))
 
     def _given(self, value: str, shape: tuple[int, ...], precision: str, zero_point: int) -> bytes:
-        """The finished graph, with a float value as its output in a precision."""
-        if len(shape) == 4:
-            value = self._node("Transpose", [value], f"{value}_last", perm=_TO_CHANNELS_LAST)
+        """The finished graph, whose output is of a float value in a precision."""
         if precision == "int8":
             value = self._quantized(value, "quantized", zero_point)
+        if len(shape) == 4 and max(shape[2:]) > 1:
+            bounds = [self._weight(np.array(items)) for items in ([0, 0], [1, 1], [2, 3])]
+            self._node("Slice", [value, *bounds], "pixel")
+            shape = (*shape[:2], 1, 1)
         self.nodes[-1].output[0] = "output"
-        return self._finish(channels_last(shape), precision)
+        return self._finish(shape, precision)
