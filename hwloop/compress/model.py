@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from hwloop.compress.coupling import Coupling, couplings
 from hwloop.errors import UsageError
 from hwloop.records import Group, Layer, LayerConfig, Network
+from hwloop.runtimes.graph import ACTIVATIONS, GraphIndex
 
 WEIGHTED = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear"}
 POOLS = {"MaxPool": "maxpool", "AveragePool": "avgpool", "GlobalAveragePool": "globalavgpool"}
-ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "HardSwish": "hardswish", "Tanh": "tanh"}
 
 
 def describe(module: nn.Module, example: Tensor, graph: bytes, *, name: str) -> Network:
@@ -99,12 +99,7 @@ class GraphReader:
         graph = model.graph
         self.graph = graph
         self.constants = {weight.name: tuple(weight.dims) for weight in graph.initializer}
-        self.producers = {output: node for node in graph.node for output in node.output}
-        self.consumers: dict[str, list[Any]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
-        self.order = {node.name: index for index, node in enumerate(graph.node)}
+        self.index = GraphIndex(graph)
         self.weighted = [node for node in graph.node if self._is_weighted(node)]
         self.rows = [
             node for node in graph.node if self._is_weighted(node) or node.op_type in POOLS
@@ -146,7 +141,7 @@ class GraphReader:
 
     def sources(self, tensor: str, per_channel: int = 1) -> list[tuple[int, int]]:
         """(index of the weighted node, inputs per channel) for all that feed a tensor."""
-        node = self.producers.get(tensor)
+        node = self.index.producers.get(tensor)
         if node is None:
             return []
         if self._is_weighted(node):
@@ -167,7 +162,7 @@ class GraphReader:
         return found
 
     def _reaching(self, tensor: str, seen: set[str]) -> set[int]:
-        node = self.producers.get(tensor)
+        node = self.index.producers.get(tensor)
         if node is None or tensor in seen:
             return set()
         seen.add(tensor)
@@ -201,17 +196,17 @@ class GraphReader:
             return False
         if self.shapes.get(other) != self.shapes.get(tensor):
             return False
-        producer = self.producers.get(other)
+        producer = self.index.producers.get(other)
         if producer is None or producer.op_type != "Conv":
             return True
-        if len(self.consumers.get(other, ())) > 1:
+        if len(self.index.users.get(other, ())) > 1:
             return True
-        own = self.producers[tensor]
-        return bool(self.order[own.name] > self.order[producer.name])
+        own = self.index.producers[tensor]
+        return bool(self.index.order[own.name] > self.index.order[producer.name])
 
     def _only_consumer(self, tensor: str, op: str) -> Any:
-        users = self.consumers.get(tensor, [])
-        return users[0] if len(users) == 1 and users[0].op_type == op else None
+        user = self.index.only_user(tensor)
+        return user if user is not None and user.op_type == op else None
 
     def _is_weighted(self, node: Any) -> bool:
         return node.op_type in WEIGHTED and node.input[1] in self.constants

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from hwloop.compress import space
 from hwloop.compress.apply import compress, deployable
 from hwloop.compress.export import export_onnx
 from hwloop.compress.rules import SpaceRules
+from hwloop.compress.space import Choices
 from hwloop.compress.subject import Subject, subject
 from hwloop.measure import paired as measure
 from hwloop.measure.predict import Predictor, prediction_error
@@ -92,25 +93,16 @@ def check(
         _build_rows(opened, progress)
         doubts = row_doubts(opened.table.rows())
         progress.stage("random networks")
-        measured_ones = _measured_networks(opened, networks, seed, progress)
-    fitted = max(networks // 3, 2)
+        found = _measured_networks(opened, networks, seed, progress)
+    fitted = max(networks // 3, 2) + 1
     predictor = Predictor(opened.table, opened.subject.network, opened.subject.rules)
-    found = [(opened.subject.choices(candidate), value) for candidate, value in measured_ones]
-    for choices, measured_ms in found[: fitted + 1]:
+    for choices, measured_ms in found[:fitted]:
         predictor.observe(choices, measured_ms)
-    rest = found[fitted + 1 :]
-    predicted = [predictor(choices) for choices, _ in rest]
-    measured = [measured_ms for _, measured_ms in rest]
     return {
         "network": opened.subject.network.name,
-        "fitted_on": fitted + 1,
-        "error": prediction_error(predicted, measured),
-        "spearman": stats.spearman(predicted, measured),
+        "fitted_on": fitted,
+        **_told(predictor, found[fitted:]),
         "row_doubts": doubts,
-        "networks": [
-            {"choices": list(choices), "predicted_ms": predictor(choices), "measured_ms": value}
-            for choices, value in rest
-        ],
     }
 
 
@@ -162,16 +154,30 @@ def _build_rows(opened: _Opened, progress: Progress) -> int:
     )
 
 
+def _told(predictor: Predictor, rest: Sequence[tuple[Choices, float]]) -> dict[str, Any]:
+    """How well networks outside the fit were predicted, all together and each of them."""
+    predicted = [predictor(choices) for choices, _ in rest]
+    measured = [measured_ms for _, measured_ms in rest]
+    return {
+        "error": prediction_error(predicted, measured),
+        "spearman": stats.spearman(predicted, measured),
+        "networks": [
+            {"choices": list(choices), "predicted_ms": ms, "measured_ms": measured_ms}
+            for (choices, measured_ms), ms in zip(rest, predicted, strict=True)
+        ],
+    }
+
+
 def _measured_networks(
     opened: _Opened, count: int, seed: int, progress: Progress
-) -> list[tuple[Candidate, float]]:
-    """(candidate, milliseconds) of the dense network and of ``count`` random candidates."""
+) -> list[tuple[Choices, float]]:
+    """(choices, milliseconds) of the dense network and of ``count`` random candidates."""
     found = opened.subject
     protocol = opened.profile.protocols.loop
     dense = found.model(found.dense_candidate, found.graph)
     base = measure.baseline(opened.session, dense, protocol)
     rng = np.random.default_rng(seed)
-    measured = [(found.dense_candidate, base.latency_ms)]
+    measured = [(found.choices(found.dense_candidate), base.latency_ms)]
     for number in range(count):
         progress.advance(number, count)
         candidate = random_candidate(found.network, found.rules, rng)
@@ -184,7 +190,7 @@ def _measured_networks(
                 protocol=protocol,
                 reference_latency_ms=base.latency_ms,
             )
-        measured.append((candidate, measurement.latency_ms))
+        measured.append((found.choices(candidate), measurement.latency_ms))
     return measured
 
 

@@ -10,6 +10,31 @@ from hwloop.records import LayerConfig
 
 OPSET = 19
 INPUT, OUTPUT = "input", "output"
+ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "HardSwish": "hardswish", "Tanh": "tanh"}
+"""ONNX operators that are fused behind others, with the words for them in rows."""
+
+
+class GraphIndex:
+    """Who writes and who reads each tensor of a graph, as it is now.
+
+    Attributes:
+        producers: the node that computes a tensor, by the tensor's name.
+        users: the nodes that read it, once for each time that they do.
+        order: position of each node, by the node's name.
+    """
+
+    def __init__(self, graph: Any) -> None:
+        self.producers = {output: node for node in graph.node for output in node.output}
+        self.users: dict[str, list[Any]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self.users.setdefault(name, []).append(node)
+        self.order = {node.name: index for index, node in enumerate(graph.node)}
+
+    def only_user(self, tensor: str) -> Any:
+        """The node that alone reads a tensor, or None."""
+        users = self.users.get(tensor, [])
+        return users[0] if len(users) == 1 else None
 
 
 class OnnxModel:

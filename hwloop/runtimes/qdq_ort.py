@@ -17,6 +17,7 @@ import onnx
 
 from hwloop.errors import CandidateError
 from hwloop.runtimes.calibration import ranges
+from hwloop.runtimes.graph import GraphIndex
 from hwloop.runtimes.host import part_of_onnxruntime
 
 FOLLOWERS = ("Relu", "Clip", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten")
@@ -140,7 +141,7 @@ def _protect_float_layers(graph: Any) -> None:
     its input through one of its own, with equal scales.
     """
     weights = {weight.name: weight for weight in graph.initializer}
-    producers = {output: node for node in graph.node for output in node.output}
+    producers = GraphIndex(graph).producers
     for node in list(graph.node):
         source = producers.get(node.input[0]) if node.input else None
         if (
@@ -172,7 +173,7 @@ def _protect_float_pools(graph: Any, channels: dict[str, int]) -> None:
         channels: channels of every tensor of the float graph, by name.
     """
     weights = {weight.name: weight for weight in graph.initializer}
-    producers = {output: node for node in graph.node for output in node.output}
+    producers = GraphIndex(graph).producers
     for node in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
         pool = producers.get(node.input[0])
         if pool is None or pool.op_type != "MaxPool":

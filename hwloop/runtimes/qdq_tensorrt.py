@@ -26,6 +26,7 @@ from onnx import helper, numpy_helper
 
 from hwloop.errors import CandidateError
 from hwloop.runtimes.calibration import ranges
+from hwloop.runtimes.graph import GraphIndex
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
@@ -70,14 +71,9 @@ class _Placement:
         self.graph = graph
         self.constants = {weight.name for weight in graph.initializer}
         self.constants |= {n.output[0] for n in graph.node if n.op_type == "Constant"}
-        self.producers = {output: node for node in graph.node for output in node.output}
-        self.users: dict[str, list[Any]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.users.setdefault(name, []).append(node)
+        self.index = GraphIndex(graph)
         self.chosen = [node for node in graph.node if node.name in names]
         self.names = set(names)
-        self.order = {node.name: index for index, node in enumerate(graph.node)}
 
     def uses(self) -> list[Use]:
         """Every (node, input) that reads int8, in no particular order."""
@@ -119,24 +115,24 @@ class _Placement:
         if len(self._computed(add)) != 2:
             return None
         fused = [
-            (self.order[node.name], position)
+            (self.index.order[node.name], position)
             for position, name in enumerate(add.input)
-            if (node := self.producers.get(name)) is not None
+            if (node := self.index.producers.get(name)) is not None
             and node.name in self.names
-            and len(self.users[name]) == 1
+            and len(self.index.users[name]) == 1
         ]
         # Of two convolutions the later takes the addition in, as in the rows of the table.
         return 1 - max(fused)[1] if fused else None
 
     def _activated(self, tensor: str) -> str:
         """The tensor behind the activation that is fused with its producer."""
-        users = self.users.get(tensor, [])
-        if len(users) == 1 and users[0].op_type in ACTIVATIONS:
-            return str(users[0].output[0])
+        user = self.index.only_user(tensor)
+        if user is not None and user.op_type in ACTIVATIONS:
+            return str(user.output[0])
         return tensor
 
     def _comes_from_int8(self, tensor: str) -> bool:
-        node = self.producers.get(tensor)
+        node = self.index.producers.get(tensor)
         if node is None or node.op_type in WEIGHTED:
             return node is not None and node.name in self.names
         computed = self._computed(node)

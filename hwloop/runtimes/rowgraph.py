@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from hwloop.records import LayerConfig
-from hwloop.runtimes.graph import OPSET
+from hwloop.runtimes.graph import ACTIVATIONS, OPSET
 
-TAIL_OPS = {"relu": "Relu", "sigmoid": "Sigmoid", "hardswish": "HardSwish", "tanh": "Tanh"}
+TAIL_OPS = {word: op for op, word in ACTIVATIONS.items()}
 
 
 class RowGraph:

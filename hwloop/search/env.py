@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
+from hwloop.search.observation import Observation, Standing, Transition, View
 from hwloop.search.prior import Prior
 from hwloop.search.problem import Choices, Evaluate, Problem, Score
 from hwloop.search.reward import Reward
 
 ENV_ID = "hwloop/NetCompress-v0"
-Observation = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Transition:
-    """One step of an episode, as an agent remembers it.
-
-    Attributes:
-        prior: expected reward of the action; 0 where there is no prior.
-        next_mask, next_prior: of the observation that follows; see :class:`NetCompressEnv`.
-    """
-
-    observation: Observation
-    action: int
-    reward: float
-    following: Observation
-    terminated: bool
-    prior: float
-    next_mask: NDArray[np.bool_]
-    next_prior: NDArray[np.float64] | None
 
 
 def register() -> None:
@@ -109,25 +88,13 @@ class NetCompressEnv(gymnasium.Env[Observation, np.int64]):
         self.prior = prior
         self.source = source
         self.action_space = gymnasium.spaces.Discrete(problem.action_count)
-        self._no_action = (0.0,) * len(problem.action_features[0])
-        known = problem.network_features.shape[1] + len(self._no_action)
-        self.observation_size = known + 8 + 3 * problem.action_count
-        self.observation_space = gymnasium.spaces.Box(
-            -1.0, 1.0, (self.observation_size,), np.float32
-        )
-        self._prepare_tables()
-        self._start(problem.budget_ms)
-
-    def _prepare_tables(self) -> None:
-        """Plain lists: numpy costs a microsecond per access, and a step makes a hundred."""
-        problem = self.problem
-        self._features = problem.network_features.tolist()
-        self._damage = np.where(problem.legal, problem.damage, 0.0).tolist()
-        planned = problem.allowance * problem.max_drop if problem.max_drop else 0.0
-        self._damage_scale = planned or problem.drop_scale
-        self._saving_scale = float(np.abs(problem.saved_ms).max()) or problem.baseline_ms
+        self._view = View(problem)
+        self.observation_size = self._view.size
+        shape = (self.observation_size,)
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, shape, np.float32)
         self._fast_rest = [problem.fastest_choices[g:] for g in range(problem.group_count + 1)]
         self._dense_rest = [problem.dense[g:] for g in range(problem.group_count + 1)]
+        self._start(problem.budget_ms)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -204,7 +171,7 @@ class NetCompressEnv(gymnasium.Env[Observation, np.int64]):
             legal = [index for index, ok in enumerate(self._mask) if ok]
             action = min(legal, key=self._menu_ms.__getitem__)
         self._prefix = (*self._prefix, action)
-        self._damage_so_far += self._damage[group][action]
+        self._damage_so_far += self._view.damage[group][action]
         if self.prior is not None:
             self._prior_damage += float(self.prior.planner.damage[group, action])
         self._fast_ms = self._menu_ms[action]
@@ -239,28 +206,18 @@ class NetCompressEnv(gymnasium.Env[Observation, np.int64]):
         return {"action_mask": np.array(mask), "prior": prior}
 
     def _observation(self) -> Observation:
-        problem, group = self.problem, len(self._prefix)
-        shown = min(group, problem.group_count - 1)
-        base_ms = problem.baseline_ms
-        budget_ms = base_ms if self._budget_ms is None else self._budget_ms
         best = 0.0
         if self._values is not None:
             best = max(v for v, ok in zip(self._values, self._mask, strict=True) if ok) / 3
-        row = list(self._features[shown])
-        row += (
-            2 * group / problem.group_count - 1,
-            self._dense_ms / base_ms - 1,
-            self._fast_ms / base_ms - 1,
-            self._dense_ms / budget_ms - 1,
-            self._fast_ms / budget_ms - 1,
-            (budget_ms - self._fast_ms) / base_ms,
-            self._damage_so_far / self._damage_scale - 1,
-            best,
-            *(problem.action_features[self._prefix[-1]] if self._prefix else self._no_action),
+        return self._view(
+            Standing(
+                prefix=self._prefix,
+                budget_ms=self._budget_ms,
+                dense_ms=self._dense_ms,
+                fast_ms=self._fast_ms,
+                damage=self._damage_so_far,
+                best=best,
+                menu_ms=self._menu_ms,
+                mask=self._mask,
+            )
         )
-        keep_ms, scale = self._menu_ms[0], self._saving_scale
-        row += [(keep_ms - menu_ms) / scale for menu_ms in self._menu_ms]
-        row += [damage / self._damage_scale - 1 for damage in self._damage[shown]]
-        row += [1.0 if ok else -1.0 for ok in self._mask]
-        bounded: Observation = np.minimum(np.maximum(np.array(row, dtype=np.float32), -1.0), 1.0)
-        return bounded
