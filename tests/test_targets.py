@@ -22,6 +22,7 @@ from hwloop.errors import CandidateError, TargetError
 from hwloop.findings import Measurement, Protocol
 from hwloop.measure import link
 from hwloop.measure import session as targets
+from hwloop.measure.exchange import Exchange
 from hwloop.measure.link import LIMITS
 from hwloop.measure.paired import baseline, build_rows
 from hwloop.measure.profile import TargetProfile
@@ -242,6 +243,43 @@ def test_a_file_is_another_model_as_a_row() -> None:
         before = session.state()["pid"]
         session.build(MODEL)
         assert session.state()["pid"] == before
+
+
+def test_a_held_model_is_forgotten_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+    request = Exchange.request
+
+    def watched(self: Exchange, verb: str, body: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if verb in ("put_model", "build", "forget"):
+            asked.append((verb, body.get("digest") if verb == "forget" else body["model"]))
+        return request(self, verb, body, *args, **kwargs)
+
+    monkeypatch.setattr(Exchange, "request", watched)
+    once = [("put_model", MODEL.key), ("build", MODEL.key), ("forget", MODEL.key)]
+    with DeviceSession(load_profile("fake")) as session:
+        with session.holding(MODEL) as model:
+            session.build(model)
+            session.build(model)
+        assert asked == [*once[:2], *once[1:]]
+        asked.clear()
+        with pytest.raises(RuntimeError, match="on the way"), session.holding(MODEL):
+            session.build(MODEL)
+            raise RuntimeError("on the way")
+        assert asked == once
+        asked.clear()
+        with session.holding(MODEL):
+            pass  # it never went there
+        assert asked == []
+
+
+def test_holding_hides_no_error_behind_a_lost_worker() -> None:
+    """Where the worker is lost as well, what was raised within is what is heard of."""
+    with DeviceSession(load_profile("fake")) as session:
+        with pytest.raises(RuntimeError, match="on the way"), session.holding(MODEL):
+            session.build(MODEL)
+            os.kill(session.state()["pid"], signal.SIGKILL)
+            raise RuntimeError("on the way")
+        assert measure(session).ratio > 0
 
 
 def test_an_engine_arrives_as_it_was_built() -> None:

@@ -275,6 +275,17 @@ class DeviceSession:
             with contextlib.suppress(WorkerLost):
                 self._request("forget", {"digest": model.key}, self.profile.call_timeout_s)
 
+    @contextlib.contextmanager
+    def holding(self, model: OnnxModel) -> Iterator[OnnxModel]:
+        """The model while it is asked about; the device forgets it at the end, also after an error.
+
+        One whose forgetting fails with the line is gone anyway: the next worker has no models.
+        """
+        try:
+            yield model
+        finally:
+            self.forget(model)
+
     # -------------------------------------------------------------------------- the worker
 
     def _with_retries(
