@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import hwloop
+from hwloop.runtimes.known import RECIPES, RUNTIMES
 
 ROOT = Path(hwloop.__file__).parent
 WORDS = ("errors", "parsing", "stats", "findings", "records", "files")
@@ -45,6 +46,15 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "__init__": ("api",),
 }
 """Who may import the board's side, the public names of tasks, and what the public files import."""
+
+NAMES_OF_OTHERS = {
+    "compress.rules": {"ort-x86"},  # part of every stored digest of what a profile asks for
+    "measure.doctor.facts": {"onnxruntime", "openvino", "tensorrt"},
+    "measure.doctor.wheels": {"tensorrt"},
+    "measure.doctor.scrub": {"onnxruntime", "openvino", "tensorrt", "fake"},
+    "run.identity": {"onnxruntime"},
+}
+"""Packages on an index, and words that identify nobody, that are called like runtimes."""
 
 MOST_FILES = 10
 PURE = ("errors", "parsing", "findings", "records", "stats", "compress.space", "search.reward")
@@ -144,6 +154,21 @@ def test_the_search_knows_numbers_only(path: Path) -> None:
     for name in imports(path):
         if name.startswith("hwloop."):
             assert name.split(".")[1] in NUMBERS_ONLY
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_nobody_but_a_runtime_knows_its_name_or_its_recipes(path: Path) -> None:
+    """Who needs to know what a runtime does asks its class: :mod:`hwloop.runtimes.known`."""
+    name = module_name(path)
+    if room(name) in ("runtimes", "device"):
+        return
+    names = {known.name for known in RUNTIMES} | set(RECIPES)
+    said = {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert said <= NAMES_OF_OTHERS.get(name, set())
 
 
 @pytest.mark.parametrize("name", PURE)

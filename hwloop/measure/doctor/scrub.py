@@ -16,7 +16,7 @@ GENERIC = frozenset(
     (
         *("root", "user", "admin", "home", "runner", "test", "localhost", "ubuntu", "debian"),
         *("nvidia", "jetson", "orin", "thor", "tegra-ubuntu", "cpu", "cuda", "rtx", "fake"),
-        *("python", "tensorrt", "onnxruntime", "hwloop", "demo"),
+        *("python", "tensorrt", "onnxruntime", "openvino", "hwloop", "demo"),
     )
 )
 """Names that say nothing about anybody, and would tear holes into every other text."""
