@@ -25,8 +25,8 @@ import torchvision
 from common import print_table, write_result
 
 from hwloop.compress.apply import compress, quantized
+from hwloop.compress.describe import describe
 from hwloop.compress.export import check_outputs, export_onnx, host_run
-from hwloop.compress.model import describe
 from hwloop.compress.rules import SpaceRules
 from hwloop.device import state
 from hwloop.records import Action, Candidate, Network

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hwloop.compress import space
-from hwloop.compress.recover import RECALIBRATED, Recipe, Recovery
+from hwloop.compress.recover import RECALIBRATED, Recovery, Schedule
 from hwloop.compress.subject import Subject, subject
 from hwloop.device import state
 from hwloop.files import write_atomically
@@ -90,7 +90,7 @@ class Bench:
 
 
 @contextmanager
-def prepared_demo(name: str, *, loop_recipe: Recipe = RECALIBRATED) -> Iterator[Bench]:
+def prepared_demo(name: str, *, loop_schedule: Schedule = RECALIBRATED) -> Iterator[Bench]:
     """Rows, calibration networks and probes come from ``.cache/NAME.sqlite`` where it has them."""
     task = load_task("demo")
     module = load_model(task, None)
@@ -104,7 +104,7 @@ def prepared_demo(name: str, *, loop_recipe: Recipe = RECALIBRATED) -> Iterator[
             session,
             figures=Figures(store, identity.key_of(inputs)),
             recovery=Recovery(task, module, seed=0),
-            loop_recipe=loop_recipe,
+            loop_schedule=loop_schedule,
             max_drop=None,
             protocol=profile.protocols.loop,
             simulated=False,

@@ -20,7 +20,7 @@ import torch
 from common import CACHE, prepared_demo, print_table, write_result
 
 from hwloop import stats
-from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recipe
+from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Schedule
 from hwloop.measure.store import Store
 from hwloop.run.table_check import random_candidate
 from hwloop.tasks.score import ScoredSplit
@@ -31,8 +31,8 @@ FULL_STEPS = 300
 RECIPES = {
     "none": NO_RECOVERY,
     "recalibrated": RECALIBRATED,
-    "20 steps": Recipe(steps=20),
-    "60 steps": Recipe(steps=60),
+    "20 steps": Schedule(steps=20),
+    "60 steps": Schedule(steps=60),
 }
 FULL = f"{FULL_STEPS} steps"
 
@@ -68,7 +68,7 @@ def work(share: int, shares: int) -> None:
                 continue
             candidate = bench.subject.candidate(tuple(chosen[number][1]))
             result: dict[str, Any] = {"band": chosen[number][0], "score": {}, "seconds": {}}
-            for name, recipe in {**RECIPES, FULL: Recipe(steps=FULL_STEPS)}.items():
+            for name, recipe in {**RECIPES, FULL: Schedule(steps=FULL_STEPS)}.items():
                 started = time.monotonic()
                 built = bench.evaluator.builder.build(candidate, recipe)
                 split = test if name == FULL else bench.evaluator.scorer.split

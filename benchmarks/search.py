@@ -23,7 +23,7 @@ import torch
 from common import CACHE, prepared_demo, print_table, write_result
 
 from hwloop import stats
-from hwloop.compress.recover import Recipe
+from hwloop.compress.recover import Schedule
 from hwloop.errors import CandidateError
 from hwloop.measure.store import Store
 from hwloop.search.methods import METHODS
@@ -36,7 +36,7 @@ RIVALS = ("dqn", "random", "dqn-vanilla", "planner", "greedy", "uniform")
 MAX_DROP = 0.02
 MIN_SPEEDUP = 2.6
 GOALS = ("drop",)
-RECALIBRATION = Recipe(steps=0, recalibration_batches=4)
+RECALIBRATION = Schedule(steps=0, recalibration_batches=4)
 
 
 def limits(goal: str, baseline_ms: float) -> dict[str, float]:

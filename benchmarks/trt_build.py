@@ -21,8 +21,8 @@ import torchvision
 from common import print_table, write_result
 
 from hwloop.compress import space
+from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
-from hwloop.compress.model import describe
 from hwloop.compress.rules import SpaceRules
 from hwloop.device import trt_build
 from hwloop.errors import CandidateError, EnvironmentProblem

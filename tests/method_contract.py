@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from hwloop.compress import methods, space
 from hwloop.compress.apply import compress
+from hwloop.compress.describe import describe, graph_configs
 from hwloop.compress.export import check_outputs, export_onnx
 from hwloop.compress.methods.method import Method
-from hwloop.compress.model import describe, graph_configs
 from hwloop.compress.rows import network_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import KEEP, Candidate

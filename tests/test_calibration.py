@@ -18,8 +18,8 @@ from graphs import quantize
 from onnxruntime import quantization
 from torch import Tensor, nn
 
+from hwloop.compress.describe import weighted_nodes
 from hwloop.compress.export import export_onnx
-from hwloop.compress.model import weighted_nodes
 from hwloop.errors import CandidateError
 from hwloop.runtimes import runtime
 from hwloop.runtimes.calibration import ranges
@@ -133,7 +133,7 @@ def test_a_graph_that_no_file_can_hold_fails_the_candidate(
 ENDLESS = """
 import numpy, torch
 from hwloop.compress.export import export_onnx
-from hwloop.compress.model import weighted_nodes
+from hwloop.compress.describe import weighted_nodes
 from hwloop.runtimes.known import writing
 
 module, example = torch.nn.Conv2d(3, 64, 5).eval(), torch.zeros(1, 3, 64, 64)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hwloop.compress.recover import Recipe
+from hwloop.compress.recover import Schedule
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import menu
 from hwloop.compress.subject import Built
@@ -56,7 +56,7 @@ class World:
         )
         self.session = SimpleNamespace(forget=lambda model: None)
         self.source = LatencySource.DEVICE
-        self.loop_recipe = Recipe(steps=20)
+        self.loop_schedule = Schedule(steps=20)
         self.figures = Figures(Store(IN_MEMORY), "made")
         self.baseline = self._latency(DENSE)
         self.built = 0
@@ -80,7 +80,7 @@ class World:
     def of(self, built: Built) -> Measurement:
         return self._latency(built.candidate)
 
-    def build(self, candidate: Candidate, recipe: Recipe, tick: Any = None) -> Built:
+    def build(self, candidate: Candidate, recipe: Schedule, tick: Any = None) -> Built:
         self.built += 1
         if self._draw(candidate, f"fails {recipe.steps}").random() < 0.1:
             raise CandidateError("build", "made to fail")
@@ -103,10 +103,10 @@ class World:
     def trial(self, number: int, candidate: Candidate) -> Trial:
         shared: Any = {"number": number, "candidate": candidate, "source": "made"}
         try:
-            self.build(candidate, self.loop_recipe)
+            self.build(candidate, self.loop_schedule)
         except CandidateError as error:
             return Trial(**shared, state=TrialState.FAILED, reason=str(error))
-        scored = self.scored((candidate, self.loop_recipe.steps))
+        scored = self.scored((candidate, self.loop_schedule.steps))
         measurement = self._latency(candidate)
         outcome = Outcome(
             metric=scored.metric,
@@ -156,7 +156,7 @@ def finals_of(
     distiller = Distiller(
         evaluator=made,
         folder=folder,
-        recipe=Recipe(steps=FINAL_STEPS),
+        recipe=Schedule(steps=FINAL_STEPS),
         predictor=predicted,
         progress=progress,
     )
@@ -242,5 +242,5 @@ def test_a_candidate_of_the_search_ships_when_every_finalist_misses(tmp_path: Pa
     )
     shipped = finals.choose(trials, loop_max_drop=0.08)
     assert shipped is not None
-    assert shipped.seen.steps == world.loop_recipe.steps
+    assert shipped.seen.steps == world.loop_schedule.steps
     assert {item.steps for item in finals.seen(trials)} == {20, FINAL_STEPS}

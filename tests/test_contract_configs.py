@@ -10,8 +10,8 @@ import pytest
 import torch
 from method_contract import NETWORKS
 
+from hwloop.compress.describe import graph_configs
 from hwloop.compress.export import export_onnx
-from hwloop.compress.model import graph_configs
 
 
 @pytest.mark.parametrize("name", ["demo", "resnet18", "mobilenet_v2"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recipe, Recovery
+from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recovery, Schedule
 from hwloop.errors import CandidateError, UsageError
 from hwloop.task import ClassificationTask, TensorSplit
 from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
@@ -72,7 +72,7 @@ def test_distillation_comes_closer_to_the_teacher(recovery: Recovery) -> None:
     module = damaged(recovery.dense)
     recovery.recover(module, RECALIBRATED)
     before = distance(recovery.dense, module)
-    recovery.recover(module, Recipe(steps=30))
+    recovery.recover(module, Schedule(steps=30))
     assert distance(recovery.dense, module) < 0.5 * before
 
 
@@ -80,7 +80,7 @@ def test_a_frozen_network_is_recovered_like_any_other(recovery: Recovery) -> Non
     recovery.dense.requires_grad_(False)
     module = damaged(recovery.dense)
     before = distance(recovery.dense, module)
-    recovery.recover(module, Recipe(steps=30))
+    recovery.recover(module, Schedule(steps=30))
     assert distance(recovery.dense, module) < 0.5 * before
     assert not any(parameter.requires_grad for parameter in recovery.dense.parameters())
 
@@ -89,8 +89,8 @@ def test_the_same_candidate_recovers_to_the_same_weights(recovery: Recovery) -> 
     task = Small()
     again = Recovery(task, task.model(), seed=3)
     first, second = damaged(recovery.dense), damaged(recovery.dense)
-    recovery.recover(first, Recipe(steps=5))
-    again.recover(second, Recipe(steps=5))
+    recovery.recover(first, Schedule(steps=5))
+    again.recover(second, Schedule(steps=5))
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -99,7 +99,7 @@ def test_the_teacher_sees_each_batch_once(recovery: Recovery) -> None:
     calls = []
     recovery.dense.register_forward_hook(lambda *_: calls.append(1))
     for _ in range(2):
-        recovery.recover(damaged(recovery.dense), Recipe(steps=4))
+        recovery.recover(damaged(recovery.dense), Schedule(steps=4))
     # The copies carry the hook too: they account for what is left.
     students = 2 * (4 + RECALIBRATED.recalibration_batches)
     assert len(calls) - students == 4
@@ -114,15 +114,15 @@ def test_no_recovery_changes_nothing(recovery: Recovery) -> None:
 
 def test_a_loss_that_explodes_at_every_rate_fails_the_candidate(recovery: Recovery) -> None:
     with pytest.raises(CandidateError, match="training diverges at a peak rate of 1e"):
-        recovery.recover(damaged(recovery.dense), Recipe(steps=30, peak_lr=1e8))
+        recovery.recover(damaged(recovery.dense), Schedule(steps=30, peak_lr=1e8))
 
 
 def test_a_rate_that_is_too_fast_is_lowered_and_begins_with_the_inherited_weights(
     recovery: Recovery,
 ) -> None:
     fast, slow = damaged(recovery.dense), damaged(recovery.dense)
-    recovery.recover(fast, Recipe(steps=12, peak_lr=1.0))
-    recovery.recover(slow, Recipe(steps=12, peak_lr=0.1))
+    recovery.recover(fast, Schedule(steps=12, peak_lr=1.0))
+    recovery.recover(slow, Schedule(steps=12, peak_lr=0.1))
     for name, value in slow.state_dict().items():
         assert torch.equal(fast.state_dict()[name], value), name
     assert distance(recovery.dense, fast) < 2 * distance(recovery.dense, damaged(recovery.dense))

@@ -268,7 +268,7 @@ def test_what_an_fp16_target_gets_is_fp16_and_int8(
             session,
             figures=Figures(store, "tiny"),
             recovery=Recovery(task, module, seed=0),
-            loop_recipe=NO_RECOVERY,
+            loop_schedule=NO_RECOVERY,
             max_drop=None,
             protocol=session.profile.protocols.loop,
             simulated=True,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hwloop.compress.recover import Recipe
+from hwloop.compress.recover import Schedule
 from hwloop.errors import UsageError
 from hwloop.findings import Measurement
 from hwloop.measure.store import Store
@@ -22,7 +22,7 @@ from hwloop.run.kept import FinalFigures, KeptFinalist, KeptScore, Probe
 from hwloop.run.memory import Figures, Notes, weights_name
 
 CANDIDATE = Candidate(actions=(Action(kind="prune", amount=0.75), KEEP))
-RECIPE = Recipe(steps=20)
+RECIPE = Schedule(steps=20)
 SHA = "0" * 64
 MEASURED = Measurement(samples_ms=(5.0,) * 25, reference_ms=(10.0,) * 25, reference_latency_ms=10.0)
 SCORE = KeptScore(metric=0.9, drop=0.01, upper_drop=None, size_bytes=7)
@@ -128,7 +128,7 @@ def test_what_is_read_back_is_the_record_that_was_stored(store: Store) -> None:
     figures.add_baseline_latency(MEASURED)
     assert figures.has_baseline()
     assert figures.score(CANDIDATE, RECIPE) == SCORE
-    assert figures.score(CANDIDATE, Recipe(steps=21)) is None
+    assert figures.score(CANDIDATE, Schedule(steps=21)) is None
     assert figures.finalist(CANDIDATE, RECIPE) == FINALIST
     assert figures.final(CANDIDATE, None) == FINAL
     assert figures.final(CANDIDATE, 20) is None

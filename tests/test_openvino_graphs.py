@@ -13,8 +13,8 @@ from graphs import row_onnx, weights
 from test_quantize import INT8
 
 from hwloop.compress.apply import quantized
+from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
-from hwloop.compress.model import describe
 from hwloop.measure.table import EMPTY, REFERENCE
 from hwloop.records import Action, Candidate, LayerConfig, Network
 from hwloop.runtimes.known import writing

@@ -14,8 +14,8 @@ from graphs import needs_builder, node_graph, nodes
 from torch import nn
 
 from hwloop.compress import space
+from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
-from hwloop.compress.model import describe
 from hwloop.compress.rules import SpaceRules
 from hwloop.errors import CandidateError
 from hwloop.records import Action, Candidate, Network

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from hwloop.compress.apply import compress
 from hwloop.compress.coupling import couplings, tracing_input
 from hwloop.compress.cut import cut, ranking
+from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
-from hwloop.compress.model import describe
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import uniform
 from hwloop.errors import CandidateError, UsageError

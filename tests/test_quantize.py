@@ -14,8 +14,8 @@ from graphs import optimized_ops, quantize
 
 from hwloop.compress import space
 from hwloop.compress.apply import quantized
+from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
-from hwloop.compress.model import describe
 from hwloop.compress.rules import SpaceRules
 from hwloop.device import state
 from hwloop.records import Action, Candidate, Network

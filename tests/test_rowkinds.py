@@ -13,8 +13,8 @@ from graphs import needs_builder, row_onnx
 from torch import nn
 
 from hwloop.compress import space
+from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
-from hwloop.compress.model import describe
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import LayerConfig
 from hwloop.runtimes.proof import prove

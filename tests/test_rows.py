@@ -15,8 +15,8 @@ from graphs import needs_builder, optimized_ops, quantize, row_onnx
 from torch import nn
 
 from hwloop.compress import space
+from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx, host_run
-from hwloop.compress.model import describe
 from hwloop.compress.rules import SpaceRules
 from hwloop.measure.table import EMPTY, REFERENCE
 from hwloop.records import LayerConfig

@@ -27,7 +27,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         "compress/cut.py",
         "compress/methods/*.py",
         "compress/apply.py",
-        "compress/model.py",
+        "compress/describe.py",
     ),
     "quantize": (
         "runtimes/calibration.py",

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from hwloop.compress import methods
+from hwloop.compress.describe import weighted_calls, weighted_nodes
 from hwloop.compress.methods.method import Work
-from hwloop.compress.model import weighted_calls, weighted_nodes
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import Candidate, Network
 from hwloop.runtimes.fp16 import to_fp16

@@ -30,7 +30,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Schedule:
     """How a candidate recovers.
 
     Attributes:
@@ -51,8 +51,8 @@ class Recipe:
     warmup_share: float = 0.2
 
 
-NO_RECOVERY = Recipe(steps=0, recalibration_batches=0)
-RECALIBRATED = Recipe(steps=0)
+NO_RECOVERY = Schedule(steps=0, recalibration_batches=0)
+RECALIBRATED = Schedule(steps=0)
 
 
 class Recovery:
@@ -68,9 +68,13 @@ class Recovery:
         self._teacher: dict[tuple[int, int], Tensor] = {}
 
     def recover(
-        self, module: nn.Module, recipe: Recipe, *, tick: Callable[[int, int], None] | None = None
+        self,
+        module: nn.Module,
+        schedule: Schedule,
+        *,
+        tick: Callable[[int, int], None] | None = None,
     ) -> nn.Module:
-        """Train in place by ``recipe``, then renew the batch-norm statistics.
+        """Train in place by ``schedule``, then renew the batch-norm statistics.
 
         Args:
             tick: called with (steps done, steps) after each step.
@@ -78,13 +82,13 @@ class Recovery:
         Raises:
             CandidateError: stage ``recover``: training diverges at every rate that was tried.
         """
-        if recipe.steps:
-            self._train(module, recipe, tick or (lambda done, total: None))
-        if recipe.recalibration_batches:
-            self.recalibrate(module, recipe)
+        if schedule.steps:
+            self._train(module, schedule, tick or (lambda done, total: None))
+        if schedule.recalibration_batches:
+            self.recalibrate(module, schedule)
         return module.eval()
 
-    def recalibrate(self, module: nn.Module, recipe: Recipe = RECALIBRATED) -> None:
+    def recalibrate(self, module: nn.Module, schedule: Schedule = RECALIBRATED) -> None:
         """Replace the batch-norm statistics by those of the compressed network.
 
         A plain average over the batches (EagleEye, Li et al., ECCV 2020, section 3.3).
@@ -99,8 +103,8 @@ class Recovery:
             norm.momentum = None
             norm.train()
         with torch.no_grad():
-            for step in range(recipe.recalibration_batches):
-                module(self._batch(step, recipe.batch_size)[0])
+            for step in range(schedule.recalibration_batches):
+                module(self._batch(step, schedule.batch_size)[0])
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
         module.eval()
@@ -109,51 +113,53 @@ class Recovery:
         """The first inputs of the sequence: what int8 ranges are taken from."""
         return self._batch(0, count)[0].numpy().astype(np.float32)
 
-    def _train(self, module: nn.Module, recipe: Recipe, tick: Callable[[int, int], None]) -> None:
-        """By the recipe; where that diverges, anew with a tenth of its rate, and once more."""
+    def _train(
+        self, module: nn.Module, schedule: Schedule, tick: Callable[[int, int], None]
+    ) -> None:
+        """By the schedule; where that diverges, anew with a tenth of its rate, and once more."""
         inherited = copy.deepcopy(module.state_dict())
         for shrink in SHRINKS:
-            if self._converges(module, replace(recipe, peak_lr=recipe.peak_lr * shrink), tick):
+            if self._converges(module, replace(schedule, peak_lr=schedule.peak_lr * shrink), tick):
                 return
             module.load_state_dict(inherited)
         raise CandidateError(
             "recover",
-            f"training diverges at a peak rate of {recipe.peak_lr:g}, and at a hundredth of it",
+            f"training diverges at a peak rate of {schedule.peak_lr:g}, and at a hundredth of it",
         )
 
     def _converges(
-        self, module: nn.Module, recipe: Recipe, tick: Callable[[int, int], None]
+        self, module: nn.Module, schedule: Schedule, tick: Callable[[int, int], None]
     ) -> bool:
         """Train in place; False as soon as the loss is not finite, or far above the first one."""
         # Also what was frozen: that was a choice for another training, and pruning undoes it.
         parameters = [p.requires_grad_() for p in module.parameters() if p.is_floating_point()]
         optimizer = torch.optim.SGD(
             parameters,
-            recipe.peak_lr,
+            schedule.peak_lr,
             momentum=0.9,
-            weight_decay=recipe.weight_decay,
+            weight_decay=schedule.weight_decay,
             nesterov=True,
         )
         # One step more than is taken; below six, OneCycleLR divides by zero.
-        total = max(recipe.steps + 1, 6)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, recipe.peak_lr, total_steps=total, pct_start=recipe.warmup_share
+        total = max(schedule.steps + 1, 6)
+        rate = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, schedule.peak_lr, total_steps=total, pct_start=schedule.warmup_share
         )
         module.train()
         limit = math.inf
-        for step in range(recipe.steps):
-            inputs, targets = self._batch(step, recipe.batch_size)
+        for step in range(schedule.steps):
+            inputs, targets = self._batch(step, schedule.batch_size)
             outputs = module(inputs)
-            teacher = self._teacher_outputs(step, recipe.batch_size, inputs)
-            loss = self._loss(outputs, targets, teacher, label_share=recipe.label_share)
+            teacher = self._teacher_outputs(step, schedule.batch_size, inputs)
+            loss = self._loss(outputs, targets, teacher, label_share=schedule.label_share)
             if not loss.item() < limit:
                 return False
             limit = DIVERGED * max(loss.item(), 1.0) if limit == math.inf else limit
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-            schedule.step()
-            tick(step + 1, recipe.steps)
+            rate.step()
+            tick(step + 1, schedule.steps)
         return True
 
     def _loss(

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from hwloop.compress import space
 from hwloop.compress.apply import in_base_precision
+from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
 from hwloop.compress.fp16_range import Kept, kept_float
-from hwloop.compress.model import describe
 from hwloop.compress.rows import network_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import Choices, Masks

@@ -39,7 +39,7 @@ def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
         "metric_name": result.metric_name,
         "baseline": baseline,
         "best": best,
-        "comparisons": {name: _trial(result, trial) for name, trial in result.recipes.items()},
+        "comparisons": {name: _trial(result, trial) for name, trial in result.by_hand.items()},
         "pareto": [_trial(result, trial) for trial in result.front],
         "table": to_json(result.table),
         "precisions": to_json(result.precisions),

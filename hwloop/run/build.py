@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hwloop.compress.apply import compress, deployable
 from hwloop.compress.export import check_deployed, check_outputs, export_onnx, host_run
-from hwloop.compress.recover import Recipe, Recovery
+from hwloop.compress.recover import Recovery, Schedule
 from hwloop.compress.subject import Built, Subject
 from hwloop.errors import CandidateError
 from hwloop.measure.session import DeviceSession
@@ -48,7 +48,7 @@ class Builder:
     def build(
         self,
         candidate: Candidate,
-        recipe: Recipe,
+        schedule: Schedule,
         tick: Callable[[int, int], None] | None = None,
     ) -> Built:
         """Compress, recover, export and check. Raises CandidateError."""
@@ -56,7 +56,7 @@ class Builder:
             module = self._compressed(candidate)
         if candidate != self.subject.dense_candidate:
             with self.clock("train"):
-                self.recovery.recover(module, recipe, tick=tick)
+                self.recovery.recover(module, schedule, tick=tick)
         return self._exported(candidate, module)
 
     def restored(self, candidate: Candidate, state: Mapping[str, Tensor]) -> Built:

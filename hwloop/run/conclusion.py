@@ -13,7 +13,7 @@ from hwloop.run.final import Shipped
 from hwloop.run.front import pareto_front
 from hwloop.run.kept import FinalFigures
 from hwloop.run.result import (
-    USUAL_RECIPES,
+    BY_HAND,
     Done,
     NetworkFigures,
     Precisions,
@@ -65,7 +65,7 @@ def conclusion(
         copies=final.copies,
         menu=subject.menu,
         trials=everything,
-        recipes=_recipes(trials),
+        by_hand=_by_hand(trials),
         front=pareto_front(everything),
         table=table,
         warnings=warnings,
@@ -127,11 +127,11 @@ def _precisions(subject: Subject, int8_refused: dict[str, str]) -> Precisions:
     )
 
 
-def _recipes(trials: Trials) -> dict[str, Trial]:
+def _by_hand(trials: Trials) -> dict[str, Trial]:
     """Trials of the usual recipes by name, where they have any legal action."""
     subject = trials.evaluator.subject
     found = {}
-    for name, action in USUAL_RECIPES.items():
+    for name, action in BY_HAND.items():
         trial = trials.find(subject.uniform(action))
         # Where a recipe has no legal action anywhere, it is the dense network under its name.
         if trial is not None and trial.candidate != subject.dense_candidate:

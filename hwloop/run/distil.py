@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from hwloop.compress.recover import NO_RECOVERY, Recipe
+from hwloop.compress.recover import NO_RECOVERY, Schedule
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
 from hwloop.files import sha256, write_atomically
@@ -33,22 +33,22 @@ class Distiller:
     """Makes finalists of trials; what was distilled once is found again.
 
     Attributes:
-        recipe: of the full distillation.
+        schedule: of the full distillation.
         predictor: predicts what undoing a change costs.
     """
 
     evaluator: Evaluator
     folder: RunFolder
-    recipe: Recipe
+    schedule: Schedule
     predictor: Predictor
     progress: Progress
-    _built: dict[tuple[Candidate, Recipe], Built] = field(default_factory=dict)
+    _built: dict[tuple[Candidate, Schedule], Built] = field(default_factory=dict)
 
     def distilled(self, trial: Trial) -> Seen | None:
         """A trial's finalist, with its score on the search split; None if it failed."""
         try:
             candidate = self._reverted(trial.candidate)
-            known = self.evaluator.figures.finalist(candidate, self.recipe)
+            known = self.evaluator.figures.finalist(candidate, self.schedule)
             found = self._finalist(candidate) if known is None else known
         except CandidateError as error:
             self.progress.say(f"a finalist failed: {error}")
@@ -57,19 +57,19 @@ class Distiller:
         self.progress.say(f"finalist: {self._said(found)}")
         return found.seen
 
-    def at_hand(self, candidate: Candidate, recipe: Recipe) -> Built | None:
+    def at_hand(self, candidate: Candidate, schedule: Schedule) -> Built | None:
         """What was distilled just now, so that it need not be built again."""
-        return self._built.get((candidate, recipe))
+        return self._built.get((candidate, schedule))
 
-    def rebuilt(self, candidate: Candidate, recipe: Recipe) -> Built:
+    def rebuilt(self, candidate: Candidate, schedule: Schedule) -> Built:
         """The recovered candidate; its weights are kept, so a resumed run does not train again.
 
         Raises:
             CandidateError: it cannot be built, or its weights are of another network.
         """
         evaluator = self.evaluator
-        path = self.folder.path / "candidates" / weights_name(candidate, recipe)
-        kept = evaluator.figures.weights(candidate, recipe)
+        path = self.folder.path / "candidates" / weights_name(candidate, schedule)
+        kept = evaluator.figures.weights(candidate, schedule)
         data = path.read_bytes() if path.is_file() and kept is not None else b""
         if kept is not None and sha256(data) == kept:
             try:
@@ -77,31 +77,31 @@ class Distiller:
             except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
                 raise CandidateError("recover", f"{path} does not fit: {error}") from error
         self.progress.stage("distillation")
-        built = evaluator.builder.build(candidate, recipe, tick=self.progress.advance)
+        built = evaluator.builder.build(candidate, schedule, tick=self.progress.advance)
         data = weights(built)
         write_atomically(path, data)
-        evaluator.figures.put_weights(candidate, recipe, sha256(data))
+        evaluator.figures.put_weights(candidate, schedule, sha256(data))
         return built
 
     def _finalist(self, candidate: Candidate) -> KeptFinalist:
         evaluator = self.evaluator
-        built = self.rebuilt(candidate, self.recipe)
+        built = self.rebuilt(candidate, self.schedule)
         with holding(evaluator.session, built.model):
             measurement = evaluator.latencies.of(built)
             scored = evaluator.scorer.scored(built.model)
-        self._built[candidate, self.recipe] = built
+        self._built[candidate, self.schedule] = built
         found = KeptFinalist(
             candidate=candidate,
-            steps=self.recipe.steps,
+            steps=self.schedule.steps,
             latency_ms=measurement.latency_ms,
             faster=choice.is_faster(measurement),
             speedup=1 / measurement.ratio,
             drop=scored.drop,
             upper_drop=scored.upper_drop,
         )
-        evaluator.figures.add_finalist(candidate, self.recipe, found)
+        evaluator.figures.add_finalist(candidate, self.schedule, found)
         self.folder.event("finalist", **to_json(found))
-        return evaluator.figures.finalist(candidate, self.recipe) or found
+        return evaluator.figures.finalist(candidate, self.schedule) or found
 
     def _said(self, found: KeptFinalist) -> str:
         speedup = f"{found.speedup:.2f}x{self.evaluator.source.mark}"

@@ -34,7 +34,7 @@ from hwloop.run.estimate import WORKER_S, Times, seconds_left, times_of
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures, Notes
 from hwloop.run.options import run_folder, settings_of
-from hwloop.run.result import USUAL_RECIPES
+from hwloop.run.result import BY_HAND
 from hwloop.run.settings import Settings
 from hwloop.task import load_model
 from hwloop.tasks.download import no_downloads
@@ -186,7 +186,7 @@ def _as_text(
     configs = [REFERENCE, EMPTY, *found.reachable()]
     needed = {config.key() for config in configs}
     missing = len(needed - known.rows)
-    total = settings.evaluations + len(USUAL_RECIPES)
+    total = settings.evaluations + len(BY_HAND)
     seconds = times.checks_s + WORKER_S
     if not known.finished:
         seconds += seconds_left(settings, profile, found, times, done=known.done, missing=missing)
@@ -203,7 +203,7 @@ def _as_text(
         f"groups, {sum(map(sum, masks))} legal actions",
         "candidates": f"{float(math.prod(map(sum, masks))):.2e}",
         "latency table": f"{len(needed)} rows, {missing} of them missing",
-        "evaluations": f"{settings.evaluations} and {len(USUAL_RECIPES)} usual recipes, "
+        "evaluations": f"{settings.evaluations} and {len(BY_HAND)} usual recipes, "
         f"{known.done.get('trials', 0)} done",
         "goal": ", ".join(f"{limit} {value}" for limit, value in limits.items()),
         "time": f"about {minutes:.0f} minutes" if minutes >= 2 else f"about {seconds:.0f} s",

@@ -22,7 +22,7 @@ from hwloop.measure.profile import TargetProfile
 from hwloop.records import Action
 from hwloop.run import calibrate, sensitivity
 from hwloop.run import table_check as tables
-from hwloop.run.result import USUAL_RECIPES
+from hwloop.run.result import BY_HAND
 from hwloop.run.settings import Settings
 from hwloop.task import Task
 from hwloop.tasks.splits import spread
@@ -133,7 +133,7 @@ def seconds_left(
     def left(what: str, total: int) -> int:
         return max(total - done.get(what, 0), 0)
 
-    total = settings.evaluations + len(USUAL_RECIPES)
+    total = settings.evaluations + len(BY_HAND)
     trials, finalists = left("trials", total), left("finalists", settings.finalists)
     networks = left("latencies", calibrate.CALIBRATION_NETWORKS + total)
     probes = left("probes", len(sensitivity.probed(found)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwloop.compress.recover import Recipe, Recovery
+from hwloop.compress.recover import Recovery, Schedule
 from hwloop.compress.subject import Built, Subject
 from hwloop.errors import CandidateError
 from hwloop.findings import LatencySource, Measurement, Outcome, Protocol
@@ -31,7 +31,7 @@ class Evaluator:
 
     Attributes:
         figures: where every result is stored.
-        loop_recipe: recovery of candidates in the search.
+        loop_schedule: recovery of candidates in the search.
         source: whether latencies are measured or computed.
     """
 
@@ -39,7 +39,7 @@ class Evaluator:
     latencies: Latencies
     scorer: Scorer
     figures: Figures
-    loop_recipe: Recipe
+    loop_schedule: Schedule
     source: LatencySource
 
     @property
@@ -69,11 +69,11 @@ class Evaluator:
             CandidateError: the stage at which the candidate failed.
             TargetError: the device is lost.
         """
-        known = self.figures.score(candidate, self.loop_recipe)
+        known = self.figures.score(candidate, self.loop_schedule)
         measurement = self.latencies.known(candidate)
         built = None
         if known is None or measurement is None:
-            built = self.builder.build(candidate, self.loop_recipe)
+            built = self.builder.build(candidate, self.loop_schedule)
             with holding(self.session, built.model):
                 measurement = self.latencies.of(built)
                 known = self._scored(built)
@@ -93,8 +93,8 @@ class Evaluator:
         """The score as it is stored: what was stored before stands."""
         scored, size_bytes = self.scorer.scored(built.model), len(built.model.data)
         found = KeptScore(**vars(scored), size_bytes=size_bytes)
-        self.figures.add_score(built.candidate, self.loop_recipe, found)
-        return self.figures.score(built.candidate, self.loop_recipe) or found
+        self.figures.add_score(built.candidate, self.loop_schedule, found)
+        return self.figures.score(built.candidate, self.loop_schedule) or found
 
 
 def evaluator_of(
@@ -103,7 +103,7 @@ def evaluator_of(
     *,
     figures: Figures,
     recovery: Recovery,
-    loop_recipe: Recipe,
+    loop_schedule: Schedule,
     max_drop: float | None,
     protocol: Protocol,
     simulated: bool,
@@ -112,7 +112,7 @@ def evaluator_of(
     """Measure and score the dense network, and hold candidates against it.
 
     Args:
-        loop_recipe: recovery of candidates in the search.
+        loop_schedule: recovery of candidates in the search.
         max_drop: the limit that the bound of a drop is held against.
         protocol: of the end-to-end measurement in the search.
         simulated: latencies are computed, not measured.
@@ -140,7 +140,7 @@ def evaluator_of(
         latencies=measured,
         scorer=scorer,
         figures=figures,
-        loop_recipe=loop_recipe,
+        loop_schedule=loop_schedule,
         source=LatencySource.SIMULATED if simulated else LatencySource.DEVICE,
     )
 

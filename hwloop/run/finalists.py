@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hwloop.compress.recover import Recipe
+from hwloop.compress.recover import Schedule
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
 from hwloop.measure.progress import Progress
@@ -77,10 +77,10 @@ class Finals:
         kept = self.evaluator.figures.finalists(
             menu=self.evaluator.subject.menu,
             groups=len(dense.actions),
-            most_steps=self.distiller.recipe.steps,
+            most_steps=self.distiller.schedule.steps,
         )
         found = [finalist.seen for finalist in kept]
-        steps = self.evaluator.loop_recipe.steps
+        steps = self.evaluator.loop_schedule.steps
         for trial in trials:
             if trial.outcome is not None and trial.candidate != dense:
                 found.append(_seen_of(trial, steps=steps))
@@ -127,17 +127,17 @@ class Finals:
 
     def _shipped(self, chosen: Seen) -> Finalist | None:
         """The network itself; one that was not just distilled is built and scored once more."""
-        recipe = Recipe(steps=chosen.steps)
-        built = self.distiller.at_hand(chosen.candidate, recipe)
+        schedule = Schedule(steps=chosen.steps)
+        built = self.distiller.at_hand(chosen.candidate, schedule)
         if built is not None:
             return Finalist(built=built, seen=chosen)
-        if chosen.steps != self.distiller.recipe.steps:
+        if chosen.steps != self.distiller.schedule.steps:
             self.progress.say(
                 f"the best that was seen had {chosen.steps} distillation steps, at drop "
                 f"{chosen.drop:+.4f}: it ships"
             )
         try:
-            built = self.distiller.rebuilt(chosen.candidate, recipe)
+            built = self.distiller.rebuilt(chosen.candidate, schedule)
             with holding(self.evaluator.session, built.model):
                 scored = self.evaluator.scorer.scored(built.model)
         except CandidateError as error:

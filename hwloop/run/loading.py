@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hwloop.compress import methods
 from hwloop.compress.apply import compress
-from hwloop.compress.model import describe
+from hwloop.compress.describe import describe
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import menu
 from hwloop.compress.subject import dense_graph

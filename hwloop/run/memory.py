@@ -29,7 +29,7 @@ from hwloop.run.kept import FinalFigures, KeptFinalist, KeptScore, Probe, finali
 
 if TYPE_CHECKING:  # a report reads notes and figures, and must not wait for torch and onnx
     from hwloop.compress.fp16_range import Kept
-    from hwloop.compress.recover import Recipe
+    from hwloop.compress.recover import Schedule
 
 
 class Notes:
@@ -165,14 +165,14 @@ class Figures:
     def add_latency(self, candidate: Candidate, found: Measurement) -> None:
         self._scope.add("latency", candidate.digest(), found)
 
-    def score(self, candidate: Candidate, recipe: Recipe) -> KeptScore | None:
+    def score(self, candidate: Candidate, schedule: Schedule) -> KeptScore | None:
         """A candidate's score after a recovery."""
-        key = _key(candidate, recipe)
+        key = _key(candidate, schedule)
         found: KeptScore | None = self._scope.get("score", key, KeptScore.from_json)
         return found
 
-    def add_score(self, candidate: Candidate, recipe: Recipe, found: KeptScore) -> None:
-        self._scope.add("score", _key(candidate, recipe), found)
+    def add_score(self, candidate: Candidate, schedule: Schedule, found: KeptScore) -> None:
+        self._scope.add("score", _key(candidate, schedule), found)
 
     def probe(self, group: int, name: str) -> Probe | None:
         """What one action does to one group, by the group's number and the action's name."""
@@ -182,12 +182,12 @@ class Figures:
     def add_probe(self, group: int, name: str, found: Probe) -> None:
         self._scope.add("probe", f"{group}/{name}", found.to_json())
 
-    def finalist(self, candidate: Candidate, recipe: Recipe) -> KeptFinalist | None:
+    def finalist(self, candidate: Candidate, schedule: Schedule) -> KeptFinalist | None:
         """A candidate after its full distillation."""
         check = finalist_of(
-            groups=len(candidate.actions), menu=candidate.actions, most_steps=recipe.steps
+            groups=len(candidate.actions), menu=candidate.actions, most_steps=schedule.steps
         )
-        found: KeptFinalist | None = self._scope.get("finalist", _key(candidate, recipe), check)
+        found: KeptFinalist | None = self._scope.get("finalist", _key(candidate, schedule), check)
         return found
 
     def finalists(
@@ -203,16 +203,16 @@ class Figures:
         check = finalist_of(groups=groups, menu=menu, most_steps=most_steps)
         return list(self._scope.all("finalist", check).values())
 
-    def add_finalist(self, candidate: Candidate, recipe: Recipe, found: KeptFinalist) -> None:
-        self._scope.add("finalist", _key(candidate, recipe), found)
+    def add_finalist(self, candidate: Candidate, schedule: Schedule, found: KeptFinalist) -> None:
+        self._scope.add("finalist", _key(candidate, schedule), found)
 
-    def weights(self, candidate: Candidate, recipe: Recipe) -> str | None:
+    def weights(self, candidate: Candidate, schedule: Schedule) -> str | None:
         """SHA-256 of the file of a recovered candidate's weights."""
-        found: str | None = self._scope.get("weights", _key(candidate, recipe), A_DIGEST)
+        found: str | None = self._scope.get("weights", _key(candidate, schedule), A_DIGEST)
         return found
 
-    def put_weights(self, candidate: Candidate, recipe: Recipe, sha256: str) -> None:
-        self._scope.put("weights", _key(candidate, recipe), sha256)
+    def put_weights(self, candidate: Candidate, schedule: Schedule, sha256: str) -> None:
+        self._scope.put("weights", _key(candidate, schedule), sha256)
 
     def final(self, candidate: Candidate, steps: int | None) -> FinalFigures | None:
         """A network that ships, by its distillation steps; None of them for the dense one."""
@@ -237,10 +237,10 @@ class Figures:
         }
 
 
-def weights_name(candidate: Candidate, recipe: Recipe) -> str:
+def weights_name(candidate: Candidate, schedule: Schedule) -> str:
     """The file of a recovered candidate's weights, among the run's candidates."""
-    return f"{_key(candidate, recipe)[:16]}.safetensors"
+    return f"{_key(candidate, schedule)[:16]}.safetensors"
 
 
-def _key(candidate: Candidate, recipe: Recipe) -> str:
-    return digest([candidate, recipe])
+def _key(candidate: Candidate, schedule: Schedule) -> str:
+    return digest([candidate, schedule])

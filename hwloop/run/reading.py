@@ -30,7 +30,7 @@ from hwloop.run.beside import DISTURBANCE
 from hwloop.run.folder import RunFolder
 from hwloop.run.front import describe_best
 from hwloop.run.memory import Figures, Notes
-from hwloop.run.result import USUAL_RECIPES
+from hwloop.run.result import BY_HAND
 from hwloop.run.settings import Settings
 
 _TEXT = a_text(100_000, ANY_TEXT)
@@ -166,7 +166,7 @@ def unfinished(
 ) -> dict[str, Any]:
     """How far a run is: ``finished`` (false), stage, evaluations, of, failed, best, command."""
     found: dict[str, Any] = {"finished": False, "stage": "start", "evaluations": 0, "failed": 0}
-    found.update({"of": settings.evaluations + len(USUAL_RECIPES), "best": "", "command": command})
+    found.update({"of": settings.evaluations + len(BY_HAND), "best": "", "command": command})
     if not folder.store_path.is_file():
         return found
     with Store(folder.store_path, read_only=True) as store:

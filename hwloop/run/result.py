@@ -10,7 +10,7 @@ from hwloop.records import Action, Trial
 from hwloop.run.settings import Settings
 from hwloop.run.verdict import Verdict
 
-USUAL_RECIPES = {
+BY_HAND = {
     "whole-network INT8": Action(precision="int8"),
     "uniform width 50 %": Action(kind="prune", amount=0.5),
     "uniform width 50 %, INT8": Action(kind="prune", amount=0.5, precision="int8"),
@@ -101,7 +101,7 @@ class Result:
         drop: of the metric on the test split, positive = worse.
         done: what was done to each group, in the network's order.
         menu: every action that could be chosen.
-        recipes: trials of the usual recipes, by name.
+        by_hand: trials of the usual recipes, by name.
         front: trials that no other beats in both latency and drop, fastest first.
         warnings: what is doubtful about the task, its data or the goal.
         engine: SHA-256 and audit of the engine that ships, where the runtime has one.
@@ -128,7 +128,7 @@ class Result:
     copies: dict[str, Any] | None
     menu: tuple[Action, ...]
     trials: list[Trial]
-    recipes: dict[str, Trial]
+    by_hand: dict[str, Trial]
     front: list[Trial]
     table: TableUse
     warnings: tuple[str, ...]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwloop.compress.recover import Recipe
+from hwloop.compress.recover import Schedule
 from hwloop.compress.subject import Subject
 from hwloop.errors import CandidateError
 from hwloop.measure.progress import Progress
@@ -20,7 +20,7 @@ from hwloop.run.kept import Probe
 from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
 
 PROBE_SAMPLES = 500
-PROBE_RECIPE = Recipe(steps=0, recalibration_batches=3)
+PROBE_RECIPE = Schedule(steps=0, recalibration_batches=3)
 HOPELESS_DROP = 1.0
 """Damage of an action whose probe failed, in units of the metric."""
 

@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 
 from hwloop.compress import space
-from hwloop.compress.recover import Recipe, Recovery
+from hwloop.compress.recover import Recovery, Schedule
 from hwloop.compress.subject import Subject
 from hwloop.files import write_atomically
 from hwloop.measure.predict import Predictor
@@ -34,7 +34,7 @@ from hwloop.run.final import Shipped
 from hwloop.run.finalists import Finals
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures, Notes
-from hwloop.run.result import USUAL_RECIPES, Result
+from hwloop.run.result import BY_HAND, Result
 from hwloop.run.settings import Settings
 from hwloop.run.trials import RECIPE, Trials
 from hwloop.run.work import Work
@@ -134,7 +134,7 @@ def _baseline(work: Work, found: Subject) -> Evaluator:
         work.session,
         figures=work.figures,
         recovery=Recovery(task, found.dense, seed=settings.seed),
-        loop_recipe=Recipe(steps=settings.loop_steps),
+        loop_schedule=Schedule(steps=settings.loop_steps),
         max_drop=settings.goal.max_drop,
         protocol=profile.protocols.loop,
         simulated=profile.simulated,
@@ -171,14 +171,14 @@ def _search(trials: Trials, problem: Problem, predictor: Predictor) -> None:
     evaluate = partial(trials.evaluate, problem=problem, predictor=predictor)
     try:
         subject = trials.evaluator.subject
-        for action in USUAL_RECIPES.values():
+        for action in BY_HAND.values():
             evaluate(subject.choices(subject.uniform(action)), RECIPE)
     except BudgetSpent:
         return
     # To a method every candidate counts that it asks for, also the recipes and, in a run that
     # was given more evaluations, what was found before. The second limit makes up for them.
     wanted = settings.evaluations
-    for limit in (wanted + len(USUAL_RECIPES), 2 * wanted + len(USUAL_RECIPES)):
+    for limit in (wanted + len(BY_HAND), 2 * wanted + len(BY_HAND)):
         METHODS[settings.agent](
             problem,
             evaluate,
@@ -197,7 +197,7 @@ def _finalists(trials: Trials, predictor: Predictor) -> Shipped:
     distiller = Distiller(
         evaluator=evaluator,
         folder=work.folder,
-        recipe=Recipe(steps=settings.final_steps),
+        schedule=Schedule(steps=settings.final_steps),
         predictor=predictor,
         progress=work.progress,
     )

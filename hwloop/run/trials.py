@@ -13,7 +13,7 @@ from hwloop.records import Candidate, Trial, TrialState
 from hwloop.run.best import Best
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.front import describe_best
-from hwloop.run.result import USUAL_RECIPES
+from hwloop.run.result import BY_HAND
 from hwloop.run.work import Work
 from hwloop.search.problem import BudgetSpent, Choices, Problem, Score
 from hwloop.search.reward import Reward
@@ -115,7 +115,7 @@ class Trials:
         work.folder.event("trial", number=number, source=source, state=trial.state)
         work.clock.keep()
         self._offer(trial, built, problem)
-        total = work.settings.evaluations + len(USUAL_RECIPES)
+        total = work.settings.evaluations + len(BY_HAND)
         work.progress.advance(len(self._known), total, self.best_so_far())
         return trial
 
@@ -129,7 +129,7 @@ class Trials:
         if built is None:  # every stage of it was stored before a kill
             try:
                 evaluator = self.evaluator
-                built = evaluator.builder.build(trial.candidate, evaluator.loop_recipe)
+                built = evaluator.builder.build(trial.candidate, evaluator.loop_schedule)
             except CandidateError as error:
                 self.work.progress.say(f"trial {trial.number} cannot be built again: {error}")
                 return
