@@ -139,6 +139,13 @@ def test_figures_of_a_board_are_possible_ones(name: str, change: dict[str, Any])
         parse({**good, **change})
 
 
+def test_what_a_worker_can_do_is_told_in_words_that_are_known() -> None:
+    said = {**HELLO["result"], "capabilities": ["energy", "engine", "flight", 7, {}]}
+    assert answers.hello({"result": said}).capabilities == {"energy", "engine"}
+    with pytest.raises(Nonsense, match="not a list of names"):
+        answers.hello({"result": {**said, "capabilities": ["energy"] * 1000}})
+
+
 @pytest.mark.parametrize("value", [10**400, math.inf, -1, True, 1.5, "7", None])
 def test_no_number_of_a_board_is_too_strange_to_be_refused(value: Any) -> None:
     with pytest.raises(Nonsense):

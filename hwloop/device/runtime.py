@@ -17,6 +17,7 @@ Model = tuple[bytes, dict[str, Any]]
 
 ENERGY, COPIES, LAUNCH_FLOOR = "energy", "copies", "launch_floor"
 ENGINE, LAYER_PROFILE, CROSS_CHECK = "engine", "layer_profile", "cross_check"
+CAPABILITIES = frozenset((ENERGY, COPIES, LAUNCH_FLOOR, ENGINE, LAYER_PROFILE, CROSS_CHECK))
 
 
 class Runtime:
@@ -26,7 +27,7 @@ class Runtime:
         name: as the host has it.
         package: what has to be imported for it, beside numpy; its seconds are told.
         on_gpu: it does its work there, so that the power that counts is the card's.
-        capabilities: of the words above, what it can do besides.
+        capabilities: of :data:`CAPABILITIES`, what it can do besides.
     """
 
     name = ""

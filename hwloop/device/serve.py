@@ -20,17 +20,9 @@ from typing import Any
 import numpy as np
 
 from hwloop.device import SettingsRefused
+from hwloop.device import runtime as runtimes
 from hwloop.device.lock import BoardBusy, acquire
 from hwloop.device.replies import Replies
-from hwloop.device.runtime import (
-    COPIES,
-    CROSS_CHECK,
-    ENERGY,
-    ENGINE,
-    LAUNCH_FLOOR,
-    LAYER_PROFILE,
-    Runtime,
-)
 from hwloop.device.watchdog import Watchdog
 
 RUNTIMES = {
@@ -61,7 +53,7 @@ class Worker:
         lost: why this process can do no more; empty while it can.
     """
 
-    def __init__(self, runtime: Runtime, replies: Replies | None = None) -> None:
+    def __init__(self, runtime: runtimes.Runtime, replies: Replies | None = None) -> None:
         self.runtime = runtime
         self.replies = replies
         self.lost = ""
@@ -206,13 +198,13 @@ class Worker:
 
     def do_engine(self, request: dict[str, Any]) -> dict[str, Any]:
         """The built engine as a file, with its audit; only runtimes that build one have it."""
-        return self._engines(ENGINE).engine_file(*self.models[request["model"]])
+        return self._engines(runtimes.ENGINE).engine_file(*self.models[request["model"]])
 
     def do_energy(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """Energy per inference, where there are power rails and inferences are real."""
         from hwloop.device import power
 
-        if ENERGY not in self.runtime.capabilities:
+        if runtimes.ENERGY not in self.runtime.capabilities:
             return None
         seconds, on_gpu = float(request["seconds"]), self.runtime.on_gpu
         with self.runtime.running(*self.models[request["model"]]) as run:
@@ -220,25 +212,25 @@ class Worker:
 
     def do_copies(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """One copy in, run and copy out, beside the run alone; None where nothing is copied."""
-        if COPIES not in self.runtime.capabilities:
+        if runtimes.COPIES not in self.runtime.capabilities:
             return None
         return self.runtime.copies(*self.models[request["model"]])
 
     def do_launch_floor(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """What starting an inference costs; None where nothing is launched."""
-        if LAUNCH_FLOOR not in self.runtime.capabilities:
+        if runtimes.LAUNCH_FLOOR not in self.runtime.capabilities:
             return None
         return self.runtime.launch_floor(*self.models[request["model"]])
 
     def do_layer_profile(self, request: dict[str, Any]) -> dict[str, Any]:
         """The engine's layers, and the share of its time that goes into changes of layout."""
-        return self._engines(LAYER_PROFILE).layer_profile(*self.models[request["model"]])
+        return self._engines(runtimes.LAYER_PROFILE).layer_profile(*self.models[request["model"]])
 
     def do_cross_check(self, request: dict[str, Any]) -> dict[str, Any]:
         """The same engine timed by the vendor's own tool."""
-        return self._engines(CROSS_CHECK).cross_check(*self.models[request["model"]])
+        return self._engines(runtimes.CROSS_CHECK).cross_check(*self.models[request["model"]])
 
-    def _engines(self, capability: str) -> Runtime:
+    def _engines(self, capability: str) -> runtimes.Runtime:
         """The runtime, if it can do what only those with engines of their own can."""
         if capability not in self.runtime.capabilities:
             raise ValueError(f"{self.runtime.name} has no engines; TensorRT has")
@@ -258,17 +250,10 @@ def serve(channel: Any, watchdog: Watchdog, options: dict[str, Any]) -> None:
     try:
         lock = acquire(options["supersedes"]) if options["lock"] else None
         import_s, made = _imported(options["runtime"])
-        runtime: Runtime = made(options["settings"])
+        runtime: runtimes.Runtime = made(options["settings"])
         fixed = runtime.fixed()
-    except BoardBusy as error:
-        channel.send({"id": 0, "error": {"stage": "busy", "message": str(error)}})
-        return
-    except SettingsRefused as error:
-        channel.send({"id": 0, "error": {"stage": "settings", "message": str(error)}})
-        return
     except Exception as error:  # the boundary: the host says what is missing, and what helps
-        message = f"{type(error).__name__}: {error}"[:2000]
-        channel.send({"id": 0, "error": {"stage": "start", "message": message}})
+        channel.send({"id": 0, "error": _refusal(error)})
         return
     worker = Worker(runtime, Replies() if options["remote"] else None)
     watchdog.started()
@@ -286,6 +271,13 @@ def serve(channel: Any, watchdog: Watchdog, options: dict[str, Any]) -> None:
             os._exit(1)  # in order is no longer possible: freeing what it holds fails as well
     if lock is not None:
         lock.close()
+
+
+def _refusal(error: Exception) -> dict[str, str]:
+    for kind, stage in ((BoardBusy, "busy"), (SettingsRefused, "settings")):
+        if isinstance(error, kind):
+            return {"stage": stage, "message": str(error)}
+    return {"stage": "start", "message": f"{type(error).__name__}: {error}"[:2000]}
 
 
 def _imported(name: str) -> tuple[dict[str, float], type[Any]]:

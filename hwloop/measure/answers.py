@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 
 from hwloop import stats
+from hwloop.device.runtime import CAPABILITIES
 from hwloop.errors import CandidateError, TargetError
 from hwloop.findings import CLOCKS, HOST_BOUND, HOST_BOUND_SHARE, MAX_SAMPLES, Measurement
+from hwloop.measure import plausible
+from hwloop.measure.plausible import MAX_LATENCY_MS, WRONG
 
-MAX_LATENCY_MS = 1e7
-MAX_NAMES = 64
 DTYPES = frozenset(
     [f"float{bits}" for bits in (16, 32, 64)]
     + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
 )
-WRONG = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
-"""What taking an answer apart raises when it is none."""
 
 
 class LostTwice(CandidateError):
@@ -55,7 +54,7 @@ class Hello:
     Attributes:
         fixed: settings that it derived from the state of its machine when it started.
         import_s: seconds that its imports took, by package.
-        capabilities: what it can do that not every runtime can; see hwloop.device.runtime.
+        capabilities: what it can do that not every runtime can; words of hwloop.device.runtime.
     """
 
     pid: int
@@ -67,12 +66,18 @@ class Hello:
 def hello(reply: Any) -> Hello:
     try:
         found = reply["result"]
-        fixed = {name: _number_or_none(value) for name, value in _named(found["fixed"]).items()}
+        fixed = {
+            name: plausible.number_or_none(value)
+            for name, value in plausible.named(found["fixed"]).items()
+        }
         return Hello(
-            pid=_count(found["pid"]),
+            pid=plausible.count(found["pid"]),
             fixed=fixed,
-            import_s={name: _amount(value) for name, value in _named(found["import_s"]).items()},
-            capabilities=frozenset(_texts(found["capabilities"])),
+            import_s={
+                name: plausible.amount(value)
+                for name, value in plausible.named(found["import_s"]).items()
+            },
+            capabilities=CAPABILITIES & set(plausible.texts(found["capabilities"])),
         )
     except WRONG as error:
         raise Nonsense(f"the first word is none: {error}") from error
@@ -115,8 +120,8 @@ def energy(reply: Any) -> dict[str, Any] | None:
         idle = reply.get("idle_mw")
         return {
             **found,
-            "idle_mw": None if idle is None else _amount(idle),
-            "rails": _texts(reply.get("rails", [])),
+            "idle_mw": None if idle is None else plausible.amount(idle),
+            "rails": plausible.texts(reply.get("rails", [])),
             "source": str(reply["source"])[:80],
         }
     except WRONG as error:
@@ -128,9 +133,9 @@ def copies(reply: Any) -> dict[str, Any] | None:
         return None
     try:
         return {
-            "with_copies_ms": _latency(reply["with_copies_ms"]),
-            "without_copies_ms": _latency(reply["without_copies_ms"]),
-            "copied_bytes": _count(reply["copied_bytes"]),
+            "with_copies_ms": plausible.latency(reply["with_copies_ms"]),
+            "without_copies_ms": plausible.latency(reply["without_copies_ms"]),
+            "copied_bytes": plausible.count(reply["copied_bytes"]),
         }
     except WRONG as error:
         raise Nonsense(f"the copies are none: {error}") from error
@@ -142,10 +147,10 @@ def launch_floor(reply: Any) -> dict[str, Any] | None:
     try:
         in_graph_ms, host_share = reply["in_graph_ms"], reply["host_share"]
         return {
-            "single_ms": _latency(reply["single_ms"]),
-            "in_graph_ms": None if in_graph_ms is None else _latency(in_graph_ms),
-            "runs_per_graph": _count(reply["runs_per_graph"]),
-            "host_share": None if host_share is None else _amount(host_share),
+            "single_ms": plausible.latency(reply["single_ms"]),
+            "in_graph_ms": None if in_graph_ms is None else plausible.latency(in_graph_ms),
+            "runs_per_graph": plausible.count(reply["runs_per_graph"]),
+            "host_share": None if host_share is None else plausible.amount(host_share),
         }
     except WRONG as error:
         raise Nonsense(f"the launch floor is none: {error}") from error
@@ -153,12 +158,12 @@ def launch_floor(reply: Any) -> dict[str, Any] | None:
 
 def layer_profile(reply: Any) -> dict[str, Any]:
     try:
-        share = _amount(reply["reformat_share"])
+        share = plausible.amount(reply["reformat_share"])
         if share > 1:
             raise ValueError(f"a share of {share}")
         return {
-            "layers": _count(reply["layers"]),
-            "reformats": _count(reply["reformats"]),
+            "layers": plausible.count(reply["layers"]),
+            "reformats": plausible.count(reply["reformats"]),
             "reformat_share": share,
             "source": str(reply["source"])[:80],
         }
@@ -195,14 +200,14 @@ def measurement(reply: Any, reference_latency_ms: float) -> Measurement:
             reference_latency_ms=reference_latency_ms or quiet_ms,
             rounds=rounds,
             clock=reply["clock"],
-            warmup_count=_count(reply["warmup_count"]),
+            warmup_count=plausible.count(reply["warmup_count"]),
             stopped=str(reply["stopped"])[:20],
             temperature_c=None if heat is None else float(heat),
             launch_overhead_ms=None if overhead is None else float(overhead),
-            reformats=None if reformats is None else _count(reformats),
-            interrupted_share=_share_or_none(reply.get("interrupted_share")),
-            core_taken_share=_share_or_none(reply.get("core_taken_share")),
-            other_cores_busy_share=_share_or_none(reply.get("other_cores_busy_share")),
+            reformats=None if reformats is None else plausible.count(reformats),
+            interrupted_share=plausible.share_or_none(reply.get("interrupted_share")),
+            core_taken_share=plausible.share_or_none(reply.get("core_taken_share")),
+            other_cores_busy_share=plausible.share_or_none(reply.get("other_cores_busy_share")),
             unstable=_reasons(reply),
         )
     except WRONG as error:
@@ -211,7 +216,7 @@ def measurement(reply: Any, reference_latency_ms: float) -> Measurement:
 
 def _rounds(values: Any, count: int) -> tuple[int, ...]:
     """How many samples each round has: at least one, and ``count`` in all."""
-    found = tuple(_count(value) for value in values)
+    found = tuple(plausible.count(value) for value in values)
     if 0 in found or sum(found) != count:
         raise ValueError(f"rounds of {str(found)[:60]} samples for {count}")
     return found
@@ -223,7 +228,7 @@ def _reasons(reply: Any) -> tuple[str, ...]:
     refused, share = reply.get("graph_refused"), reply.get("host_share")
     if refused:
         found.append(f"no CUDA graph: {str(refused)[:200]}")
-    if share is not None and _amount(share) > HOST_BOUND_SHARE:
+    if share is not None and plausible.amount(share) > HOST_BOUND_SHARE:
         found.append(
             f"{HOST_BOUND}: launching took {float(share):.0%} of the time, so the figure is the "
             "host's, not the device's"
@@ -234,7 +239,7 @@ def _reasons(reply: Any) -> tuple[str, ...]:
 def all_bytes(reply: dict[str, Any]) -> int:
     """Size of all outputs of a request, of which one is in the reply."""
     try:
-        return _count(reply["all_bytes"])
+        return plausible.count(reply["all_bytes"])
     except WRONG as error:
         raise Nonsense(f"the outputs have no size: {error}") from error
 
@@ -250,52 +255,3 @@ def first_array(reply: dict[str, Any], count: int) -> np.ndarray[Any, Any]:
     if found.ndim == 0 or len(found) != count:
         raise Nonsense(f"outputs of {found.dtype}, shaped {found.shape}, for {count} inputs")
     return found
-
-
-def _amount(value: Any) -> float:
-    """A finite number that is not negative."""
-    number = float(value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{number} is no amount")
-    return number
-
-
-def _number_or_none(value: Any) -> float | None:
-    if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
-        return value
-    raise ValueError(f"{str(value)[:40]!r} is no number")
-
-
-def _share_or_none(value: Any) -> float | None:
-    number = None if value is None else _amount(value)
-    if number is not None and number > 1:
-        raise ValueError(f"{number} is no share")
-    return number
-
-
-def _latency(value: Any) -> float:
-    number = _amount(value)
-    if not 0 < number <= MAX_LATENCY_MS:
-        raise ValueError(f"{number} ms")
-    return number
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError(f"{str(value)[:40]!r} is no count")
-    return value
-
-
-def _named(value: Any) -> dict[str, Any]:
-    """A few things by name."""
-    if not isinstance(value, dict) or len(value) > MAX_NAMES:
-        raise ValueError("not a few things by name")
-    if not all(isinstance(name, str) and 0 < len(name) <= MAX_NAMES for name in value):
-        raise ValueError("a name is none")
-    return value
-
-
-def _texts(value: Any) -> list[str]:
-    if not isinstance(value, (list, tuple)) or len(value) > MAX_NAMES:
-        raise ValueError("not a list of names")
-    return [str(name)[:80] for name in value]
