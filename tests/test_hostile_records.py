@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwloop import findings, records
-from hwloop.compress.space import check_candidate
+from hwloop.compress.rules import SpaceRules
+from hwloop.compress.space import check_candidate, menu
 from hwloop.findings import Fingerprint, LatencySource, Measurement, Outcome, Protocol
 from hwloop.parsing import LARGEST_INT, parse_json, to_json
 from hwloop.records import Action, Candidate, LayerConfig, Trial, TrialState
@@ -148,7 +149,7 @@ def test_a_method_is_any_word_until_it_is_read_against_the_menu(kind: str) -> No
     candidate = Candidate(actions=(Action(kind=kind, amount=0.5),))
     assert Candidate.from_json(to_json(candidate)) == candidate
     with pytest.raises(ValueError, match="another network"):
-        check_candidate(candidate, 1)
+        check_candidate(candidate, 1, menu(SpaceRules()))
 
 
 @pytest.mark.parametrize(
