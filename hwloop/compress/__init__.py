@@ -1,1 +1,1 @@
-"""One file per compression method; :func:`hwloop.compress.apply.compress` fixes their order."""
+"""Network and candidate in, checked graph out; each compression method is a file in ``methods``."""
