@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
-NEEDS_A_RUNTIME = {"ort": "onnxruntime"}
+NEEDS_A_RUNTIME = {"ort": "onnxruntime", "ov": "openvino"}
 """Modules that cannot be imported without their runtime; those of TensorRT and CUDA can."""
 
 CHECKS: dict[str, Callable[[Path], None]] = {}
