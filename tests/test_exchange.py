@@ -246,7 +246,11 @@ def test_cuda_counts_devices_as_nvidia_smi_does_unless_told_otherwise(
     if own is None:
         monkeypatch.delenv("CUDA_DEVICE_ORDER")
     channel, watchdog = Listener(), SimpleNamespace(started=lambda: None)
-    options = {"runtime": "fake", "settings": {}, "lock": False, "remote": False, "import_s": {}}
+    settings = {"engine_bytes": 8}
+    options = {
+        **{"runtime": "fake", "settings": settings},
+        **{"lock": False, "remote": False, "import_s": {}},
+    }
     serve(channel, watchdog, options)  # type: ignore[arg-type]
     assert os.environ["CUDA_DEVICE_ORDER"] == (own or "PCI_BUS_ID")
     (hello,) = channel.said

@@ -43,7 +43,6 @@ class FakeRuntime(Runtime):
     """
 
     name = "fake"
-    capabilities = frozenset((ENGINE,))
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.faults = dict(settings.get("faults", {}))
@@ -51,6 +50,7 @@ class FakeRuntime(Runtime):
         self.calls = {"build": 0, "compare": 0, "infer": 0}
         self.settings = settings
         self.broken: str | None = None
+        self.capabilities = frozenset((ENGINE,) if settings.get("engine_bytes") else ())
         if settings.get("start_hold_s"):
             ctypes.PyDLL(None).sleep(int(settings["start_hold_s"]))
 
@@ -108,9 +108,7 @@ class FakeRuntime(Runtime):
 
     def engine_file(self, model: bytes, hints: dict[str, Any]) -> dict[str, Any]:
         """Numbers in the place of an engine, each part of it another."""
-        size_bytes = int(self.settings.get("engine_bytes", 0))
-        if not size_bytes:
-            raise ValueError(f"{self.name} has no engines; TensorRT has")
+        size_bytes = int(self.settings["engine_bytes"])
         data = np.arange(-(-size_bytes // 8), dtype=np.int64).tobytes()[:size_bytes]
         return {"data": data, "sha256": hashlib.sha256(data).hexdigest(), "audit": {"layers": 1}}
 
