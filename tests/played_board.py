@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ class PlayedBoard:
             raise CandidateError("build", self.refuses[kind])
         return 1.5
 
-    def forget(self, model: OnnxModel) -> None:
-        pass
+    def holding(self, model: OnnxModel) -> AbstractContextManager[Any]:
+        return nullcontext(model)
 
     def launch_floor(self, model: OnnxModel) -> Any:
         self._maybe_lost("launch_floor")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import tempfile
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class World:
         self.subject = SimpleNamespace(
             dense_candidate=DENSE, menu=ACTIONS, choices=lambda candidate: candidate.digest()
         )
-        self.session = SimpleNamespace(forget=lambda model: None)
+        self.session = SimpleNamespace(holding=contextlib.nullcontext)
         self.source = LatencySource.DEVICE
         self.loop_schedule = Schedule(steps=20)
         self.figures = Figures(Store(IN_MEMORY), "made")

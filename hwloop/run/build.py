@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,15 +19,6 @@ from hwloop.run.clock import Stopwatch
 from hwloop.runtimes.graph import OnnxModel
 
 CALIBRATION_INPUTS = 128
-
-
-@contextmanager
-def holding(session: DeviceSession, model: OnnxModel) -> Iterator[None]:
-    """The device's copy of a model is freed at the end, whatever happens."""
-    try:
-        yield
-    finally:
-        session.forget(model)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +92,7 @@ class Builder:
                 runtime=subject.runtime,
             )
             model = subject.model(candidate, final)
-            with holding(self.session, OnnxModel(plain)):
+            with self.session.holding(OnnxModel(plain)):
                 try:
                     self._check(candidate, module, plain, model)
                 except CandidateError:

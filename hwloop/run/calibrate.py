@@ -13,7 +13,6 @@ from hwloop.measure.predict import Predictor
 from hwloop.measure.progress import Progress
 from hwloop.measure.table import LatencyTable
 from hwloop.records import Candidate
-from hwloop.run.build import holding
 from hwloop.run.evaluate import Evaluator
 
 CALIBRATION_NETWORKS = 12
@@ -49,7 +48,7 @@ def fitted_predictor(
             try:
                 # Latency does not depend on the values of the weights: no recovery is needed.
                 built = evaluator.builder.build(candidate, NO_RECOVERY)
-                with holding(evaluator.session, built.model):
+                with evaluator.session.holding(built.model):
                     measurement = evaluator.latencies.of(built)
             except CandidateError:
                 continue

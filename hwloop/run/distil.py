@@ -17,7 +17,6 @@ from hwloop.parsing import to_json
 from hwloop.records import KEEP, Candidate, Trial
 from hwloop.run import choice
 from hwloop.run.best import weights
-from hwloop.run.build import holding
 from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.folder import RunFolder
@@ -86,7 +85,7 @@ class Distiller:
     def _finalist(self, candidate: Candidate) -> KeptFinalist:
         evaluator = self.evaluator
         built = self.rebuilt(candidate, self.schedule)
-        with holding(evaluator.session, built.model):
+        with evaluator.session.holding(built.model):
             measurement = evaluator.latencies.of(built)
             scored = evaluator.scorer.scored(built.model)
         self._built[candidate, self.schedule] = built
@@ -118,7 +117,7 @@ class Distiller:
         before, after = evaluator.latencies.known(candidate), evaluator.latencies.known(reverted)
         if after is None:
             built = evaluator.builder.build(reverted, NO_RECOVERY)
-            with holding(evaluator.session, built.model):
+            with evaluator.session.holding(built.model):
                 after = evaluator.latencies.of(built)
         if before is None or after.latency_ms > before.latency_ms * (1 + MIN_GAIN):
             return candidate

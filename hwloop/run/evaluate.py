@@ -15,7 +15,7 @@ from hwloop.findings import LatencySource, Measurement, Outcome, Protocol
 from hwloop.measure import paired as measure
 from hwloop.measure.session import DeviceSession
 from hwloop.records import Candidate
-from hwloop.run.build import Builder, holding
+from hwloop.run.build import Builder
 from hwloop.run.clock import Stopwatch
 from hwloop.run.kept import KeptScore
 from hwloop.run.latency import Latencies, latencies
@@ -74,7 +74,7 @@ class Evaluator:
         built = None
         if known is None or measurement is None:
             built = self.builder.build(candidate, self.loop_schedule)
-            with holding(self.session, built.model):
+            with self.session.holding(built.model):
                 measurement = self.latencies.of(built)
                 known = self._scored(built)
         outcome = Outcome(

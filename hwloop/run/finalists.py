@@ -14,7 +14,6 @@ from hwloop.errors import CandidateError
 from hwloop.measure.progress import Progress
 from hwloop.records import Goal, Trial
 from hwloop.run import choice
-from hwloop.run.build import holding
 from hwloop.run.choice import Seen
 from hwloop.run.distil import Distiller
 from hwloop.run.evaluate import Evaluator
@@ -138,7 +137,7 @@ class Finals:
             )
         try:
             built = self.distiller.rebuilt(chosen.candidate, schedule)
-            with holding(self.evaluator.session, built.model):
+            with self.evaluator.session.holding(built.model):
                 scored = self.evaluator.scorer.scored(built.model)
         except CandidateError as error:
             self.progress.say(f"it cannot be built again: {error}")

@@ -14,7 +14,6 @@ from hwloop.compress.subject import Subject
 from hwloop.errors import CandidateError
 from hwloop.measure.progress import Progress
 from hwloop.records import KEEP, Action, Candidate
-from hwloop.run.build import holding
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.kept import Probe
 from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
@@ -94,7 +93,7 @@ def _probe(
     actions[group] = action
     try:
         built = evaluator.builder.build(Candidate(actions=tuple(actions)), PROBE_RECIPE)
-        with holding(evaluator.session, built.model), evaluator.clock("score"):
+        with evaluator.session.holding(built.model), evaluator.clock("score"):
             if action.precision == "base":
                 outputs = split.outputs(torch_run(built.module))
             else:

@@ -29,7 +29,6 @@ from hwloop.measure.store import Store, check_can_be_store
 from hwloop.measure.table import LatencyTable, row_doubts
 from hwloop.records import Candidate, Network
 from hwloop.run import target_limits
-from hwloop.run.build import holding
 from hwloop.run.table_files import in_range, must_exist
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.known import writing
@@ -182,7 +181,7 @@ def _measured_networks(
         progress.advance(number, count)
         candidate = random_candidate(found.network, found.rules, rng)
         model = unrecovered(found, candidate)
-        with holding(opened.session, model):
+        with opened.session.holding(model):
             measurement = measure.against(
                 opened.session,
                 model,

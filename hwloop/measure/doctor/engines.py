@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,7 +47,7 @@ class Board(Protocol):
     @property
     def import_s(self) -> dict[str, float]: ...
     def build(self, model: OnnxModel) -> float: ...
-    def forget(self, model: OnnxModel) -> None: ...
+    def holding(self, model: OnnxModel) -> AbstractContextManager[Any]: ...
     def launch_floor(self, model: OnnxModel) -> dict[str, Any] | None: ...
     def layer_profile(self, model: OnnxModel) -> dict[str, Any]: ...
     def energy(self, model: OnnxModel, *, seconds: float) -> dict[str, Any] | None: ...
@@ -134,8 +135,8 @@ def launch_floor(board: Board, task: Task) -> Finding:
     results, checks = {}, []
     for name, config in (("empty", EMPTY), ("reference", REFERENCE)):
         model = _row(config, board, task)
-        found = results[name] = board.launch_floor(model)
-        board.forget(model)
+        with board.holding(model):
+            found = results[name] = board.launch_floor(model)
         checks.append(_floor_check(name, found, task))
     return _finding("launch_floor", results, *checks)
 
@@ -149,10 +150,10 @@ def int8_kinds(board: Board, task: Task) -> Finding:
         if task.clock() - started < KINDS_BUDGET_S:
             model = _row(config, board, task)
             try:
-                record.update(built=True, build_s=board.build(model))
+                with board.holding(model):
+                    record.update(built=True, build_s=board.build(model))
             except CandidateError as error:
                 record.update(built=False, reason=str(error))
-            board.forget(model)
         results.append(record)
     return _finding("int8_kinds", results, *_kinds_checks(results, task))
 
