@@ -157,7 +157,7 @@ def finals_of(
     distiller = Distiller(
         evaluator=made,
         folder=folder,
-        recipe=Schedule(steps=FINAL_STEPS),
+        schedule=Schedule(steps=FINAL_STEPS),
         predictor=predicted,
         progress=progress,
     )
