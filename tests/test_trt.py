@@ -22,9 +22,10 @@ from test_jetson import plant
 
 from hwloop.device import trt_child
 from hwloop.device.cuda import CudaError
-from hwloop.device.trt import NoTensorRT, TrtRuntime, check_version, import_tensorrt
+from hwloop.device.trt import TrtRuntime
 from hwloop.device.trt_audit import engine_audit, sparsity
 from hwloop.device.trt_build import BuildRequest, build
+from hwloop.device.trt_import import NoTensorRT, check_version, import_tensorrt
 from hwloop.device.trt_limits import default_workspace_mib
 from hwloop.device.trt_run import OpenEngine, RunFailed
 from hwloop.device.trt_timing import EventSampler
@@ -490,7 +491,7 @@ def test_the_same_graph_is_built_once() -> None:
 def test_old_plans_go_when_memory_is_short_but_not_those_in_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hwloop.device.trt.KEPT_PLAN_BYTES", 1)
+    monkeypatch.setattr("hwloop.device.trt_plans.KEPT_PLAN_BYTES", 1)
     made = runtime()
     reference, old, new = (fake_trt.model(ms=ms) for ms in (1.0, 2.0, 3.0))
     plans = [made.build(model, {}) for model in (reference, old, reference, new)]

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,52 +16,20 @@ from hwloop.device import (
     state,
     trt_audit,
     trt_cache,
-    trt_child,
     trt_limits,
     trt_timing,
     trtexec,
 )
 from hwloop.device.cuda import CudaBackend
 from hwloop.device.cuda_backends import open_backend
-from hwloop.device.runtime import (
-    COPIES,
-    CROSS_CHECK,
-    ENERGY,
-    ENGINE,
-    LAUNCH_FLOOR,
-    LAYER_PROFILE,
-    Model,
-    Runtime,
-)
-from hwloop.device.trt_build import DEADLINE_S, BuildRequest
+from hwloop.device.runtime import CAPABILITIES, Model, Runtime
+from hwloop.device.trt_import import check_version, import_tensorrt
+from hwloop.device.trt_plans import Plan, Plans
 from hwloop.device.trt_run import OpenEngine
 from hwloop.device.trt_sampling import Sampling
 
-OLDEST = (10, 3)
 MEANING = "computeMs"
-KEPT_PLAN_BYTES = 128 << 20
-SPARSE = "2:4"
 BURST_MS = 20.0
-ON_A_JETSON = (
-    "JetPack's TensorRT belongs to the system's Python (/usr/bin/python3, or a venv made with "
-    "--system-site-packages): sudo apt install python3-libnvinfer"
-)
-ON_A_CARD = (
-    'python3 -m pip install "tensorrt-cu12>=10.13,<12" where nvidia-smi says CUDA Version 12, '
-    '"tensorrt-cu13>=10.13,<12" where it says 13'
-)
-
-
-class NoTensorRT(Exception):
-    """TensorRT cannot be used here; the message says what to do."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
-    """A built engine as bytes, and the builder's record of it."""
-
-    data: bytes
-    record: dict[str, Any]
 
 
 class TrtRuntime(Runtime):
@@ -88,7 +52,7 @@ class TrtRuntime(Runtime):
 
     name = package = "tensorrt"
     on_gpu = True
-    capabilities = frozenset((ENERGY, COPIES, LAUNCH_FLOOR, ENGINE, LAYER_PROFILE, CROSS_CHECK))
+    capabilities = frozenset(CAPABILITIES)
 
     def __init__(
         self,
@@ -116,10 +80,12 @@ class TrtRuntime(Runtime):
             memory_mib=self._device.memory_bytes >> 20,
             integrated=self._device.integrated,
         )
-        self._cache_path = trt_cache.cache_path(
+        cache_path = trt_cache.cache_path(
             self._version, self._device.name, self._timing_conditions()
         )
-        self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
+        self._plans = Plans(
+            settings, self._limits, module=self._trt.__name__, timing_cache=cache_path
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         found, settings = self._device, self._settings
@@ -169,16 +135,7 @@ class TrtRuntime(Runtime):
         Raises:
             BuildFailed: with the builder's reason.
         """
-        request = self._request(hints)
-        key = (hashlib.sha256(model).digest(), request.sparse, request.precision, request.row)
-        plan = self._plans.get(key)
-        if plan is None:
-            data, record = trt_child.build_in_child(model, request, module=self._trt.__name__)
-            plan = self._plans[key] = Plan(data=data, record=record)
-        self._plans.move_to_end(key)
-        while len(self._plans) > 2 and self._kept_bytes() > KEPT_PLAN_BYTES:
-            self._plans.popitem(last=False)
-        return plan
+        return self._plans.of(model, hints)
 
     def compare(
         self,
@@ -258,22 +215,6 @@ class TrtRuntime(Runtime):
         """Where the time of an inference goes: see :func:`hwloop.device.trtexec.profile`."""
         return trtexec.profile(self.build(model, hints).data, version=self._version)
 
-    def _request(self, hints: dict[str, Any]) -> BuildRequest:
-        settings = self._settings
-        tactic_mib = self._limits.get("tactic_dram_mib")
-        return BuildRequest(
-            optimization_level=int(settings.get("optimization_level", 3)),
-            avg_timing_iterations=int(settings.get("avg_timing_iterations", 8)),
-            workspace_bytes=self._limits["workspace_mib"] << 20,
-            tactic_dram_bytes=None if tactic_mib is None else tactic_mib << 20,
-            tf32=bool(settings.get("tf32", False)),
-            sparse=any(row.get("sparsity") == SPARSE for row in hints.get("configs", ())),
-            precision=hints.get("precision"),
-            row=bool(hints.get("row", False)),
-            deadline_s=float(settings.get("build_timeout_s", DEADLINE_S)),
-            timing_cache=self._cache_path,
-        )
-
     def _timing_conditions(self) -> list[list[str]]:
         """What the builder's own timings depend on, beside the version and the GPU's model."""
         board = jetson.snapshot()
@@ -292,26 +233,3 @@ class TrtRuntime(Runtime):
                 yield opened
             finally:
                 opened.close()
-
-    def _kept_bytes(self) -> int:
-        return sum(len(plan.data) for plan in self._plans.values())
-
-
-def import_tensorrt(root: Path = jetson.ROOT) -> Any:
-    """The module. Raises NoTensorRT with what helps on this machine."""
-    try:
-        return importlib.import_module("tensorrt")
-    except (ImportError, OSError) as error:
-        raise NoTensorRT(f"TensorRT cannot be imported: {error}; {_remedy(root)}") from error
-
-
-def check_version(version: str, root: Path = jetson.ROOT) -> None:
-    """Raises NoTensorRT for a release without what is used here."""
-    parts = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if parts < OLDEST:
-        newer = ON_A_CARD if jetson.snapshot(root) is None else "update to JetPack 6.1 or newer"
-        raise NoTensorRT(f"TensorRT {version} is too old, 10.3 is the oldest; {newer}")
-
-
-def _remedy(root: Path) -> str:
-    return ON_A_CARD if jetson.snapshot(root) is None else ON_A_JETSON

@@ -76,8 +76,7 @@ def build(onnx: bytes, request: BuildRequest, *, trt: Any) -> tuple[bytes, dict[
     parsed = time.monotonic()
     config = _made("builder configuration", log, builder.create_builder_config)
     _configure(config, request, trt)
-    monitor = progress_monitor(trt, parsed + request.deadline_s)
-    config.progress_monitor = monitor
+    monitor = config.progress_monitor = progress_monitor(trt, parsed + request.deadline_s)
     cache_note = "none"
     if request.timing_cache is not None:
         cache_note = trt_cache.attach(config, request.timing_cache)
@@ -97,11 +96,14 @@ def build(onnx: bytes, request: BuildRequest, *, trt: Any) -> tuple[bytes, dict[
         "engine_bytes": len(data),
         "sparsity": trt_audit.sparsity(log.sparsity),
         "timing_cache": cache_note,
-        "workspace_bytes": request.workspace_bytes,
-        "tactic_dram_bytes": request.tactic_dram_bytes,
+        **_asked(request),
         "warnings": log.messages("WARNING"),
     }
     return data, record
+
+
+def _asked(request: BuildRequest) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in ("workspace_bytes", "tactic_dram_bytes")}
 
 
 def prove(
