@@ -54,7 +54,9 @@ def check_place(path: Path) -> None:
 
 def read_report(path: Path) -> Any:
     """A run's report.json. Raises UsageError."""
-    return read_json(path / "report.json", what="a report", hint="--run DIR of a run that has ended")
+    return read_json(
+        path / "report.json", what="a report", hint="--run DIR of a run that has ended"
+    )
 
 
 def write_bundle(path: Path, visit: Visit, *, profile: TargetProfile, report: Any = None) -> str:
