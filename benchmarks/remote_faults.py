@@ -180,7 +180,7 @@ def _lost_reply(made: Board, profile: TargetProfile) -> Tally:
         worker = threading.Thread(target=work)
         worker.start()
         time.sleep(0.03)
-        link = session._link
+        link = session._worker._link
         if link is None:
             raise RuntimeError("the session is not open")
         os.kill(link._process.pid, signal.SIGSTOP)

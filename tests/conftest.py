@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from board import Board, board
 
-from hwloop.measure import link
-from hwloop.measure import session as targets
+from hwloop.measure import transport, worker
+from hwloop.measure.session import DeviceSession
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,6 +59,6 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def touched(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("a target was touched")
 
-    monkeypatch.setattr(targets.DeviceSession, "__enter__", touched)
-    monkeypatch.setattr(targets, "open_link", touched)
-    monkeypatch.setattr(link, "_started", touched)
+    monkeypatch.setattr(DeviceSession, "__enter__", touched)
+    monkeypatch.setattr(worker, "open_link", touched)
+    monkeypatch.setattr(transport, "started", touched)

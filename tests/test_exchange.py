@@ -13,7 +13,7 @@ import pytest
 from hwloop.device.runtime import COPIES, ENGINE, Runtime
 from hwloop.device.serve import INLINE_BYTES, Worker, serve
 from hwloop.errors import CandidateError
-from hwloop.measure import link
+from hwloop.measure import transport
 from hwloop.measure.answers import Nonsense, WorkerLost
 from hwloop.measure.exchange import PART_BYTES, WINDOW, Exchange
 from hwloop.measure.refusals import LinkLost
@@ -262,18 +262,18 @@ def test_cuda_counts_devices_as_nvidia_smi_does_unless_told_otherwise(
     }
 
 
-def capped(sent: bytes) -> link._CappedIO:
+def capped(sent: bytes) -> transport.CappedIO:
     process: Any = SimpleNamespace(stdin=io.BytesIO(), stdout=io.BytesIO(sent))
-    return link._CappedIO(process, None)
+    return transport.CappedIO(process, None)
 
 
 def test_a_message_longer_than_any_of_ours_ends_the_connection() -> None:
     with pytest.raises(EOFError, match="a message of"):
-        capped(b"").read(link.MAX_MESSAGE_BYTES + 1)
+        capped(b"").read(transport.MAX_MESSAGE_BYTES + 1)
 
 
 def test_more_than_was_asked_for_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "MAX_UNREAD_BYTES", 1000)
+    monkeypatch.setattr(transport, "MAX_UNREAD_BYTES", 1000)
     wire = capped(b"x" * 10_000)
     for _ in range(5):
         wire.read(900)

@@ -10,8 +10,8 @@ from tiny import inside
 import hwloop
 from hwloop.errors import UsageError
 from hwloop.measure.hosts import Host, check_python, parse_host
-from hwloop.measure.link import ssh_command
 from hwloop.measure.profile_file import load_profile, resolve
+from hwloop.measure.transport import ssh_command
 
 HOSTILE = [
     "",

@@ -22,8 +22,7 @@ from scoring import MapsTask, Peak, maps_model
 
 from hwloop.errors import TargetError
 from hwloop.findings import Measurement, Protocol
-from hwloop.measure import link
-from hwloop.measure import session as targets
+from hwloop.measure import link, worker
 from hwloop.measure.hosts import parse_host
 from hwloop.measure.link import LIMITS, Limits
 from hwloop.measure.profile import TargetProfile
@@ -158,7 +157,7 @@ def test_a_reply_lost_in_flight_is_not_measured_again(there: Board, tmp_path: Pa
         before = session.state()["pid"]
         replies = there.cache / "replies"
         old = set(replies.iterdir())
-        ssh = session._link._process.pid
+        ssh = session._worker._link._process.pid
         measured: list[Measurement] = []
 
         def slow() -> None:
@@ -193,7 +192,7 @@ def test_a_start_that_holds_the_interpreter_for_long_is_waited_for(
     started = time.monotonic()
     with DeviceSession(profile) as session:
         assert hold_s < time.monotonic() - started < hold_s + 15
-        assert session._lost_pids == []
+        assert session._worker._lost_pids == []
         assert measure(session).ratio == pytest.approx(1.0, abs=0.01)
 
 
@@ -221,7 +220,7 @@ def test_a_worker_that_is_lost_at_first_contact_is_started_once_more(
     with DeviceSession(profile) as session:
         assert measure(session).ratio > 0
         (lost,) = (
-            session._lost_pids
+            session._worker._lost_pids
         )  # known before its first word, so that a stuck one can be ended
         assert lost > 0
     assert starts(python) == 2
@@ -244,7 +243,7 @@ def test_a_board_that_cannot_be_reached_is_not_called_again(
         calls.append(arguments)
         return link.open_link(*arguments, **options)
 
-    monkeypatch.setattr(targets, "open_link", counted)
+    monkeypatch.setattr(worker, "open_link", counted)
     profile = replace(profile_of(there, tmp_path), host=parse_host("127.0.0.1:1"))
     with pytest.raises(TargetError, match="does not answer"), DeviceSession(profile):
         pass
@@ -264,7 +263,7 @@ def test_scoring_takes_memory_for_a_chunk_and_not_for_all(there: Board, tmp_path
         assert here.anon_bytes < 300 << 20
         assert here.resident_bytes < 400 << 20
         assert far.anon_bytes < 250 << 20
-        assert session._lost_pids == []
+        assert session._worker._lost_pids == []
 
 
 def complete(paths: set[Path]) -> set[Path]:

@@ -52,7 +52,7 @@ class TrtRuntime(Runtime):
 
     name = package = "tensorrt"
     on_gpu = True
-    capabilities = frozenset(CAPABILITIES)
+    capabilities = CAPABILITIES
 
     def __init__(
         self,
@@ -80,12 +80,8 @@ class TrtRuntime(Runtime):
             memory_mib=self._device.memory_bytes >> 20,
             integrated=self._device.integrated,
         )
-        cache_path = trt_cache.cache_path(
-            self._version, self._device.name, self._timing_conditions()
-        )
-        self._plans = Plans(
-            settings, self._limits, module=self._trt.__name__, timing_cache=cache_path
-        )
+        cache = trt_cache.cache_path(self._version, self._device.name, self._timing_conditions())
+        self._plans = Plans(settings, self._limits, module=self._trt.__name__, timing_cache=cache)
 
     def fingerprint(self) -> dict[str, Any]:
         found, settings = self._device, self._settings

@@ -1,29 +1,22 @@
 """A line to a worker: a process of this machine, or one at the other end of the system's ``ssh``.
 
 execnet (MIT) carries the messages and sends the worker's code, so nothing is installed on a board.
-Added here: a deadline for the start, a pulse in both directions from the first byte on, and a cap
-on what a board may send.
+Added here: a deadline for the start, and a pulse in both directions from the first byte on.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import execnet
-from execnet import gateway_base, gateway_bootstrap
-
-from hwloop.errors import EnvironmentProblem, TargetError
-from hwloop.measure.hosts import check_python
+from hwloop.measure import transport
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.refusals import LinkLost, explained, refused
+from hwloop.measure.transport import END_TIMEOUT_S
 
 START_TIMEOUT_S = 120
 BEAT_S = 2.0
@@ -53,26 +46,6 @@ LIMITS = {"ssh": Limits(worker_s=9), "local": Limits(worker_s=60)}
 """By transport."""
 
 WATCH_S = 1.0
-MAX_MESSAGE_BYTES = 16 << 20
-MAX_UNREAD_BYTES = 64 << 20
-"""What a worker may send without being asked, before its connection is closed."""
-
-END_TIMEOUT_S = 5.0
-
-SSH_OPTIONS = (
-    "BatchMode=yes",
-    "ConnectTimeout=5",
-    "ServerAliveInterval=3",
-    "ServerAliveCountMax=3",
-    "ControlPath=none",
-    "ClearAllForwardings=yes",
-    "ForwardAgent=no",
-    "ForwardX11=no",
-    "PermitLocalCommand=no",
-    "RequestTTY=no",
-    "LogLevel=ERROR",
-)
-"""Never a question, never for ever. Host keys are checked as the user's configuration says."""
 
 BOOTSTRAP = """
 import sys
@@ -227,20 +200,19 @@ def open_link(
         TargetError, EnvironmentProblem, UsageError (the profile asks for what there is not):
             calling again will not help; the message says what will.
     """
-    with tempfile.TemporaryDirectory(prefix="hwloop-") as folder:
-        log = Path(folder) / "ssh.log"
-        process = _started(profile, log)
+    with transport.ssh_log() as log:
+        process = transport.started(profile, log)
         limits = limits or LIMITS[profile.transport]
         killer = threading.Timer(limits.start_s, process.kill)
         killer.start()
         link = None
         try:
-            link = Link(process, _gateway(process), limits)
+            link = Link(process, transport.gateway(process), limits)
             link.start(options)
         except (LinkLost, OSError, EOFError) as error:
             process.kill()
             code = process.wait(END_TIMEOUT_S)
-            reason = log.read_text(errors="replace") if log.exists() else ""
+            reason = log.read_text(errors="replace")
             found = explained(profile, error, code, reason)
             if link is not None and isinstance(found, LinkLost):
                 found.pid = link.pid
@@ -264,82 +236,3 @@ def sources() -> dict[str, str]:
         name = "hwloop.device" if path.stem == "__init__" else f"hwloop.device.{path.stem}"
         found[name] = path.read_text(encoding="utf-8")
     return found
-
-
-def ssh_command(profile: TargetProfile, log: Path) -> list[str]:
-    """The argument list of ``ssh``: all of it was checked by :mod:`hwloop.measure.hosts`."""
-    host = profile.host
-    if host is None:
-        raise TargetError(f"target {profile.name!r} has no host", "--host user@board")
-    options = [part for option in SSH_OPTIONS for part in ("-o", option)]
-    port = ["-p", str(host.port)] if host.port else []
-    python = check_python(profile.python)
-    remote = f'{python} -u -c "{_FIRST_LINE}"'
-    return ["ssh", *options, *port, "-E", str(log), "--", host.destination, remote]
-
-
-_FIRST_LINE = "import sys;exec(eval(sys.stdin.readline()))"  # execnet's own first step
-
-
-def _started(profile: TargetProfile, log: Path) -> subprocess.Popen[bytes]:
-    if profile.transport == "ssh":
-        command = ssh_command(profile, log)
-    else:
-        command = [sys.executable, "-u", "-c", _FIRST_LINE]
-    try:
-        # A session of its own: Ctrl-C reaches this process, which ends the worker in order.
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if profile.transport == "ssh" else None,
-            start_new_session=True,
-            env={**os.environ, "LC_ALL": "C"} if profile.transport == "ssh" else None,
-        )
-    except FileNotFoundError as error:
-        raise EnvironmentProblem(
-            f"{command[0]} is not installed", "apt-get install openssh-client"
-        ) from error
-
-
-class _CappedIO(gateway_base.Popen2IO):
-    """Pipes of a process; more than can be true, at once or unasked, ends the connection.
-
-    Attributes:
-        unread_bytes: received since the host last took a message, or heard a beat.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], execmodel: Any) -> None:
-        super().__init__(process.stdin, process.stdout, execmodel)
-        self.process = process
-        self.remoteaddress = "worker"
-        self.unread_bytes = 0
-
-    def read(self, numbytes: int) -> bytes:
-        if numbytes > MAX_MESSAGE_BYTES:
-            raise EOFError(f"a message of {numbytes} bytes")
-        self.unread_bytes += numbytes
-        if self.unread_bytes > MAX_UNREAD_BYTES:
-            raise EOFError(f"{self.unread_bytes} bytes that nobody asked for")
-        data: bytes = super().read(numbytes)
-        return data
-
-    def wait(self) -> int | None:
-        try:
-            return self.process.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def kill(self) -> None:
-        self.process.kill()
-
-
-def _gateway(process: subprocess.Popen[bytes]) -> Any:
-    execmodel = gateway_base.get_execmodel("thread")
-    spec = execnet.XSpec("popen//python=python3//id=worker//execmodel=thread")
-    try:
-        return gateway_bootstrap.bootstrap(_CappedIO(process, execmodel), spec)
-    except gateway_bootstrap.HostNotFound as error:
-        raise EOFError("ssh gave up") from error
-    except AssertionError as error:
-        raise EOFError("its shell prints text before Python starts: see ~/.bashrc there") from error
