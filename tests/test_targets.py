@@ -269,14 +269,8 @@ def test_a_held_model_is_forgotten_at_the_end(monkeypatch: pytest.MonkeyPatch) -
             session.build(model)
         assert asked == [*once[:2], *once[1:]]
         asked.clear()
-<<<<<<< HEAD
-        with pytest.raises(RuntimeError, match="on the way"), session.holding(MODEL):  # noqa: PT012
-            session.build(MODEL)
-            raise RuntimeError("on the way")
-=======
         with pytest.raises(RuntimeError, match="on the way"):
             fail_holding(session, lambda: None)
->>>>>>> session
         assert asked == once
         asked.clear()
         with session.holding(MODEL):
@@ -287,15 +281,8 @@ def test_a_held_model_is_forgotten_at_the_end(monkeypatch: pytest.MonkeyPatch) -
 def test_holding_hides_no_error_behind_a_lost_worker() -> None:
     """Where the worker is lost as well, what was raised within is what is heard of."""
     with DeviceSession(load_profile("fake")) as session:
-<<<<<<< HEAD
-        with pytest.raises(RuntimeError, match="on the way"), session.holding(MODEL):  # noqa: PT012
-            session.build(MODEL)
-            os.kill(session.state()["pid"], signal.SIGKILL)
-            raise RuntimeError("on the way")
-=======
         with pytest.raises(RuntimeError, match="on the way"):
             fail_holding(session, lambda: os.kill(session.state()["pid"], signal.SIGKILL))
->>>>>>> session
         assert measure(session).ratio > 0
 
 
