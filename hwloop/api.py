@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from hwloop.errors import UsageError
 from hwloop.measure import bench as benching
+from hwloop.measure.bench_targets import compare_on
 from hwloop.measure.profile_file import resolve
 from hwloop.measure.progress import Progress
 from hwloop.report.facts import write_report
@@ -139,7 +141,7 @@ def load(
 
 def bench(
     *files: str | Path,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     host: str | None = None,
     shapes: Mapping[str, Sequence[int]] | Iterable[str] | None = None,
     cross_check: bool = False,
@@ -150,7 +152,10 @@ def bench(
     A run stands for its best network; a single run is compared with its dense network.
 
     Args:
-        target: a profile's name or path; HWLOOP_TARGET or cpu when it is None.
+        target: a profile's name or path; HWLOOP_TARGET or cpu when it is None. Or several: every
+            file is measured on each, in turns of one round, and the first file on the first target
+            is the baseline. Each record then has ``target`` and ``runtime``.
+        host: of every target.
         shapes: of inputs with dynamic dimensions: ``{"input": (1, 3, 224, 224)}``, or a list like
             ``["input:1x3x224x224"]``. A dynamic batch alone is taken as 1, and the record says so.
         cross_check: the engines are also timed by NVIDIA's own trtexec.
@@ -159,12 +164,19 @@ def bench(
         UsageError: a file that is missing, no ONNX, in several files, or of unknown shape.
         TargetError: the target is lost.
     """
+    paths = [Path(path_text("file", file, benching.PATHS)) for file in files]
+    several = isinstance(target, Sequence) and not isinstance(target, str)
+    names = list(target) if several and target is not None else [target]
+    if not names:
+        raise UsageError("no target to measure on", "target=('cpu',)")
+    profiles = [resolve(target_name(name), host=a_host(host)) for name in names]
+    progress, cross_check = a_progress(progress), a_flag("cross_check", cross_check)
+    if len(profiles) > 1:
+        return compare_on(
+            profiles, paths, progress=progress, cross_check=cross_check, shapes=shapes
+        )
     return benching.compare(
-        [Path(path_text("file", file, benching.PATHS)) for file in files],
-        profile=resolve(target_name(target), host=a_host(host)),
-        progress=a_progress(progress),
-        cross_check=a_flag("cross_check", cross_check),
-        shapes=shapes,
+        paths, profile=profiles[0], progress=progress, cross_check=cross_check, shapes=shapes
     )
 
 

@@ -150,15 +150,31 @@ class MaxDrop(click.ParamType[Any]):
             self.fail(f"{value!r} is no number; write 0.01 for one point, or none", param, ctx)
 
 
+class TargetName(click.ParamType[str]):
+    """A name or a path: where several may be given, the environment variable is still one."""
+
+    name = "target"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [rv]
+
+
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-TARGET = click.option(
+TARGET_OPTION: dict[str, Any] = {
+    "default": "cpu",
+    "show_default": True,
+    "envvar": TARGET_VARIABLE,
+    "show_envvar": True,
+    "metavar": "NAME|FILE",
+}
+TARGET_HELP = "Where latency is measured; hwloop target list."
+TARGET = click.option("--target", help=TARGET_HELP, **TARGET_OPTION)
+TARGETS = click.option(
     "--target",
-    default="cpu",
-    show_default=True,
-    envvar=TARGET_VARIABLE,
-    show_envvar=True,
-    metavar="NAME|FILE",
-    help="Where latency is measured; hwloop target list.",
+    type=TargetName(),
+    multiple=True,
+    help=f"{TARGET_HELP} May be repeated: every file on each.",
+    **{**TARGET_OPTION, "default": ("cpu",)},
 )
 TASK = click.option(
     "--task",

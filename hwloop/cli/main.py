@@ -18,6 +18,7 @@ from hwloop.cli.common import (
     SIMULATE,
     STOP,
     TARGET,
+    TARGETS,
     TASK,
     Asked,
     Carried,
@@ -116,7 +117,7 @@ def optimize(model: str | None, dry_run: bool, as_json: bool, **options: Any) ->
 
 @main.command()
 @click.argument("files", nargs=-1, required=True)
-@TARGET
+@TARGETS
 @HOST
 @click.option(
     "--shape",
@@ -134,8 +135,12 @@ def optimize(model: str | None, dry_run: bool, as_json: bool, **options: Any) ->
 def bench(files: tuple[str, ...], cross_check: str | None, as_json: bool, **options: Any) -> None:
     """Compare ONNX files or runs; the first is the baseline. A run alone: best against dense.
 
+    On several targets, every file is measured on each, and the baseline is the first file on the
+    first target. Targets take turns of one round; a ratio is that of two quiet times of a round.
+
     \b
     hwloop bench a.onnx b.onnx
+    hwloop bench a.onnx --target cpu --target openvino
     hwloop bench hwloop-run
     hwloop bench any-size.onnx --shape input:1x3x224x224
     hwloop bench hwloop-run --target cuda --cross-check trtexec
@@ -146,7 +151,7 @@ def bench(files: tuple[str, ...], cross_check: str | None, as_json: bool, **opti
         records = api.bench(
             *files, cross_check=cross_check is not None, progress=progress, **options
         )
-    lines = [columns([["file", "latency (95 %)", "speedup (95 %)", "samples"], *_rows(records)])]
+    lines = [columns(_rows(records))]
     lines += [f"unstable: {doubt}" for found in records for doubt in found.get("unstable", ())]
     for found in records:
         lines += disturbance_lines(found.get("disturbance", {}))
@@ -155,7 +160,9 @@ def bench(files: tuple[str, ...], cross_check: str | None, as_json: bool, **opti
 
 
 def _rows(records: list[dict[str, Any]]) -> list[list[str]]:
-    rows = []
+    """A header and a row for each; with their targets where there are several."""
+    places = [name for name in ("target", "runtime") if name in records[0]]
+    rows = [["file", *places, "latency (95 %)", "speedup (95 %)", "samples"]]
     for record in records:
         low, high = record["latency_ms_ci95"]
         speed = ""
@@ -165,7 +172,8 @@ def _rows(records: list[dict[str, Any]]) -> list[list[str]]:
             speed += "" if record["significant"] else " not significant"
         latency = f"{record['latency_ms']:.4f} ms ({low:.4f}-{high:.4f})"
         latency += " without copies" if record.get("without_copies") else ""
-        rows.append([record["file"], latency, speed, str(record.get("samples", ""))])
+        named = [record[name] for name in ("file", *places)]
+        rows.append([*named, latency, speed, str(record.get("samples", ""))])
     return rows
 
 

@@ -111,10 +111,10 @@ def build_rows(
             table.add_disturbed(config, measurement)
             disturbed.append(config)
             continue
-        table.add(config, _marked(measurement))
+        table.add(config, marked(measurement))
     _settle(table, refused)
     for config in disturbed:  # by now what disturbed may have ended
-        table.add(config, _marked(_second_try(session, table, config, runtime)))
+        table.add(config, marked(_second_try(session, table, config, runtime)))
     progress(len(missing), len(missing))
     return len(missing)
 
@@ -250,8 +250,9 @@ def _stable(measure: Callable[[], Measurement]) -> Measurement:
         measurement = measure()
         if not doubts(measurement):
             break
-    return _marked(measurement)
+    return marked(measurement)
 
 
-def _marked(measurement: Measurement) -> Measurement:
+def marked(measurement: Measurement) -> Measurement:
+    """The measurement with its doubts written on it."""
     return replace(measurement, unstable=(*measurement.unstable, *doubts(measurement)))
