@@ -236,11 +236,11 @@ def test_a_module_that_is_not_there_is_a_reason() -> None:
 
 
 def test_nothing_of_a_build_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     child(fake_trt.model())
     with pytest.raises(BuildFailed):
         child(fake_trt.model(fail="build"))
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "hwloop" / "scratch").iterdir()) == []
 
 
 SENT = """
@@ -282,7 +282,10 @@ def test_a_worker_whose_modules_were_sent_can_build(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[7.0, false]", done.stderr
 
 
-def test_a_builder_dies_with_its_worker(tmp_path: Path) -> None:
+def test_a_builder_dies_with_its_worker_and_the_next_build_clears_what_they_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     pid_file = tmp_path / "pid"
     model = fake_trt.model(build_s=60.0, pid_file=str(pid_file)).decode()
     code = (
@@ -291,7 +294,7 @@ def test_a_builder_dies_with_its_worker(tmp_path: Path) -> None:
         "build_in_child(sys.argv[1].encode(), BuildRequest(), module='fake_trt')"
     )
     paths = f"{TESTS}{os.pathsep}{TESTS.parent}"
-    environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": paths}
     with subprocess.Popen([sys.executable, "-c", code, model], env=environment) as worker:
         ends = time.monotonic() + 30
         while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < ends:
@@ -302,6 +305,10 @@ def test_a_builder_dies_with_its_worker(tmp_path: Path) -> None:
     while _alive(builder) and time.monotonic() < ends:
         time.sleep(0.05)
     assert not _alive(builder)
+    scratch = tmp_path / "hwloop" / "scratch"
+    assert [left.name.partition("-")[0] for left in scratch.iterdir()] == [str(worker.pid)]
+    child(fake_trt.model())
+    assert list(scratch.iterdir()) == []
 
 
 def _alive(pid: int) -> bool:

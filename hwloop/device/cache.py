@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -21,6 +23,29 @@ def cache_folder() -> Path:
         raise PermissionError(f"{folder} belongs to somebody else")
     folder.chmod(0o700)
     return folder
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """An empty folder, private and gone afterwards; what killed workers left of theirs goes first.
+
+    Raises:
+        OSError: see :func:`cache_folder`, or no room.
+    """
+    parent = cache_folder() / "scratch"
+    parent.mkdir(mode=0o700, exist_ok=True)
+    for left in parent.iterdir():
+        if not _lives(left.name.partition("-")[0]):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(pid: str) -> bool:
+    return pid.isdigit() and Path(f"/proc/{pid}").exists()
 
 
 def write(path: Path, data: bytes, *, durable: bool) -> None:

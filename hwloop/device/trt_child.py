@@ -14,11 +14,11 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hwloop.device import cache
 from hwloop.device.trt_build import BuildFailed, BuildRequest, build
 from hwloop.device.watchdog import end_with_parent
 
@@ -51,8 +51,7 @@ def build_in_child(
     Raises:
         BuildFailed: what the builder said, or how the child ended.
     """
-    with tempfile.TemporaryDirectory(prefix="hwloop-build-") as name:
-        folder = Path(name)
+    with cache.scratch() as folder:
         _write_modules(folder)
         (folder / "model.onnx").write_bytes(onnx)
         order = {"module": module, "parent": os.getpid(), "request": asdict(request)}

@@ -10,11 +10,12 @@ import json
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from hwloop.device import cache
 
 JETSON_PATH = "/usr/src/tensorrt/bin/trtexec"
 INSTALL = "on a Jetson: sudo apt-get install libnvinfer-bin; elsewhere it is in TensorRT's archive"
@@ -219,8 +220,7 @@ def _exported(
     Args:
         arguments: makes the argument list of the engine's path and ``count`` paths to write to.
     """
-    with tempfile.TemporaryDirectory(prefix="hwloop-trtexec-") as name:
-        folder = Path(name)
+    with cache.scratch() as folder:
         engine, written = folder / "engine.plan", [folder / f"{i}.json" for i in range(count)]
         engine.write_bytes(plan)
         line = arguments(str(engine), *map(str, written))
