@@ -213,9 +213,10 @@ def test_of_targets_on_one_machine_the_first_alone_takes_its_lock() -> None:
     orin, cuda, cpu = (load_profile(name) for name in ("jetson-orin", "cuda", "cpu"))
     elsewhere = replace(orin, host=parse_host("me@elsewhere"))
     plain = replace(cpu, transport="ssh", host=orin.host)
-    profiles = [cpu, orin, cuda, plain, elsewhere, cuda]
+    behind_it = replace(orin, host=parse_host("me@elsewhere:2222"))
+    profiles = [cpu, orin, cuda, plain, elsewhere, behind_it, cuda]
     locks = [session.locks for session in side_by_side(profiles)]
-    assert locks == [False, True, True, False, True, False]
+    assert locks == [False, True, True, False, True, True, False]
 
 
 class Played:

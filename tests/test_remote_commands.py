@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from board import Board, needs_board
+from test_bench_files import products
 from tiny import MINI, START, Said, environment, inside
 
 import hwloop as package
@@ -46,6 +47,18 @@ def test_a_seed_decides_the_same_here_and_there(
     found = digests(tmp_path / "there")
     assert len(found) >= 4
     assert found == digests(tmp_path / "here")
+
+
+def test_two_targets_of_one_board_are_measured_under_one_lock(
+    there: Board, tmp_path: Path, capsys: Capsys
+) -> None:
+    file = products(tmp_path / "a.onnx", 32, 2)
+    names = ("one", "two")
+    targets = [there.profile(tmp_path / f"{name}.toml", runtime="onnxruntime") for name in names]
+    words = [word for target in targets for word in ("--target", str(target))]
+    said = inside(capsys, "bench", file, *words, "--json")
+    assert said.code == 0, said.err
+    assert [record["target"] for record in json.loads(said.out)] == ["one", "two"]
 
 
 def test_a_real_run_is_measured_and_scored_on_the_board(

@@ -36,8 +36,7 @@ from hwloop.cli.target import doctor, target
 from hwloop.errors import ExitCode, HwloopError
 from hwloop.parsing import printable
 from hwloop.run.beside import disturbance_lines
-
-AGENTS = ("dqn", "dqn-vanilla", "random", "greedy", "uniform", "planner", "local")
+from hwloop.search.methods import METHODS
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,7 +70,7 @@ def main() -> None:
 @click.option("--min-speedup", type=float, help="Speedup to be reached, besides.")
 @click.option("--run", default="hwloop-run", show_default=True, help="Folder of the run.")
 @click.option(
-    "--agent", default="dqn", show_default=True, help=f"Who searches: {', '.join(AGENTS)}."
+    "--agent", default="dqn", show_default=True, help=f"Who searches: {', '.join(METHODS)}."
 )
 @click.option("--reward", default="goal", show_default=True, help="goal, or linear.")
 @click.option("--lam", type=float, help="Weight of latency in --reward linear; 0.1 unless given.")

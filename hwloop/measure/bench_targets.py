@@ -29,6 +29,7 @@ from hwloop.measure.bench import (
     record,
     timed,
 )
+from hwloop.measure.hosts import Host
 from hwloop.measure.paired import ATTEMPTS, doubts, marked
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.progress import Progress
@@ -89,25 +90,16 @@ def _tell(progress: Progress, path: str, done: int, *, before: int, total: int) 
     progress.advance(before + done, total, path)
 
 
-class _UnderAnothersLock(DeviceSession):
-    """A session on a machine that another one of ours holds for both: they never run at once."""
-
-    @property
-    def locks(self) -> bool:
-        return False
-
-
 def side_by_side(profiles: Sequence[TargetProfile]) -> list[DeviceSession]:
     """A session for each target; of those on one machine the first that needs its lock takes it."""
-    held: set[str | None] = set()
+    held: set[Host | None] = set()
     found: list[DeviceSession] = []
     for profile in profiles:
         session = DeviceSession(profile)
-        machine = profile.host.destination if profile.host else None
-        if session.locks and machine in held:
-            session = _UnderAnothersLock(profile)
+        if session.locks and profile.host in held:
+            session = DeviceSession(profile, held=True)
         elif session.locks:
-            held.add(machine)
+            held.add(profile.host)
         found.append(session)
     return found
 

@@ -34,10 +34,13 @@ class DeviceSession:
 
     Args:
         limits: of silence, where they are not those of the profile's transport.
+        held: another session of ours keeps others from the machine, and waits meanwhile.
     """
 
-    def __init__(self, profile: TargetProfile, *, limits: Limits | None = None) -> None:
-        self._worker = SessionWorker(profile, limits=limits)
+    def __init__(
+        self, profile: TargetProfile, *, limits: Limits | None = None, held: bool = False
+    ) -> None:
+        self._worker = SessionWorker(profile, limits=limits, held=held)
         self._retries = Retries(self._worker)
         self._chunks = Chunks(self._retries)
 

@@ -31,10 +31,14 @@ class SessionWorker:
 
     Args:
         limits: of silence, where they are not those of the profile's transport.
+        held: another one of ours keeps others from the machine, and waits while this one measures.
     """
 
-    def __init__(self, profile: TargetProfile, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self, profile: TargetProfile, *, limits: Limits | None = None, held: bool = False
+    ) -> None:
         self.profile = profile
+        self._held = held
         self._limits = limits
         self._link: Link | None = None
         self._exchange: Exchange | None = None
@@ -61,7 +65,8 @@ class SessionWorker:
     @property
     def locks(self) -> bool:
         """Whether it keeps others from measuring on its machine."""
-        return self.profile.transport == "ssh" or self.profile.kind.needs_device_alone
+        alone = self.profile.transport == "ssh" or self.profile.kind.needs_device_alone
+        return alone and not self._held
 
     # ------------------------------------------------------------------- what it is asked
 
