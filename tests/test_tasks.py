@@ -119,7 +119,7 @@ class TestFashionMnist:
             path.rename(raw / path.name)
         assert sizes(load_task("fashion-mnist", data=tmp_path / "other")) == [180, 20, 20]
 
-    @pytest.mark.parametrize("content", [b"not gzip", gzip.compress(bytes(100))])
+    @pytest.mark.parametrize("content", [b"not gzip", gzip.compress(bytes(100), mtime=0)])
     def test_damaged_file_is_explained(self, folder: Path, content: bytes) -> None:
         (folder / "train-images-idx3-ubyte.gz").write_bytes(content)
         with pytest.raises(UsageError, match="cannot read the train files"):
