@@ -28,7 +28,7 @@ from hwloop.tasks.score import ScoredSplit
 BANDS = ((1.7, 1.9), (2.2, 2.4), (2.7, 3.0))
 PER_BAND = 9
 FULL_STEPS = 300
-RECIPES = {
+SCHEDULES = {
     "none": NO_RECOVERY,
     "recalibrated": RECALIBRATED,
     "20 steps": Schedule(steps=20),
@@ -68,9 +68,9 @@ def work(share: int, shares: int) -> None:
                 continue
             candidate = bench.subject.candidate(tuple(chosen[number][1]))
             result: dict[str, Any] = {"band": chosen[number][0], "score": {}, "seconds": {}}
-            for name, recipe in {**RECIPES, FULL: Schedule(steps=FULL_STEPS)}.items():
+            for name, schedule in {**SCHEDULES, FULL: Schedule(steps=FULL_STEPS)}.items():
                 started = time.monotonic()
-                built = bench.evaluator.builder.build(candidate, recipe)
+                built = bench.evaluator.builder.build(candidate, schedule)
                 split = test if name == FULL else bench.evaluator.scorer.split
                 result["score"][name] = split.score(partial(bench.session.infer, built.model))
                 result["seconds"][name] = time.monotonic() - started
@@ -88,7 +88,7 @@ def report() -> None:
     rows = [["recovery", "within-band tau (95 %)", "seconds", "median drop of score"]]
     found = {}
     full = [result["score"][FULL] for result in results]
-    for name in RECIPES:
+    for name in SCHEDULES:
         tau = _within_band(results, name)
         resampled = [
             _within_band([results[i] for i in rng.integers(0, len(results), len(results))], name)

@@ -1,12 +1,13 @@
 """How well the latency table predicts whole networks that had no part in the fit.
 
-    python benchmarks/table_error.py demo|resnet18 [NETWORKS] [--no-ablation] [--disturbed]
+    python benchmarks/table_error.py demo|resnet18 [NETWORKS] [--openvino] [--no-ablation]
+                                     [--disturbed]
 
 Random candidates (width and int8 mixed) are measured end to end; a few fit the four coefficients,
 the rest are predicted. Beside the fused-block rows stands the ablation: rows of bare operators
 (convolution, add and activation each timed alone), summed and fitted the same way. With
-``--disturbed`` everything is measured beside a process that uses 30 % of the same core in slices
-of 5 ms.
+``--openvino`` OpenVINO is measured and not ONNX Runtime; with ``--disturbed`` everything is measured
+beside a process that uses 30 % of the same core in slices of 5 ms.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from hwloop.tasks.load import load_task
 
 COUNT = 5
 FLOAT_DIFFERENCE = 1e-4
+DOUBTED = 0.5  # what a ratio may be off where the measurement itself says that it was disturbed
 INT8_DIFFERENCE = 0.05
 """Of the demo's logits with a few convolutions in int8: another network would be far above it."""
 
@@ -262,7 +263,7 @@ class RuntimeContract:
             protocol=self.profile.protocols.loop,
             reference_latency_ms=1.0,
         )
-        assert found.unstable or abs(found.ratio - 1) <= self.noise
+        assert abs(found.ratio - 1) <= (DOUBTED if found.unstable else self.noise)
 
     # ----------------------------------------------------------------------------- what goes wrong
 

@@ -82,6 +82,7 @@ def test_times_are_finite_positive_numbers(value: Any) -> None:
         *({"interrupted_share": value} for value in (-0.1, 1.1, math.nan, "some")),
         *({"core_taken_share": value} for value in (2.0, math.inf)),
         {"other_cores_busy_share": -1},
+        *({"stopped": value} for value in ("because", None, 7, ["count"])),
     ],
     ids=repr,
 )

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from graphs import quantize
+from onnx import helper
 from onnxruntime import quantization
 from torch import Tensor, nn
 
@@ -76,6 +77,35 @@ def test_a_graph_for_two_inputs_at_once_is_calibrated_two_by_two() -> None:
     found = ranges(onnx.load_from_string(graph), ["input"], INPUTS[:3], optimized=True)
     assert tuple(found["input"]) == (INPUTS[:3].min(), INPUTS[:3].max())
     assert quantize(graph, weighted_nodes(graph), calibration=INPUTS, recipe="ort-x86", isa="")
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (2, 1, 3, 7), (5, 2, 11, 11)])
+def test_one_wrong_value_of_many_fails_the_candidate(
+    graph: bytes, place: tuple[int, int, int, int]
+) -> None:
+    inputs = INPUTS.copy()
+    inputs[place] = np.nan
+    with pytest.raises(CandidateError, match="not finite"):
+        ranges(onnx.load_from_string(graph), ["input"], inputs, optimized=True)
+
+
+def test_a_range_that_one_input_breaks_fails_the_candidate() -> None:
+    """The logarithm of a mean: not a number for the one input whose mean is negative."""
+    log = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["input"], ["mean"]),
+            helper.make_node("Log", ["mean"], ["log"]),
+        ],
+        "log",
+        [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, (1, 3, 12, 12))],
+        [helper.make_tensor_value_info("log", onnx.TensorProto.FLOAT, (1, 1, 1, 1))],
+    )
+    model = helper.make_model(log, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    inputs = np.abs(INPUTS)
+    assert np.isfinite(ranges(model, ["log"], inputs, optimized=True)["log"]).all()
+    inputs[2] *= -1
+    with pytest.raises(CandidateError, match="'log' is not finite"):
+        ranges(model, ["log"], inputs, optimized=True)
 
 
 @pytest.mark.parametrize("recipe", ["ort-x86", "tensorrt"])

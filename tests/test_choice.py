@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,12 +55,22 @@ class World:
         self.subject = SimpleNamespace(
             dense_candidate=DENSE, menu=ACTIONS, choices=lambda candidate: candidate.digest()
         )
-        self.session = SimpleNamespace(holding=contextlib.nullcontext)
+        self.session = SimpleNamespace(holding=self._holding)
+        self.held = 0
         self.source = LatencySource.DEVICE
         self.loop_schedule = Schedule(steps=20)
         self.figures = Figures(Store(IN_MEMORY), "made")
         self.baseline = self._latency(DENSE)
         self.built = 0
+
+    @contextlib.contextmanager
+    def _holding(self, model: object) -> Iterator[object]:
+        self.held += 1
+        assert self.held == 1, "another network is still on the device"
+        try:
+            yield model
+        finally:
+            self.held -= 1
 
     def _draw(self, candidate: Candidate, what: str) -> random.Random:
         return random.Random(f"{self.seed} {candidate.digest()} {what}")
@@ -184,6 +194,7 @@ def test_nothing_that_was_seen_and_meets_the_goal_is_faster_than_what_ships(
         limit = None if goal.max_drop is None else 4 * goal.max_drop
         shipped = finals.choose(trials, loop_max_drop=limit)
         seen = finals.seen(trials)
+    assert world.held == 0
     useful = [item for item in seen if item.faster and choice.within_drop(item, goal)]
     met = [item for item in useful if choice.meets(item, goal, baseline_ms=BASELINE_MS)]
     if shipped is None:

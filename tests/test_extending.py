@@ -15,7 +15,7 @@ from tiny import MINI, inside
 import hwloop
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
-from hwloop.run.trials import RECIPE
+from hwloop.run.trials import USUAL
 
 Capsys = pytest.CaptureFixture[str]
 OPTIONS: dict[str, Any] = {
@@ -56,7 +56,7 @@ def trials(run: Path) -> dict[int, str]:
 
 def searched(run: Path) -> int:
     with Store(run / "hwloop.sqlite", read_only=True) as store:
-        return sum(trial.source != RECIPE for trial in store.trials())
+        return sum(trial.source != USUAL for trial in store.trials())
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_exactly_as_many_candidates_as_asked_for_are_added(tmp_path: Path) -> None:
-    """Also by an agent that first asks for the usual recipes."""
+    """Also by an agent that first asks for the usual settings."""
     run = tmp_path / "run"
     extended(run, evaluations=2, agent="dqn-vanilla")
     assert searched(run) == 2

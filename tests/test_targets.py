@@ -278,6 +278,17 @@ def test_a_held_model_is_forgotten_at_the_end(monkeypatch: pytest.MonkeyPatch) -
         assert asked == []
 
 
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_asks_nothing_of_a_device_at_work(ends: type[BaseException]) -> None:
+    with DeviceSession(load_profile("fake")) as session:
+        with pytest.raises(ends), session.holding(MODEL):
+            session.build(MODEL)
+            before = time.monotonic()
+            os.kill(session.state()["pid"], signal.SIGSTOP)  # it would not answer
+            raise ends
+        assert time.monotonic() - before < 2
+
+
 def test_holding_hides_no_error_behind_a_lost_worker() -> None:
     """Where the worker is lost as well, what was raised within is what is heard of."""
     with DeviceSession(load_profile("fake")) as session:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from graphs import row_onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hwloop.device import trt_build, trt_cache, trt_child
+from hwloop.device import cache, trt_build, trt_cache, trt_child
 from hwloop.device.trt_build import BuildFailed, BuildRequest, build, prove
 from hwloop.device.trt_child import build_in_child
 from hwloop.measure.table import EMPTY, REFERENCE
@@ -241,6 +242,32 @@ def test_nothing_of_a_build_stays_behind(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(BuildFailed):
         child(fake_trt.model(fail="build"))
     assert list((tmp_path / "hwloop" / "scratch").iterdir()) == []
+
+
+def test_without_a_home_to_write_into_a_build_lies_among_the_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").write_text("a file where the folder should be")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with cache.scratch() as folder:
+        assert folder.parent == tmp_path / "temporary"
+    child(fake_trt.model())
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_what_another_container_builds_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process number means nothing here; its lock does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with cache.scratch() as theirs:
+        elsewhere = theirs.rename(theirs.parent / "999999999-there")
+        with cache.scratch() as mine:
+            assert sorted(elsewhere.parent.iterdir()) == sorted([mine, elsewhere])
+    with cache.scratch() as mine:
+        assert list(mine.parent.iterdir()) == [mine]
 
 
 SENT = """

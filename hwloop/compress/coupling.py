@@ -1,6 +1,6 @@
 """Which channels can only change together: torch-pruning's dependency graph.
 
-Only this file and ``methods/prune.py`` know torch-pruning (Fang et al., CVPR 2023).
+Only this file and ``cut.py`` know torch-pruning (Fang et al., CVPR 2023).
 """
 
 from __future__ import annotations

@@ -81,7 +81,10 @@ def weighted_nodes(graph: bytes) -> list[str]:
 
 
 def graph_configs(graph: bytes) -> list[LayerConfig]:
-    """The rows of an exported FP32 graph; what the arithmetic of ``space`` must agree with."""
+    """The rows of an exported FP32 graph.
+
+    The arithmetic of ``space`` must agree with them: a method's contract asks for nothing else.
+    """
     reader = GraphReader(onnx.load_from_string(graph))
     return [reader.config(node) for node in reader.rows]
 

@@ -45,21 +45,25 @@ def menu(rules: SpaceRules) -> tuple[Action, ...]:
 @functools.lru_cache
 def _menu(known: tuple[Method, ...], kinds: tuple[str, ...]) -> tuple[Action, ...]:
     used = [method for method in known if method.kind in kinds]
-    return tuple(
+    actions = tuple(
         Action(kind=action.kind, amount=action.amount, precision=precision)
         for precision in PRECISIONS
         for method in used
         for action in method.actions()
     )
+    if not actions or actions[0] != KEEP:
+        raise ValueError("to leave a group alone is the first action of every menu")
+    return actions
 
 
 def menu_features(rules: SpaceRules) -> tuple[tuple[float, ...], ...]:
     """(A, F) what a search may see of each action, in [-1, 1]: amount, precision, and its kind.
 
-    Keeping and pruning differ by the amount alone; every further kind is a feature of its own.
+    Where the amount tells a kind from keeping, it is enough; every other is a feature of its own.
     """
     actions = menu(rules)
-    further = [kind for kind in dict.fromkeys(a.kind for a in actions) if kind not in SAME_KIND]
+    told = {KEEP.kind, *(known.kind for known in methods.METHODS if known.told_by_amount)}
+    further = [kind for kind in dict.fromkeys(a.kind for a in actions) if kind not in told]
     return tuple(
         (
             2 * action.amount - 1,
@@ -68,9 +72,6 @@ def menu_features(rules: SpaceRules) -> tuple[tuple[float, ...], ...]:
         )
         for action in actions
     )
-
-
-SAME_KIND = ("keep", "prune")
 
 
 def candidate(choices: Sequence[int], rules: SpaceRules) -> Candidate:

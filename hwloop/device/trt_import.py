@@ -35,8 +35,9 @@ def check_version(version: str, root: Path = jetson.ROOT) -> None:
     """Raises NoTensorRT for a release without what is used here."""
     parts = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if parts < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
         newer = ON_A_CARD if jetson.snapshot(root) is None else "update to JetPack 6.1 or newer"
-        raise NoTensorRT(f"TensorRT {version} is too old, 10.3 is the oldest; {newer}")
+        raise NoTensorRT(f"TensorRT {version} is too old, {oldest} is the oldest; {newer}")
 
 
 def _remedy(root: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hwloop import stats
+from hwloop.device.harness import ENDS
 from hwloop.device.runtime import CAPABILITIES
 from hwloop.errors import CandidateError, TargetError
 from hwloop.findings import CLOCKS, HOST_BOUND, HOST_BOUND_SHARE, MAX_SAMPLES, Measurement
@@ -193,6 +194,8 @@ def measurement(reply: Any, reference_latency_ms: float) -> Measurement:
         rounds = _rounds(reply["rounds"], len(reference))
         if reply["clock"] not in CLOCKS:
             raise ValueError(f"milliseconds of the clock {str(reply['clock'])[:40]!r}")
+        if reply["stopped"] not in ENDS:
+            raise ValueError(f"it stopped for {str(reply['stopped'])[:40]!r}")
         quiet_ms = stats.median(stats.quiet_times(reference, rounds)) if reference else 0.0
         return Measurement(
             samples_ms=samples,
@@ -201,7 +204,7 @@ def measurement(reply: Any, reference_latency_ms: float) -> Measurement:
             rounds=rounds,
             clock=reply["clock"],
             warmup_count=plausible.count(reply["warmup_count"]),
-            stopped=str(reply["stopped"])[:20],
+            stopped=reply["stopped"],
             temperature_c=None if heat is None else float(heat),
             launch_overhead_ms=None if overhead is None else float(overhead),
             reformats=None if reformats is None else plausible.count(reformats),

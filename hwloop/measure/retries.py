@@ -92,6 +92,7 @@ class Retries:
     def _replaced(self, error: WorkerLost) -> str:
         """Replace the worker; give up when this target keeps losing them. Returns the reason."""
         self._losses += 1
+        self.worker.stop()
         if self._losses >= MAX_CONSECUTIVE_LOSSES:
             name = self.worker.profile.name
             raise TargetError(
@@ -99,7 +100,6 @@ class Retries:
                 f"{error}",
                 f"hwloop target check {name}",
             ) from error
-        self.worker.stop()
         self.worker.start()
         return str(error)
 

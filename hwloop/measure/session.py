@@ -196,12 +196,15 @@ class DeviceSession:
     def holding(self, model: OnnxModel) -> Iterator[OnnxModel]:
         """The model while it is asked about; the device forgets it at the end, also after an error.
 
-        Where the line is lost at the end, it is gone anyway: the next worker has no models.
+        Where the line is lost at the end, it is gone anyway: the next worker has no models. Nothing
+        is asked of the device after an interruption: it may be at work, and the session ends.
         """
         try:
             yield model
-        finally:
+        except Exception:
             self.forget(model)
+            raise
+        self.forget(model)
 
     def forget(self, model: OnnxModel) -> None:
         """Free the device's copy of a model."""

@@ -8,7 +8,7 @@ from hwloop.run.beside import copies_lines, disturbance_lines, energy_line, prec
 
 
 def summary_rows(report: dict[str, Any]) -> list[list[str]]:
-    """Header and rows of the result table: dense, best, then the usual recipes."""
+    """Header and rows of the result table: dense, best, then the usual settings."""
     metric = report["metric_name"]
     rows = [["network", "latency (95 %)", "speedup (95 %)", metric, "drop", "file", "MACs"]]
     rows.append(_row("dense", report["baseline"], simulated=report["target"]["simulated"]))

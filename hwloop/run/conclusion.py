@@ -128,7 +128,7 @@ def _precisions(subject: Subject, int8_refused: dict[str, str]) -> Precisions:
 
 
 def _by_hand(trials: Trials) -> dict[str, Trial]:
-    """Trials of the usual recipes by name, where they have any legal action."""
+    """Trials of the usual settings by name, where they have any legal action."""
     subject = trials.evaluator.subject
     found = {}
     for name, action in BY_HAND.items():

@@ -25,6 +25,8 @@ RAISABLE = ("evaluations", "finalists", "final_steps", "time_limit_s")
 OBJECT = "(object) "
 """How a network or a task that was given in Python is named: it cannot be found again by name."""
 
+LARGEST_SEED = 2**32 - 1
+
 _A_PATH = a_text(16_384)  # as it was given, behind the way from the run folder
 _A_LIMIT = optional(a_number(-1e12, 1e12))
 _COUNT = an_int(0)
@@ -43,7 +45,7 @@ _SETTINGS = {
     "lam": a_number(0, 1e12),
     "evaluations": _COUNT,
     "time_limit_s": _A_LIMIT,
-    "seed": an_int(0, (1 << 32) - 1),
+    "seed": an_int(0, LARGEST_SEED),
     "table": optional(_A_PATH),
     "loop_steps": _COUNT,
     "loop_allowance": a_number(0, 1e12),

@@ -203,7 +203,7 @@ def _as_text(
         f"groups, {sum(map(sum, masks))} legal actions",
         "candidates": f"{float(math.prod(map(sum, masks))):.2e}",
         "latency table": f"{len(needed)} rows, {missing} of them missing",
-        "evaluations": f"{settings.evaluations} and {len(BY_HAND)} usual recipes, "
+        "evaluations": f"{settings.evaluations} and {len(BY_HAND)} usual settings, "
         f"{known.done.get('trials', 0)} done",
         "goal": ", ".join(f"{limit} {value}" for limit, value in limits.items()),
         "time": f"about {minutes:.0f} minutes" if minutes >= 2 else f"about {seconds:.0f} s",

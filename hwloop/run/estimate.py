@@ -139,7 +139,7 @@ def seconds_left(
     probes = left("probes", len(sensitivity.probed(found)))
     steps = trials * settings.loop_steps + finalists * settings.final_steps
     renewals = (trials + finalists) * RECALIBRATED.recalibration_batches
-    renewals += probes * sensitivity.PROBE_RECIPE.recalibration_batches
+    renewals += probes * sensitivity.PROBE_SCHEDULE.recalibration_batches
     return (
         missing * row_s
         + networks * loop_s

@@ -11,7 +11,7 @@ from typing import Any
 
 from hwloop.parsing import digest
 
-VERSIONED = ("hwloop", "torch", "onnx", "onnxruntime", "numpy")
+VERSIONED = ("hwloop", "torch", "onnx", "onnxruntime", "openvino", "numpy")
 NAMED = {
     "weights": "the network's weights",
     "architecture": "the network's architecture",

@@ -13,7 +13,7 @@ from hwloop.errors import UsageError, closest
 from hwloop.measure.progress import Progress
 from hwloop.parsing import a_text
 from hwloop.records import Goal
-from hwloop.run.config import OBJECT
+from hwloop.run.config import LARGEST_SEED, OBJECT
 from hwloop.run.settings import Settings
 from hwloop.search.methods import METHODS
 from hwloop.tasks import task_for
@@ -22,7 +22,6 @@ from hwloop.tasks.calls import shown
 DEFAULT_LAM = 0.1
 MOST = 10_000_000
 LARGEST = 1e12
-LARGEST_SEED = 2**32 - 1
 LONGEST_TEXT = 4096
 COUNTS = {
     "evaluations": (1, MOST),

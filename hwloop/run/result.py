@@ -101,7 +101,7 @@ class Result:
         drop: of the metric on the test split, positive = worse.
         done: what was done to each group, in the network's order.
         menu: every action that could be chosen.
-        by_hand: trials of the usual recipes, by name.
+        by_hand: trials of the usual settings, by name.
         front: trials that no other beats in both latency and drop, fastest first.
         warnings: what is doubtful about the task, its data or the goal.
         engine: SHA-256 and audit of the engine that ships, where the runtime has one.

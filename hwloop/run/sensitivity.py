@@ -19,7 +19,7 @@ from hwloop.run.kept import Probe
 from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
 
 PROBE_SAMPLES = 500
-PROBE_RECIPE = Schedule(steps=0, recalibration_batches=3)
+PROBE_SCHEDULE = Schedule(steps=0, recalibration_batches=3)
 HOPELESS_DROP = 1.0
 """Damage of an action whose probe failed, in units of the metric."""
 
@@ -92,7 +92,7 @@ def _probe(
     actions = list(evaluator.subject.dense_candidate.actions)
     actions[group] = action
     try:
-        built = evaluator.builder.build(Candidate(actions=tuple(actions)), PROBE_RECIPE)
+        built = evaluator.builder.build(Candidate(actions=tuple(actions)), PROBE_SCHEDULE)
         with evaluator.session.holding(built.model), evaluator.clock("score"):
             if action.precision == "base":
                 outputs = split.outputs(torch_run(built.module))

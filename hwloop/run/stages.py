@@ -36,7 +36,7 @@ from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures, Notes
 from hwloop.run.result import BY_HAND, Result
 from hwloop.run.settings import Settings
-from hwloop.run.trials import RECIPE, Trials
+from hwloop.run.trials import USUAL, Trials
 from hwloop.run.work import Work
 from hwloop.search.methods import METHODS
 from hwloop.search.problem import BudgetSpent, Problem
@@ -165,14 +165,14 @@ def _problem(work: Work, evaluator: Evaluator, predictor: Predictor) -> Problem:
 
 
 def _search(trials: Trials, problem: Problem, predictor: Predictor) -> None:
-    """The usual recipes, then what the agent asks for, until the evaluations or the time is up."""
+    """The usual settings, then what the agent asks for, until the evaluations or the time is up."""
     work, settings = trials.work, trials.work.settings
     work.stage("search")
     evaluate = partial(trials.evaluate, problem=problem, predictor=predictor)
     try:
         subject = trials.evaluator.subject
         for action in BY_HAND.values():
-            evaluate(subject.choices(subject.uniform(action)), RECIPE)
+            evaluate(subject.choices(subject.uniform(action)), USUAL)
     except BudgetSpent:
         return
     # To a method every candidate counts that it asks for, also the recipes and, in a run that

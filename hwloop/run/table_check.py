@@ -29,6 +29,7 @@ from hwloop.measure.store import Store, check_can_be_store
 from hwloop.measure.table import LatencyTable, row_doubts
 from hwloop.records import Candidate, Network
 from hwloop.run import target_limits
+from hwloop.run.config import LARGEST_SEED
 from hwloop.run.table_files import in_range, must_exist
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.known import writing
@@ -40,7 +41,6 @@ CALIBRATION_INPUTS = 8
 """Ranges do not change a latency, so a few random inputs are enough here."""
 
 FEWEST_NETWORKS, MOST_NETWORKS = 6, 10_000
-LARGEST_SEED = (1 << 32) - 1
 
 
 def build(

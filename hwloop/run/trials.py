@@ -18,7 +18,7 @@ from hwloop.run.work import Work
 from hwloop.search.problem import BudgetSpent, Choices, Problem, Score
 from hwloop.search.reward import Reward
 
-RECIPE = "recipe"
+USUAL = "recipe"
 """Source of the trials that are what people would try without a search."""
 
 
@@ -63,8 +63,8 @@ class Trials:
 
     @property
     def searched(self) -> int:
-        """How many were found by a search, whatever the recipes."""
-        return sum(trial.source != RECIPE for trial in self._known.values())
+        """How many were found by a search, whatever the usual settings."""
+        return sum(trial.source != USUAL for trial in self._known.values())
 
     def find(self, candidate: Candidate) -> Trial | None:
         return self._known.get(candidate.digest())
@@ -81,7 +81,7 @@ class Trials:
         trial = self.find(self.evaluator.subject.candidate(choices))
         if trial is None:
             wanted = self.work.settings.evaluations
-            if self.work.out_of_time or (source != RECIPE and self.searched >= wanted):
+            if self.work.out_of_time or (source != USUAL and self.searched >= wanted):
                 raise BudgetSpent
             trial = self._evaluated(choices, source, problem=problem, predictor=predictor)
         else:

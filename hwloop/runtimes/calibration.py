@@ -39,7 +39,9 @@ def ranges(
     """
     names = sorted(tensors)
     source = model.graph.input[0].name
-    found = np.full((len(names), 2), np.nan, np.float32)
+    if not np.isfinite(inputs).all():  # a reduction may step over the one that is not
+        raise CandidateError("compress", f"INT8: the range of tensor {source!r} is not finite")
+    found = np.tile(np.array([np.inf, -np.inf], np.float32), (len(names), 1))
     try:
         session = open_on_cpu(
             _probe(model, names), needed_for="INT8 needs", threads=1, optimized=optimized
@@ -47,7 +49,7 @@ def ranges(
         for part in batches(session, inputs):
             seen = np.reshape(session.run(None, {source: part}), found.shape)
             found = np.stack(
-                [np.fmin(found[:, 0], seen[:, 0]), np.fmax(found[:, 1], seen[:, 1])], axis=1
+                [np.minimum(found[:, 0], seen[:, 0]), np.maximum(found[:, 1], seen[:, 1])], axis=1
             )
     except EnvironmentProblem:
         raise

@@ -32,6 +32,8 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 PASSING_ON = ("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat")
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh")
+"""Operators as TensorRT treats them, so more than rows of the latency table have words for."""
+
 LIMIT = 127
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive number of FP16."""

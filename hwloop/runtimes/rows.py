@@ -5,6 +5,7 @@ runtime. docs/measuring.md has the reasons and figures.
 
 * ONNX Runtime: int8 tensors lie channels last (N, H, W, C), so changing the layout is part of a
   change of precision and of nothing else.
+* OpenVINO: tensors lie channels last, floats too; a row gives one pixel of what its block wrote.
 * TensorRT: tensors are FP16 or symmetric int8, channels first. An int8 row takes and gives int8
   tensors, as the block does between int8 neighbours, where the Q at the next operator's input is
   fused into this block's kernel. The Q in front of an int8 block behind an FP16 one is a row of

@@ -43,9 +43,12 @@ class Method:
 
     Attributes:
         kind: of its actions; the word that profiles list under ``[space] kinds``.
+        told_by_amount: a search tells its actions from leaving a group alone by their amount;
+            every other kind is a feature of its own.
     """
 
     kind = KEEP.kind
+    told_by_amount = False
 
     def actions(self) -> tuple[Action, ...]:
         """Its actions in base precision, gentlest first; the menu has each in every precision."""

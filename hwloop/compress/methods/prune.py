@@ -18,6 +18,7 @@ class Prune(Method):
     """
 
     kind = "prune"
+    told_by_amount = True
 
     def actions(self) -> tuple[Action, ...]:
         steps = range(WIDTH_STEPS - 1, 0, -1)

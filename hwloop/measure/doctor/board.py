@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hwloop.device.trt_import import OLDEST
 from hwloop.measure.doctor import said
 from hwloop.measure.doctor.check import (
     FAIL,
@@ -12,7 +13,6 @@ from hwloop.measure.doctor.check import (
     NEWEST_TENSORRT,
     OK,
     OLDEST_PYTHON,
-    OLDEST_TENSORRT,
     WARN,
     Check,
     dotted,
@@ -81,7 +81,7 @@ def unsupported_reason(snapshot: Mapping[str, Any]) -> str | None:
     version = said.text(snapshot, "runtime_version") or ""
     if said.text(snapshot, "runtime") == TensorRT.name and version:
         problem = tensorrt_problem(version)
-        if problem and numbers(version) < OLDEST_TENSORRT:
+        if problem and numbers(version) < OLDEST:
             return f"TensorRT {version}: {problem}; {newer_tensorrt(machine_of(snapshot))}"
     return None
 

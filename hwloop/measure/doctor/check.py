@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from hwloop.device.trt_import import OLDEST
+
 OK, WARN, FAIL = "ok", "warn", "fail"
 OLDEST_PYTHON = (3, 10)
-OLDEST_TENSORRT, NEWEST_TENSORRT = (10, 3), (11, 99)
+NEWEST_TENSORRT = (11, 99)
 GIB = 1 << 30
 FEW_BYTES, NO_BYTES = 2 * GIB, 200 << 20
 
@@ -53,7 +55,7 @@ class Visit:
 
 def tensorrt_problem(version: str) -> str | None:
     """Why this version of TensorRT is none to rely on, or None."""
-    if numbers(version) < OLDEST_TENSORRT:
+    if numbers(version) < OLDEST:
         return "10.3 or newer is needed"
     if numbers(version) > NEWEST_TENSORRT:
         return "newer than any that hwloop was written for"

@@ -35,7 +35,7 @@ ORT_KINDS = ("onnxruntime", "onnxruntime-gpu")
 TENSORRT_KINDS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt_lean")
 CUDA_KINDS = {"cuda-bindings": "cuda.bindings", "pycuda": "pycuda"}
 DRIVER = "libcuda.so.1"
-OPTIONAL = (*ORT_KINDS, *TENSORRT_KINDS, *CUDA_KINDS)
+OPTIONAL = (*ORT_KINDS, "openvino", *TENSORRT_KINDS, *CUDA_KINDS)
 
 
 @dataclass(frozen=True, kw_only=True)

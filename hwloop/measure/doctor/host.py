@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hwloop.device.trt_import import OLDEST
 from hwloop.measure.doctor.check import (
     FAIL,
     OK,
     OLDEST_PYTHON,
-    OLDEST_TENSORRT,
     WARN,
     Check,
     dotted,
@@ -143,7 +143,7 @@ def _tensorrt(facts: HostFacts, *, needed: bool) -> Check:
     problem = None if version is None else tensorrt_problem(version)
     if problem is None:
         return Check(state=OK, what=text)
-    too_old = numbers(version or "") < OLDEST_TENSORRT
+    too_old = numbers(version or "") < OLDEST
     apt = "NVIDIA's apt packages of TensorRT, newer ones"
     fix = newer_tensorrt(machine) if origin == "pip" or facts.jetson else apt
     return Check(state=bad if too_old else WARN, what=f"{text}: {problem}", fix=fix)
