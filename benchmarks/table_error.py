@@ -6,8 +6,8 @@
 Random candidates (width and int8 mixed) are measured end to end; a few fit the four coefficients,
 the rest are predicted. Beside the fused-block rows stands the ablation: rows of bare operators
 (convolution, add and activation each timed alone), summed and fitted the same way. With
-``--openvino`` OpenVINO is measured and not ONNX Runtime; with ``--disturbed`` everything is measured
-beside a process that uses 30 % of the same core in slices of 5 ms.
+``--openvino`` OpenVINO is measured and not ONNX Runtime; with ``--disturbed`` everything is
+measured beside a process that uses 30 % of the same core in slices of 5 ms.
 """
 
 from __future__ import annotations
