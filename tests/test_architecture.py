@@ -55,7 +55,7 @@ NAMES_OF_OTHERS = {
     "measure.doctor.facts": {"onnxruntime", "openvino", "tensorrt"},
     "measure.doctor.wheels": {"tensorrt"},
     "measure.doctor.scrub": {"onnxruntime", "openvino", "tensorrt", "fake"},
-    "run.identity": {"onnxruntime"},
+    "run.identity": {"onnxruntime", "openvino"},
 }
 """Packages on an index, and words that identify nobody, that are called like runtimes."""
 
