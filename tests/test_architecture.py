@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import math
 import os
 import re
 import shutil
@@ -225,24 +226,35 @@ HEALTHY_OR_NOT = (0, ExitCode.ENVIRONMENT)
 """How a light command ends: the doctor may find something missing."""
 
 
+START_UP_LIMIT_S = 0.3
+
+
 def quick_and_light(code: str) -> None:
-    """Run in a Python of its own, the best of a few times: start-up is the whole wait."""
+    """Run in a Python of its own, the best of up to ten times: start-up is the whole wait.
+
+    As users run it: coverage, which the tests hand on to every Python they start, would trace the
+    start-up and double it.
+    """
+    untraced = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
     loaded = "[name for name in ('torch', 'onnx', 'execnet') if name in sys.modules]"
     say = f"atexit.register(lambda: print({loaded}, file=sys.stderr))"
-    seconds = []
-    for _ in range(5):
+    best_s = math.inf
+    for _ in range(10):
+        if best_s <= START_UP_LIMIT_S:
+            break
         started = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", f"import sys, atexit; {say}; {code}"],
             capture_output=True,
             text=True,
+            env=untraced,
             timeout=60,
             check=False,
         )
-        seconds.append(time.monotonic() - started)
+        best_s = min(best_s, time.monotonic() - started)
         assert done.returncode in HEALTHY_OR_NOT, done.stderr
         assert done.stderr.strip() == "[]"
-    assert min(seconds) <= 0.3
+    assert best_s <= START_UP_LIMIT_S
 
 
 def test_importing_is_quick_and_loads_no_torch() -> None:
