@@ -83,9 +83,9 @@ class TestDemo:
     def test_task_is_valid_and_its_splits_disjoint(self) -> None:
         task = load_task("demo")
         validate_task(task, load_model(task))
-        assert sizes(task) == [12_000, 2_000, 4_000]
+        assert sizes(task) == [12_000, 8_000, 4_000]
         splits = [task.train(), task.search(), task.test()]
-        assert len(frozenset().union(*(split.digests() for split in splits))) == 18_000
+        assert len(frozenset().union(*(split.digests() for split in splits))) == 24_000
 
 
 def write_idx(folder: Path, part: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -125,12 +125,12 @@ class TestFashionMnist:
         with pytest.raises(UsageError, match="cannot read the train files"):
             load_task("fashion-mnist", data=folder)
 
-    def test_search_images_of_the_full_set_are_the_bundled_ones(self) -> None:
+    def test_search_images_of_the_full_set_are_among_the_bundled_ones(self) -> None:
         if not fashion_mnist.DEBIAN_FOLDER.is_dir():
             pytest.skip("needs the full data: apt-get install dataset-fashion-mnist")
         full = load_task("fashion-mnist")
         assert sizes(full) == [58_000, 2_000, 10_000]
-        assert full.search().digests() == load_task("demo").search().digests()
+        assert full.search().digests() <= load_task("demo").search().digests()
 
     def test_without_data_the_files_are_downloaded_once(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
