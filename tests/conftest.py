@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 
 # The networks of the tests are so small that a second thread costs more than it brings, and very
 # much more where several tests run at once. Before torch is imported; children inherit it.
@@ -32,6 +33,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             what = (getattr(item, "function", None).__doc__ or "").strip().splitlines()[0]
             reason = f"would verify on hardware: {what} (make test-target TARGET=cuda)"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def subnormal_numbers() -> Iterator[None]:
+    """OpenVINO flushes them to zero in the thread that runs a graph, and leaves it like that."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")
