@@ -61,7 +61,7 @@ def optimize(
     time_limit_s: float | None = None,
     seed: int = 0,
     table: str | Path | None = None,
-    loop_steps: int = 20,
+    loop_steps: int | None = None,
     finalists: int = 4,
     final_steps: int = 300,
     progress: Progress | None = None,
@@ -87,8 +87,11 @@ def optimize(
         evaluations: candidates to evaluate for real.
         time_limit_s: end the search after so many seconds; the finals come on top.
         table: file of a latency table to use and extend, instead of the run's own.
-        loop_steps, final_steps: distillation of each candidate, and of the finalists.
-        finalists: candidates that are fully distilled.
+        loop_steps: distillation of each candidate of the search; None for as many as rank
+            candidates best for their time: none where there are batch norms to renew, else 20.
+        final_steps: of a full distillation. The usual settings get one, a candidate of each round
+            of the search, and what the finals pick; the last may be given three times as many.
+        finalists: full distillations after the search.
 
     A run may be called again with more evaluations, finalists, final_steps or time: it goes on
     from where it is. With any other change it is refused, also when the weights, the data or the

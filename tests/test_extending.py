@@ -15,7 +15,7 @@ from tiny import MINI, inside
 import hwloop
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
-from hwloop.run.trials import USUAL
+from hwloop.run.result import USUAL
 
 Capsys = pytest.CaptureFixture[str]
 OPTIONS: dict[str, Any] = {
@@ -98,7 +98,7 @@ def test_it_goes_on_after_ctrl_c_and_tells_how_far_it_is(run: Path, capsys: Caps
 
     said = inside(capsys, "report", run)
     assert said.code == 0
-    assert "not finished: search, 8 of 10 candidates evaluated" in said.out
+    assert "not finished: search, 8 of 12 candidates evaluated" in said.out
     assert "--evaluations 7" in said.out
     assert hwloop.load(run, task=MINI)(torch.zeros(1, 1, 8, 8)).shape == (1, 4)
 
@@ -120,7 +120,7 @@ def test_it_goes_on_after_ctrl_c_and_tells_how_far_it_is(run: Path, capsys: Caps
 
 def test_a_best_that_a_kill_kept_from_being_saved_is_saved_on_the_way(run: Path) -> None:
     with sqlite3.connect(run / "hwloop.sqlite") as db:  # as it was before the first was saved
-        db.execute("DELETE FROM records WHERE kind = 'run' AND key IN ('best_reward', 'shipped')")
+        db.execute("DELETE FROM records WHERE kind = 'run' AND key IN ('best_so_far', 'shipped')")
     (run / "best").unlink()
     with pytest.raises(KeyboardInterrupt):
         extended(run, evaluations=6, progress=StopsAfter(1))
@@ -139,7 +139,7 @@ def test_an_extension_that_was_stopped_ends_as_one_that_was_not(run: Path, tmp_p
 
 def test_more_finalists_and_longer_ones_are_distilled(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    goal: dict[str, Any] = {"evaluations": 3, "max_drop": None, "min_speedup": 1.01}
+    goal: dict[str, Any] = {"evaluations": 8, "max_drop": None, "min_speedup": 1.01}
 
     def finalists() -> set[tuple[str, int]]:
         with sqlite3.connect(f"file:{run / 'hwloop.sqlite'}?mode=ro", uri=True) as db:
@@ -150,10 +150,11 @@ def test_more_finalists_and_longer_ones_are_distilled(tmp_path: Path) -> None:
     extended(run, **goal)
     kept, before = trials(run), finalists()
     more = extended(run, **goal, finalists=3)
-    assert finalists() > before
+    assert finalists() >= before  # whether more are worth their time, the race decides
     assert more["search"]["asked"]["finalists"] == 3
     longer = extended(run, **goal, finalists=3, final_steps=1)
-    assert {steps for _, steps in finalists()} == {0, 1}
+    assert finalists() > before
+    assert {steps for _, steps in finalists()} >= {0, 1}
     assert longer["search"]["asked"]["final_steps"] == 1
     assert trials(run) == kept
 

@@ -197,7 +197,7 @@ STORES: dict[str, Alter] = {
     "seconds of text": of_run("seconds", '{"train": "x"}'),
     "absurd seconds": of_run("seconds", '{"train": -1e300}'),
     "absurd time": of_run("wall_s", "-1e300"),
-    "a reward of text": of_run("best_reward", '"x"'),
+    "a best of text": of_run("best_so_far", '"x"'),
     "rows from before": of_run("rows_before", "-1"),
     "very many rows from before": of_run("rows_before", str((1 << 63) - 1)),
     "a stage with escapes": of_run("stage", '"\\u001b[2J"'),

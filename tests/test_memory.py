@@ -15,7 +15,7 @@ from hwloop.compress.recover import Schedule
 from hwloop.errors import UsageError
 from hwloop.findings import Measurement
 from hwloop.measure.store import Store
-from hwloop.parsing import canonical_json, digest
+from hwloop.parsing import canonical_json, digest, to_json
 from hwloop.records import KEEP, Action, Candidate
 from hwloop.run.clock import RunClock
 from hwloop.run.kept import FinalFigures, KeptFinalist, KeptScore, Probe
@@ -94,12 +94,12 @@ def test_figures_are_stored_under_the_kinds_and_keys_of_earlier_runs(store: Stor
 def test_notes_are_stored_under_the_kinds_and_keys_of_earlier_runs(store: Store) -> None:
     notes = Notes(store)
     assert (notes.stage(), notes.wall_s(), notes.shipped()) == (None, 0.0, False)
-    assert notes.best_reward() == float("-inf")
+    assert notes.best_so_far() is None
     notes.add_inputs({"weights": SHA})
     notes.put_stage("search")
     notes.put_times({"train": 1.5}, wall_s=2.5)
     notes.add_rows_before(3)
-    notes.put_best_reward(0.25)
+    notes.put_best_so_far(FINALIST.seen)
     notes.put_shipped()
     notes.put_engine(sha256=SHA, audit={"layers": 7})
     assert rows(store) == {
@@ -108,12 +108,13 @@ def test_notes_are_stored_under_the_kinds_and_keys_of_earlier_runs(store: Store)
         ("run", "seconds"): {"train": 1.5},
         ("run", "wall_s"): 2.5,
         ("run", "rows_before"): 3,
-        ("run", "best_reward"): 0.25,
+        ("run", "best_so_far"): to_json(FINALIST.seen),
         ("run", "shipped"): True,
         ("final", "engine"): {"sha256": SHA, "audit": {"layers": 7}},
     }
     assert notes.shipped()
-    assert (notes.rows_before(), notes.best_reward(), notes.stage()) == (3, 0.25, "search")
+    assert (notes.rows_before(), notes.stage()) == (3, "search")
+    assert notes.best_so_far() == FINALIST.seen
 
 
 def test_what_is_read_back_is_the_record_that_was_stored(store: Store) -> None:

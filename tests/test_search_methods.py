@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -118,6 +119,17 @@ def test_failures_are_survived(name: str) -> None:
         return truth(choices, source)
 
     assert asked_by(name, known, evaluate=fragile, evaluations=12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_known_beforehand_is_not_asked_for_and_counts(name: str) -> None:
+    plain = problem(5, 8, max_drop=0.01)
+    truth = scorer(plain)
+    first = [choices for choices, _ in asked_by(name, plain, evaluations=8)]
+    known = {choices: truth(choices, "known") for choices in first}
+    more = asked_by(name, dataclasses.replace(plain, known=known), evaluations=14)
+    assert 0 < len(more) <= 14 - len(known)
+    assert not {choices for choices, _ in more} & known.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -78,8 +78,14 @@ def main() -> None:
 @click.option("--time-limit", type=Duration(), help="End the search after 90s, 30m, 2h.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same decisions.")
 @click.option("--table", type=click.Path(), help="Latency table to use and extend.")
-@click.option("--loop-steps", default=20, show_default=True, help="Distillation per candidate.")
-@click.option("--finalists", default=4, show_default=True, help="Candidates to distil fully.")
+@click.option(
+    "--loop-steps",
+    type=int,
+    help="Distillation per candidate; unless given 0, and 20 without batch norms.",
+)
+@click.option(
+    "--finalists", default=4, show_default=True, help="Full distillations after the search."
+)
 @click.option("--final-steps", default=300, show_default=True, help="Distillation per finalist.")
 @click.option(
     "--dry-run", is_flag=True, help="Check everything and show the plan; measure nothing."

@@ -7,13 +7,14 @@ import shlex
 from typing import Any
 
 from hwloop.files import write_atomically
+from hwloop.findings import Measurement
 from hwloop.parsing import to_json
 from hwloop.records import Trial
 from hwloop.report.markdown import markdown
 from hwloop.run import config, identity
 from hwloop.run.folder import RunFolder
 from hwloop.run.reading import asked
-from hwloop.run.result import NetworkFigures, Result
+from hwloop.run.result import ByHand, NetworkFigures, Result
 
 
 def write_report(folder: RunFolder, result: Result) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def as_json(folder: RunFolder, result: Result) -> dict[str, Any]:
         "metric_name": result.metric_name,
         "baseline": baseline,
         "best": best,
-        "comparisons": {name: _trial(result, trial) for name, trial in result.by_hand.items()},
+        "comparisons": {name: _by_hand(result, found) for name, found in result.by_hand.items()},
         "pareto": [_trial(result, trial) for trial in result.front],
         "table": to_json(result.table),
         "precisions": to_json(result.precisions),
@@ -101,15 +102,12 @@ def _baseline(result: Result) -> dict[str, Any]:
 
 def _best(result: Result) -> dict[str, Any]:
     measurement = result.measurement
-    low, high = measurement.ratio_ci95
     best = {
-        "latency_ms": measurement.latency_ms,
-        "latency_ms_ci95": list(measurement.latency_ms_ci95),
-        **_network(result, result.best),
-        "speedup": 1 / measurement.ratio,
-        "speedup_ci95": [1 / high, 1 / low],
-        "significant": measurement.significant,
+        **_compared(result, result.best, measurement),
         "metric_drop": result.drop,
+        "search_drop": result.recovery.search_drop,
+        "recovery_steps": result.recovery.steps,
+        "usual_setting": result.recovery.usual_setting,
         "actions": [to_json(done) for done in result.done],
     }
     if result.engine is not None:
@@ -117,6 +115,32 @@ def _best(result: Result) -> dict[str, Any]:
     if measurement.launch_overhead_ms is not None:
         best["launch_overhead_ms"] = measurement.launch_overhead_ms
     return best
+
+
+def _by_hand(result: Result, found: ByHand) -> dict[str, Any]:
+    """One of the usual settings, after the same recovery and by the same measurement."""
+    if found.measurement is None or found.network is None:
+        return {"failed": found.failed}
+    return {
+        **_compared(result, found.network, found.measurement),
+        "metric_drop": found.drop,
+        "search_drop": found.search_drop,
+        "recovery_steps": found.steps,
+        "recovery": f"{found.steps} distillation steps",
+        "actions": [result.menu.index(action) for action in found.candidate.actions],
+    }
+
+
+def _compared(result: Result, network: NetworkFigures, measured: Measurement) -> dict[str, Any]:
+    low, high = measured.ratio_ci95
+    return {
+        "latency_ms": measured.latency_ms,
+        "latency_ms_ci95": list(measured.latency_ms_ci95),
+        **_network(result, network),
+        "speedup": 1 / measured.ratio,
+        "speedup_ci95": [1 / high, 1 / low],
+        "significant": measured.significant,
+    }
 
 
 def _network(result: Result, found: NetworkFigures) -> dict[str, Any]:
@@ -155,7 +179,7 @@ def _trial(result: Result, trial: Trial) -> dict[str, Any]:
         "macs": outcome.macs,
         "speedup": 1 / outcome.measurement.ratio,
         "speedup_ci95": [1 / high, 1 / low],
-        "recovery": f"{result.settings.loop_steps} distillation steps",
+        "recovery": f"{result.recovery.loop_steps} distillation steps",
         "source": trial.source,
         "actions": [result.menu.index(action) for action in trial.candidate.actions],
     }

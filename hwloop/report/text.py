@@ -15,7 +15,8 @@ def summary_rows(report: dict[str, Any]) -> list[list[str]]:
     rows.append(_row("hwloop", report["best"], simulated=report["target"]["simulated"]))
     for name, values in report["comparisons"].items():
         if "failed" not in values:
-            rows.append(_row(f"{name} *", values, simulated=report["target"]["simulated"]))
+            mark = "" if "recovery_steps" in values else " *"
+            rows.append(_row(f"{name}{mark}", values, simulated=report["target"]["simulated"]))
     return rows
 
 
@@ -62,14 +63,39 @@ def _measurement(report: dict[str, Any]) -> list[str]:
         lines.append("simulated: every latency and speedup is computed, none was measured")
     runtime = report["best"]["metric_runtime"]
     lines.append(
-        f"dense and hwloop: {report['metric_name']} on the test split, computed by {runtime}; "
+        f"{report['metric_name']} on the test split, computed by {runtime}; "
         f"{report['samples']} interleaved samples"
     )
-    lines.append("* after the short recovery of the search, on the search split")
+    lines.extend(_recovery(report))
     if not report["best"]["significant"]:
         lines.append("the difference in latency is not significant")
     lines.extend(f"unstable: {reason}" for reason in report["unstable"])
     lines.extend(disturbance_lines(report.get("disturbance", {})))  # an older report has none
+    return lines
+
+
+def _recovery(report: dict[str, Any]) -> list[str]:
+    """How long each network was trained, so that they can be compared."""
+    comparisons = report["comparisons"].items()
+    if any("recovery_steps" not in v for _, v in comparisons if "failed" not in v):
+        return ["* after the short recovery of the search, on the search split"]  # an older report
+    lines = []
+    if report["best"].get("usual_setting") is not None:
+        lines.append(f"what ships is {report['best']['usual_setting']}: the search found no better")
+    if report["best"].get("recovery_steps") is not None:
+        lines.append(f"hwloop: {report['best']['recovery_steps']} steps of distillation")
+    by_steps: dict[int, list[str]] = {}
+    for name, values in comparisons:
+        if "failed" in values:
+            lines.append(f"{name}: {values['failed']}")
+        else:
+            by_steps.setdefault(values["recovery_steps"], []).append(name)
+    lines.extend(
+        f"{'; '.join(names)}: {steps} steps of the same distillation, where anything was cut"
+        for steps, names in sorted(by_steps.items())
+    )
+    if len(by_steps) > 1:
+        lines.append("what is faster than the network that ships had as many, if it had a chance")
     return lines
 
 

@@ -14,7 +14,7 @@ from hwloop.compress.recover import Recovery, Schedule
 from hwloop.compress.subject import Built, Subject
 from hwloop.errors import CandidateError
 from hwloop.measure.session import DeviceSession
-from hwloop.records import Candidate
+from hwloop.records import KEEP, Candidate
 from hwloop.run.clock import Stopwatch
 from hwloop.runtimes.graph import OnnxModel
 
@@ -41,10 +41,14 @@ class Builder:
         schedule: Schedule,
         tick: Callable[[int, int], None] | None = None,
     ) -> Built:
-        """Compress, recover, export and check. Raises CandidateError."""
+        """Compress, recover, export and check. Raises CandidateError.
+
+        A network that nothing was cut from is the dense one before it is quantized: there is
+        nothing to recover, and training it towards itself only costs time.
+        """
         with self.clock("compress"):
             module = self._compressed(candidate)
-        if candidate != self.subject.dense_candidate:
+        if any(action.kind != KEEP.kind for action in candidate.actions):
             with self.clock("train"):
                 self.recovery.recover(module, schedule, tick=tick)
         return self._exported(candidate, module)

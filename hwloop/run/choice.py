@@ -68,6 +68,18 @@ def best(everything: Iterable[Seen], goal: Goal, *, baseline_ms: float) -> Seen 
     return min(met or useful, key=lambda seen: (seen.latency_ms, seen.drop), default=None)
 
 
+def is_better(seen: Seen, before: Seen | None, goal: Goal, *, baseline_ms: float) -> bool:
+    """Whether a network is the better one to have while a run goes on.
+
+    By the rule by which one ships; while none would, the more accurate of those that are faster.
+    """
+    pair = [seen] if before is None else [before, seen]
+    chosen = best(pair, goal, baseline_ms=baseline_ms)
+    if chosen is None:
+        return seen.faster and (before is None or seen.drop < before.drop)
+    return chosen is seen
+
+
 def summary(everything: Sequence[Seen], goal: Goal, *, failures: Sequence[str] = ()) -> str:
     """One sentence on what was seen, for a run that ships the dense network.
 

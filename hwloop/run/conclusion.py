@@ -8,21 +8,22 @@ from hwloop.compress.subject import Subject
 from hwloop.measure.predict import prediction_error
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.table import LatencyTable, row_doubts
-from hwloop.records import Candidate, Trial
+from hwloop.records import Candidate, Goal, Trial
 from hwloop.run.final import Shipped
 from hwloop.run.front import pareto_front
 from hwloop.run.kept import FinalFigures
 from hwloop.run.result import (
-    BY_HAND,
+    ByHand,
     Done,
     NetworkFigures,
     Precisions,
+    Recovered,
     Result,
     TableUse,
     Target,
 )
 from hwloop.run.trials import Trials
-from hwloop.run.verdict import verdict_on
+from hwloop.run.verdict import Verdict, verdict_on
 from hwloop.run.work import Work
 
 
@@ -32,6 +33,7 @@ def conclusion(
     *,
     shipped: Shipped,
     final: FinalFigures,
+    by_hand: dict[str, ByHand],
     table: TableUse,
     int8_refused: dict[str, str],
     warnings: tuple[str, ...],
@@ -42,19 +44,17 @@ def conclusion(
         int8_refused: kinds of int8 rows that the target does not build, with its reasons.
         warnings: what is doubtful about the task, its data or the goal.
     """
-    settings, subject = work.settings, trials.evaluator.subject
-    built, everything = shipped.built, trials.all()
-    dense = subject.dense_candidate
+    settings, subject, profile = work.settings, trials.evaluator.subject, work.profile
+    built, everything, dense = shipped.built, trials.all(), subject.dense_candidate
     drop = subject.task.drop(final.dense_metric, final.metric)
-    why_dense = shipped.summary if built.candidate == dense else None
     return Result(
         settings=settings,
-        target=_target(work.profile),
+        target=_target(profile),
         fingerprint=work.session.fingerprint,
-        verdict=verdict_on(settings.goal, final.measurement, drop=drop, why_dense=why_dense),
+        verdict=_verdict(settings.goal, shipped, final, drop),
         measurement=final.measurement,
         metric_name=subject.task.metric_name,
-        metric_runtime=work.profile.kind.computed_by(work.session.fingerprint.runtime),
+        metric_runtime=profile.kind.computed_by(work.session.fingerprint.runtime),
         baseline=_network(subject, dense, graph=subject.graph, metric=final.dense_metric),
         best=_network(subject, built.candidate, graph=built.model.data, metric=final.metric),
         drop=drop,
@@ -65,7 +65,8 @@ def conclusion(
         copies=final.copies,
         menu=subject.menu,
         trials=everything,
-        by_hand=_by_hand(trials),
+        recovery=_recovered(trials, shipped),
+        by_hand=by_hand,
         front=pareto_front(everything),
         table=table,
         warnings=warnings,
@@ -115,6 +116,21 @@ def _done(subject: Subject, candidate: Candidate) -> tuple[Done, ...]:
     )
 
 
+def _verdict(goal: Goal, shipped: Shipped, final: FinalFigures, drop: float) -> Verdict:
+    return verdict_on(goal, final.measurement, drop=drop, why_dense=shipped.why_dense)
+
+
+def _recovered(trials: Trials, shipped: Shipped) -> Recovered:
+    usual = trials.by_hand().items()
+    names = [name for name, trial in usual if trial.candidate == shipped.built.candidate]
+    return Recovered(
+        loop_steps=trials.evaluator.loop_schedule.steps,
+        steps=shipped.steps,
+        search_drop=shipped.search_drop,
+        usual_setting=names[0] if names else None,
+    )
+
+
 def _precisions(subject: Subject, int8_refused: dict[str, str]) -> Precisions:
     network, rules, fp16 = subject.network, subject.rules, subject.fp16
     masked = space.int8_masked(network, rules)
@@ -125,15 +141,3 @@ def _precisions(subject: Subject, int8_refused: dict[str, str]) -> Precisions:
         int8_refused=int8_refused,
         int8_masked_groups=tuple(network.groups[index].name for index in masked),
     )
-
-
-def _by_hand(trials: Trials) -> dict[str, Trial]:
-    """Trials of the usual settings by name, where they have any legal action."""
-    subject = trials.evaluator.subject
-    found = {}
-    for name, action in BY_HAND.items():
-        trial = trials.find(subject.uniform(action))
-        # Where a recipe has no legal action anywhere, it is the dense network under its name.
-        if trial is not None and trial.candidate != subject.dense_candidate:
-            found[name] = trial
-    return found

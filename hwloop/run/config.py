@@ -47,8 +47,7 @@ _SETTINGS = {
     "time_limit_s": _A_LIMIT,
     "seed": an_int(0, LARGEST_SEED),
     "table": optional(_A_PATH),
-    "loop_steps": _COUNT,
-    "loop_allowance": a_number(0, 1e12),
+    "loop_steps": optional(_COUNT),
     "finalists": _COUNT,
     "final_steps": _COUNT,
 }
@@ -88,6 +87,7 @@ def read_settings(folder: RunFolder) -> tuple[Settings, dict[str, Any]]:
     inputs = value.pop("inputs", None) if isinstance(value, dict) else None
     if isinstance(value, dict):
         value.pop("versions", None)
+        value.pop("loop_allowance", None)  # of runs that began with an earlier search
     try:
         settings = read_record(Settings, value, _SETTINGS)
         if not isinstance(inputs, dict):
@@ -119,6 +119,7 @@ def settle(folder: RunFolder, settings: Settings, inputs: dict[str, Any]) -> boo
     if not os.path.lexists(folder.config_path):
         return False
     before, known = read_settings(folder)
+    check_inputs(folder, known, inputs)
     different = [
         f"{field.name}: {getattr(before, field.name)!r} there, "
         f"{getattr(settings, field.name)!r} now{_advice(field.name)}"
@@ -131,7 +132,6 @@ def settle(folder: RunFolder, settings: Settings, inputs: dict[str, Any]) -> boo
             f"{folder.path} holds a run with other settings:\n  " + "\n  ".join(different),
             "repeat the first command, or choose another folder: --run NEW",
         )
-    check_inputs(folder, known, inputs)
     return True
 
 

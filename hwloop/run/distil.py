@@ -32,23 +32,28 @@ class Distiller:
     """Makes finalists of trials; what was distilled once is found again.
 
     Attributes:
-        schedule: of the full distillation.
+        steps: of the first rung of full distillation.
         predictor: predicts what undoing a change costs.
     """
 
     evaluator: Evaluator
     folder: RunFolder
-    schedule: Schedule
+    steps: int
     predictor: Predictor
     progress: Progress
-    _built: dict[tuple[Candidate, Schedule], Built] = field(default_factory=dict)
+    _built: dict[tuple[Candidate, int], Built] = field(default_factory=dict)
 
-    def distilled(self, trial: Trial) -> Seen | None:
-        """A trial's finalist, with its score on the search split; None if it failed."""
+    def distilled(self, trial: Trial, steps: int, *, revert: bool = True) -> Seen | None:
+        """A trial's finalist, with its score on the search split; None if it failed.
+
+        Args:
+            steps: of its distillation.
+            revert: undo first what is predicted to gain nothing.
+        """
         try:
-            candidate = self._reverted(trial.candidate)
-            known = self.evaluator.figures.finalist(candidate, self.schedule)
-            found = self._finalist(candidate) if known is None else known
+            candidate = self._reverted(trial.candidate) if revert else trial.candidate
+            known = self.evaluator.figures.finalist(candidate, Schedule(steps=steps))
+            found = self._finalist(candidate, steps) if known is None else known
         except CandidateError as error:
             self.progress.say(f"a finalist failed: {error}")
             self.folder.event("finalist failed", candidate=trial.candidate, reason=str(error))
@@ -56,9 +61,9 @@ class Distiller:
         self.progress.say(f"finalist: {self._said(found)}")
         return found.seen
 
-    def at_hand(self, candidate: Candidate, schedule: Schedule) -> Built | None:
-        """What was distilled just now, so that it need not be built again."""
-        return self._built.get((candidate, schedule))
+    def at_hand(self, candidate: Candidate, steps: int) -> Built | None:
+        """What was distilled last, so that it need not be built again."""
+        return self._built.get((candidate, steps))
 
     def rebuilt(self, candidate: Candidate, schedule: Schedule) -> Built:
         """The recovered candidate; its weights are kept, so a resumed run does not train again.
@@ -82,31 +87,35 @@ class Distiller:
         evaluator.figures.put_weights(candidate, schedule, sha256(data))
         return built
 
-    def _finalist(self, candidate: Candidate) -> KeptFinalist:
-        evaluator = self.evaluator
-        built = self.rebuilt(candidate, self.schedule)
+    def _finalist(self, candidate: Candidate, steps: int) -> KeptFinalist:
+        evaluator, schedule = self.evaluator, Schedule(steps=steps)
+        built = self.rebuilt(candidate, schedule)
         with evaluator.session.holding(built.model):
             measurement = evaluator.latencies.of(built)
             scored = evaluator.scorer.scored(built.model)
-        self._built[candidate, self.schedule] = built
+        self._built.clear()  # of large networks only one is held
+        self._built[candidate, steps] = built
         found = KeptFinalist(
             candidate=candidate,
-            steps=self.schedule.steps,
+            steps=steps,
             latency_ms=measurement.latency_ms,
             faster=choice.is_faster(measurement),
             speedup=1 / measurement.ratio,
             drop=scored.drop,
             upper_drop=scored.upper_drop,
         )
-        evaluator.figures.add_finalist(candidate, self.schedule, found)
+        evaluator.figures.add_finalist(candidate, schedule, found)
         self.folder.event("finalist", **to_json(found))
-        return evaluator.figures.finalist(candidate, self.schedule) or found
+        return evaluator.figures.finalist(candidate, schedule) or found
 
     def _said(self, found: KeptFinalist) -> str:
         speedup = f"{found.speedup:.2f}x{self.evaluator.source.mark}"
         upper = found.upper_drop
         bound = "over the limit" if upper is None else f"80 % below {upper:+.4f}"
-        return f"{speedup}, drop {found.drop:+.4f} on the search split ({bound})"
+        return (
+            f"{speedup}, drop {found.drop:+.4f} on the search split after {found.steps} steps "
+            f"({bound})"
+        )
 
     def _reverted(self, candidate: Candidate) -> Candidate:
         """Undo the changes that are predicted to gain under 1 %, if that is measured to be free."""

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hwloop.compress.export import host_run
-from hwloop.compress.recover import RECALIBRATED
+from hwloop.compress.recover import RECALIBRATED, short_recovery
 from hwloop.compress.subject import Subject
 from hwloop.errors import CandidateError, EnvironmentProblem
 from hwloop.measure.profile import TargetProfile
 from hwloop.records import Action
 from hwloop.run import calibrate, sensitivity
 from hwloop.run import table_check as tables
+from hwloop.run.evaluate import LOOP_SAMPLES
 from hwloop.run.result import BY_HAND
+from hwloop.run.rounds import ROUND
 from hwloop.run.settings import Settings
 from hwloop.task import Task
 from hwloop.tasks.splits import spread
@@ -128,24 +130,29 @@ def seconds_left(
     row_s = protocols.row.time_limit_s * waits + ROW_OVERHEAD_S
     loop_s = protocols.loop.time_limit_s * waits + OPENING_S
     score_s = times.samples * times.sample_s
+    loop_score_s = min(LOOP_SAMPLES, times.samples) * times.sample_s
     probe_s = min(sensitivity.PROBE_SAMPLES, times.samples) * times.sample_s
 
     def left(what: str, total: int) -> int:
         return max(total - done.get(what, 0), 0)
 
     total = settings.evaluations + len(BY_HAND)
-    trials, finalists = left("trials", total), left("finalists", settings.finalists)
+    rounds = settings.evaluations // ROUND
+    trials = left("trials", total)
+    finalists = left("finalists", len(BY_HAND) + rounds + settings.finalists)
     networks = left("latencies", calibrate.CALIBRATION_NETWORKS + total)
     probes = left("probes", len(sensitivity.probed(found)))
-    steps = trials * settings.loop_steps + finalists * settings.final_steps
+    loop_steps = short_recovery(found.dense, settings.loop_steps).steps
+    steps = trials * loop_steps + finalists * settings.final_steps
     renewals = (trials + finalists) * RECALIBRATED.recalibration_batches
     renewals += probes * sensitivity.PROBE_SCHEDULE.recalibration_batches
     return (
         missing * row_s
         + networks * loop_s
         + (networks + probes + finalists) * times.build_s
-        + (trials + finalists + 2) * score_s
+        + trials * loop_score_s
+        + (finalists + 2 + len(BY_HAND)) * score_s
         + probes * probe_s
         + (steps + renewals * FORWARD_SHARE) * times.step_s
-        + protocols.final.time_limit_s * waits
+        + protocols.final.time_limit_s * waits * (1 + len(BY_HAND))
     )

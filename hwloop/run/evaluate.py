@@ -7,6 +7,7 @@ on where it stopped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from hwloop.compress.recover import Recovery, Schedule
 from hwloop.compress.subject import Built, Subject
@@ -23,6 +24,10 @@ from hwloop.run.memory import Figures
 from hwloop.run.scoring import Scorer, score
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.tasks.score import ScoredSplit
+from hwloop.tasks.splits import Split
+
+LOOP_SAMPLES = 2000
+"""Of the search split for a candidate of the search; what may ship is scored on all of it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +35,8 @@ class Evaluator:
     """What becomes of candidates on one target: its pieces, and all of them in a row.
 
     Attributes:
+        scorer: scores on the whole search split.
+        loop_scorer: on some random samples of it, for the search.
         figures: where every result is stored.
         loop_schedule: recovery of candidates in the search.
         source: whether latencies are measured or computed.
@@ -38,6 +45,7 @@ class Evaluator:
     builder: Builder
     latencies: Latencies
     scorer: Scorer
+    loop_scorer: Scorer
     figures: Figures
     loop_schedule: Schedule
     source: LatencySource
@@ -91,7 +99,7 @@ class Evaluator:
 
     def _scored(self, built: Built) -> KeptScore:
         """The score as it is stored: what was stored before stands."""
-        scored, size_bytes = self.scorer.scored(built.model), len(built.model.data)
+        scored, size_bytes = self.loop_scorer.scored(built.model), len(built.model.data)
         found = KeptScore(**vars(scored), size_bytes=size_bytes)
         self.figures.add_score(built.candidate, self.loop_schedule, found)
         return self.figures.score(built.candidate, self.loop_schedule) or found
@@ -123,33 +131,54 @@ def evaluator_of(
     builder = Builder(
         subject=subject, session=session, recovery=recovery, clock=clock, simulated=simulated
     )
-    split = ScoredSplit(subject.task, subject.task.search())
     dense = subject.model(subject.dense_candidate, subject.graph)
     measured = latencies(dense, session, protocol=protocol, figures=figures, clock=clock)
-    scorer = Scorer(
-        task=subject.task,
-        split=split,
-        dense=dense,
-        dense_metric=_baseline_metric(builder, dense, split=split, figures=figures),
-        max_drop=max_drop,
-        session=session,
-        clock=clock,
+    samples = subject.task.search()
+    scorer_of = partial(
+        _scorer, builder, dense, max_drop=max_drop, figures=figures, samples=samples
     )
+    scorer = scorer_of(count=None)
+    many = len(samples) > LOOP_SAMPLES
+    loop_scorer = scorer_of(count=LOOP_SAMPLES) if many else scorer
     return Evaluator(
         builder=builder,
         latencies=measured,
         scorer=scorer,
+        loop_scorer=loop_scorer,
         figures=figures,
         loop_schedule=loop_schedule,
         source=LatencySource.SIMULATED if simulated else LatencySource.DEVICE,
     )
 
 
+def _scorer(
+    builder: Builder,
+    dense: OnnxModel,
+    *,
+    max_drop: float | None,
+    figures: Figures,
+    samples: Split,
+    count: int | None,
+) -> Scorer:
+    """Of ``count`` random samples of the search split, or of all."""
+    task = builder.subject.task
+    split = ScoredSplit(task, samples, count=count)
+    return Scorer(
+        task=task,
+        split=split,
+        dense=dense,
+        dense_metric=_baseline_metric(builder, dense, split=split, figures=figures, count=count),
+        max_drop=max_drop,
+        session=builder.session,
+        clock=builder.clock,
+    )
+
+
 def _baseline_metric(
-    builder: Builder, dense: OnnxModel, *, split: ScoredSplit, figures: Figures
+    builder: Builder, dense: OnnxModel, *, split: ScoredSplit, figures: Figures, count: int | None
 ) -> float:
     """The dense network on the search split, checked and scored once in a run."""
-    known = figures.baseline_metric()
+    known = figures.baseline_metric(count)
     if known is not None:
         return known
     session = builder.session
@@ -158,5 +187,5 @@ def _baseline_metric(
         metric = score(dense, split, session=session, clock=builder.clock)
     except CandidateError as error:
         raise measure.unusable(session, "the dense network", error) from error
-    figures.add_baseline_metric(metric)
+    figures.add_baseline_metric(metric, count)
     return float(metric)

@@ -1,20 +1,30 @@
-"""The last measurements of a run: the test split, once, and the long one; and the engine."""
+"""The last measurements of a run: the test split, and the long one; and the engine.
+
+Nothing is chosen by them: what ships is decided before, and the usual settings beside it are
+judged in the same way so that they can be compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from hwloop.compress.subject import Built
+from hwloop.compress.recover import Schedule
+from hwloop.compress.subject import Built, Subject
 from hwloop.errors import CandidateError
+from hwloop.findings import Protocol
 from hwloop.measure import paired as measure
 from hwloop.measure.answers import Engine
+from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.finalists import Finalist
-from hwloop.run.kept import FinalFigures
+from hwloop.run.kept import FinalFigures, KeptByHand
+from hwloop.run.race import Race
+from hwloop.run.result import ByHand, NetworkFigures
 from hwloop.run.scoring import score
+from hwloop.run.trials import Trials
 from hwloop.run.work import Work
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.tasks.score import ScoredSplit
@@ -28,21 +38,33 @@ class Shipped:
 
     Attributes:
         steps: distillation steps of its recovery; None for the dense network.
+        search_drop: of the metric on the search split; None for the dense network.
         summary: what was seen, in a sentence, for a run that ships the dense network.
     """
 
     built: Built
     steps: int | None
+    search_drop: float | None
     summary: str
+
+    @property
+    def why_dense(self) -> str | None:
+        """The summary where the dense network ships, else None."""
+        return self.summary if self.steps is None else None
 
 
 def shipped(evaluator: Evaluator, chosen: Finalist | None, *, summary: str) -> Shipped:
     """The finalist that was chosen, or the dense network where none was."""
     if chosen is not None:
-        return Shipped(built=chosen.built, steps=chosen.seen.steps, summary=summary)
+        return Shipped(
+            built=chosen.built,
+            steps=chosen.seen.steps,
+            search_drop=chosen.seen.drop,
+            summary=summary,
+        )
     subject, dense = evaluator.subject, evaluator.latencies.dense
     built = Built(candidate=subject.dense_candidate, module=subject.dense, model=dense)
-    return Shipped(built=built, steps=None, summary=summary)
+    return Shipped(built=built, steps=None, search_drop=None, summary=summary)
 
 
 def engine_of(shipped: Shipped, work: Work) -> Engine | None:
@@ -68,36 +90,112 @@ def figures_of(shipped: Shipped, work: Work, evaluator: Evaluator) -> FinalFigur
     known = work.figures.final(candidate, steps)
     if known is not None:
         return known
-    found = _measured(shipped.built.model, work, evaluator)
+    work.stage("final measurement")
+    model, protocols = shipped.built.model, work.profile.protocols
+    found = _measured(model, work, evaluator, protocol=protocols.final)
+    found = _with_extras(found, shipped.built.model, work, evaluator)
     work.figures.add_final(candidate, steps, found)
     return work.figures.final(candidate, steps) or found
 
 
-def _measured(best: OnnxModel, work: Work, evaluator: Evaluator) -> FinalFigures:
-    work.stage("final measurement")
+def by_hand(trials: Trials, race: Race, work: Work, *, dense_metric: float) -> dict[str, ByHand]:
+    """The usual settings as they were recovered: the test split, and a bench against the dense one.
+
+    Args:
+        dense_metric: of the dense network, on the test split.
+    """
+    found = {}
+    for name, trial in trials.by_hand().items():
+        seen = race.of(trial)
+        if seen is None:
+            why = trial.reason or "it was not recovered: its recovery failed, or the time was up"
+            found[name] = ByHand(candidate=trial.candidate, failed=why)
+            continue
+        try:
+            known = _judged(seen, race, work, dense_metric=dense_metric)
+        except CandidateError as error:
+            found[name] = ByHand(candidate=trial.candidate, failed=str(error))
+            continue
+        found[name] = _told(seen, known, trials.evaluator.subject)
+    return found
+
+
+def _judged(seen: Seen, race: Race, work: Work, *, dense_metric: float) -> KeptByHand:
+    known = work.figures.by_hand(seen.candidate, seen.steps)
+    if known is not None:
+        return known
+    built = race.distiller.rebuilt(seen.candidate, Schedule(steps=seen.steps))
+    with work.session.holding(built.model):
+        figures = _measured(
+            built.model,
+            work,
+            race.distiller.evaluator,
+            protocol=work.profile.protocols.bench,
+            dense_metric=dense_metric,
+        )
+    found = KeptByHand(figures=figures, size_bytes=len(built.model.data))
+    work.figures.add_by_hand(seen.candidate, seen.steps, found)
+    return work.figures.by_hand(seen.candidate, seen.steps) or found
+
+
+def _told(seen: Seen, known: KeptByHand, subject: Subject) -> ByHand:
+    figures = known.figures
+    return ByHand(
+        candidate=seen.candidate,
+        steps=seen.steps,
+        measurement=figures.measurement,
+        network=NetworkFigures(
+            metric=figures.metric,
+            size_bytes=known.size_bytes,
+            macs=subject.macs(seen.candidate),
+        ),
+        drop=subject.task.drop(figures.dense_metric, figures.metric),
+        search_drop=seen.drop,
+    )
+
+
+def _measured(
+    best: OnnxModel,
+    work: Work,
+    evaluator: Evaluator,
+    *,
+    protocol: Protocol,
+    dense_metric: float | None = None,
+) -> FinalFigures:
+    """Timed against the dense network, and scored on the test split; so is that, unless known."""
     dense, task, session = evaluator.latencies.dense, evaluator.subject.task, work.session
     with work.clock("measure"):
         measurement = measure.against(
             session,
             best,
             dense,
-            protocol=work.profile.protocols.final,
+            protocol=protocol,
             reference_latency_ms=0.0,
         )
     split = ScoredSplit(task, task.test())
-    dense_metric = score(dense, split, session=session, clock=work.clock)
+    if dense_metric is None:
+        dense_metric = score(dense, split, session=session, clock=work.clock)
     metric = score(best, split, session=session, clock=work.clock)
-    with work.clock("measure"):
-        energy = _of_both(dense, best, partial(session.energy, seconds=ENERGY_S))
-        copies = _of_both(dense, best, session.copies)
     work.clock.keep()
     return FinalFigures(
         measurement=measurement,
         dense_metric=dense_metric,
         metric=metric,
-        energy_mj=energy,
-        copies=copies,
+        energy_mj=None,
+        copies=None,
     )
+
+
+def _with_extras(
+    found: FinalFigures, best: OnnxModel, work: Work, evaluator: Evaluator
+) -> FinalFigures:
+    """What a target says beside latency and metric, of the network that ships alone."""
+    dense, session = evaluator.latencies.dense, work.session
+    with work.clock("measure"):
+        energy = _of_both(dense, best, partial(session.energy, seconds=ENERGY_S))
+        copies = _of_both(dense, best, session.copies)
+    work.clock.keep()
+    return replace(found, energy_mj=energy, copies=copies)
 
 
 def _of_both(

@@ -1,4 +1,4 @@
-"""From a finished search to the network that ships: which trials are distilled, which one wins.
+"""From a finished search to the network that ships: what is recovered fully, which one wins.
 
 Nothing here looks at the test split; see :mod:`hwloop.run.final` for the one time that it is used.
 """
@@ -15,12 +15,9 @@ from hwloop.measure.progress import Progress
 from hwloop.records import Goal, Trial
 from hwloop.run import choice
 from hwloop.run.choice import Seen
-from hwloop.run.distil import Distiller
 from hwloop.run.evaluate import Evaluator
-from hwloop.run.front import drop_of, outcome_of, pareto_front
-
-SPACING = 0.98
-"""Neighbours on the front must differ by 2 % in latency to be worth two distillations."""
+from hwloop.run.race import LONG, Race, seen_of
+from hwloop.run.result import USUAL
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,56 +30,68 @@ class Finalist:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Finals:
-    """Distils a few candidates and picks the one that ships, of everything that was seen.
+    """Recovers the most promising candidates and picks the one that ships, of all that was seen.
 
     Attributes:
-        count: how many trials may be distilled.
+        count: full recoveries that it may spend, of the first rung; a long one counts for three.
     """
 
     evaluator: Evaluator
-    distiller: Distiller
+    race: Race
     goal: Goal
     count: int
     progress: Progress
 
-    def choose(self, trials: Sequence[Trial], *, loop_max_drop: float | None) -> Finalist | None:
+    def choose(self, trials: Sequence[Trial], *, by_hand: Sequence[Trial]) -> Finalist | None:
         """The best network that was seen, or None when the dense one is.
 
-        With a limit on the drop, the Pareto front is walked from the fastest trial within
-        ``loop_max_drop``: to a faster one after a success, to a slower one after a failure. The
-        last finalist is the safest one, unless one was within the goal before. Without such a
-        limit, the trials with the smallest drops within the latency budget are distilled.
-        What ships is chosen by :mod:`hwloop.run.choice`.
+        One recovery after the other goes where it pays most (:mod:`hwloop.run.race`), until
+        ``count`` are spent or none is worth its time. Then the usual settings are put on equal
+        terms: each that could ship instead, if only it became accurate enough, gets as many steps
+        as what would ship had. A slower one would not ship however accurate it became, and one
+        without a chance to come within the goal is left where it is. What ships is chosen by
+        :mod:`hwloop.run.choice`.
+
+        Args:
+            by_hand: trials of the usual settings.
         """
-        front = pareto_front([trial for trial in trials if _is_faster(trial)])
-        budget_ms = self.goal.budget_ms(self.baseline_ms)
-        if budget_ms is not None:
-            in_time = [trial for trial in front if outcome_of(trial).latency_ms <= budget_ms]
-            front = in_time or front
-        if self.goal.max_drop is None:
-            for trial in sorted(front, key=drop_of)[: self.count]:
-                self.distiller.distilled(trial)
-        else:
-            self._walk(_thinned(front), limit=loop_max_drop or 0.0)
-        return self._best(trials)
+        left = self.count
+        while left > 0:
+            entry = self.race.next(trials, units=left)
+            if entry is None:
+                break
+            self.race.recover(entry.trial, entry.steps, revert=entry.trial.source != USUAL)
+            left -= entry.units
+        while True:
+            chosen = self._best(trials)
+            behind = [] if chosen is None else self._behind(chosen.seen, by_hand)
+            if chosen is None or not behind:
+                return chosen
+            for trial in behind:
+                self.race.recover(trial, chosen.seen.steps, revert=False)
 
     @property
     def baseline_ms(self) -> float:
         return self.evaluator.baseline.latency_ms
 
     def seen(self, trials: Sequence[Trial]) -> list[Seen]:
-        """Everything that was recovered, measured and scored: finalists of all times, trials."""
+        """Everything that was recovered, measured and scored: finalists of all times, other trials.
+
+        A trial counts by its full recovery alone where that is within the goal: it was scored on
+        more samples.
+        """
+        steps = self.evaluator.loop_schedule.steps
         dense = self.evaluator.subject.dense_candidate
         kept = self.evaluator.figures.finalists(
             menu=self.evaluator.subject.menu,
             groups=len(dense.actions),
-            most_steps=self.distiller.schedule.steps,
+            most_steps=max(LONG * self.race.first_steps, steps),
         )
         found = [finalist.seen for finalist in kept]
-        steps = self.evaluator.loop_schedule.steps
+        better = {seen.candidate for seen in found if choice.within_drop(seen, self.goal)}
         for trial in trials:
-            if trial.outcome is not None and trial.candidate != dense:
-                found.append(_seen_of(trial, steps=steps))
+            if trial.outcome is not None and trial.candidate not in (dense, *better):
+                found.append(seen_of(trial, steps=steps))
         return found
 
     def summary(self, trials: Sequence[Trial]) -> str:
@@ -90,26 +99,24 @@ class Finals:
         failures = [trial.reason for trial in trials if trial.reason is not None]
         return choice.summary(self.seen(trials), self.goal, failures=failures)
 
-    def _walk(self, front: list[Trial], *, limit: float) -> None:
-        within = [index for index, trial in enumerate(front) if drop_of(trial) <= limit]
-        position = within[0] if within else len(front) - 1
-        low, high = -1, len(front)
-        met = False
-        tried: list[Trial] = []
-        for attempt in range(self.count):
-            last = attempt == self.count - 1 and not met
-            if last or not low < position < high:
-                break
-            tried.append(front[position])
-            found = self.distiller.distilled(front[position])
-            if found is not None and choice.meets(found, self.goal, baseline_ms=self.baseline_ms):
-                met = True
-                high, position = position, position - 1
-            else:
-                low, position = position, position + 1
-        safest = min(front, key=drop_of, default=None)
-        if not met and safest is not None and safest not in tried:
-            self.distiller.distilled(safest)
+    def _behind(self, chosen: Seen, by_hand: Sequence[Trial]) -> list[Trial]:
+        """Usual settings that would ship instead if more steps brought them within the goal."""
+        found = []
+        for trial in by_hand:
+            seen = self.race.of(trial)
+            if seen is None or seen.candidate == chosen.candidate:
+                continue
+            if self._may_win(seen, chosen) and self.race.may_meet(trial, chosen.steps):
+                found.append(trial)
+        return found
+
+    def _may_win(self, seen: Seen, chosen: Seen) -> bool:
+        """Whether more steps alone could make it ship: it is faster, or in time for accuracy."""
+        if self.goal.max_drop is None:
+            rival = choice.meets(seen, self.goal, baseline_ms=self.baseline_ms)
+        else:
+            rival = seen.latency_ms < chosen.latency_ms
+        return rival and seen.steps < chosen.steps
 
     def _best(self, trials: Sequence[Trial]) -> Finalist | None:
         """The best of everything seen whose rebuilt network still keeps the rule."""
@@ -126,17 +133,17 @@ class Finals:
 
     def _shipped(self, chosen: Seen) -> Finalist | None:
         """The network itself; one that was not just distilled is built and scored once more."""
-        schedule = Schedule(steps=chosen.steps)
-        built = self.distiller.at_hand(chosen.candidate, schedule)
+        distiller = self.race.distiller
+        built = distiller.at_hand(chosen.candidate, chosen.steps)
         if built is not None:
             return Finalist(built=built, seen=chosen)
-        if chosen.steps != self.distiller.schedule.steps:
+        if chosen.steps < self.race.first_steps:
             self.progress.say(
                 f"the best that was seen had {chosen.steps} distillation steps, at drop "
                 f"{chosen.drop:+.4f}: it ships"
             )
         try:
-            built = self.distiller.rebuilt(chosen.candidate, schedule)
+            built = distiller.rebuilt(chosen.candidate, Schedule(steps=chosen.steps))
             with self.evaluator.session.holding(built.model):
                 scored = self.evaluator.scorer.scored(built.model)
         except CandidateError as error:
@@ -147,31 +154,3 @@ class Finals:
             self.progress.say(f"built again it loses {scored.drop:+.4f}, more than allowed")
             return None
         return Finalist(built=built, seen=again)
-
-
-def _seen_of(trial: Trial, *, steps: int) -> Seen:
-    outcome = outcome_of(trial)
-    return Seen(
-        candidate=trial.candidate,
-        steps=steps,
-        latency_ms=outcome.latency_ms,
-        faster=_is_faster(trial),
-        drop=outcome.metric_drop,
-        upper_drop=outcome.upper_drop,
-    )
-
-
-def _thinned(front: list[Trial]) -> list[Trial]:
-    """Drop trials that are hardly slower than the one before and hardly better."""
-    kept: list[Trial] = []
-    for trial in front:
-        if kept and outcome_of(kept[-1]).latency_ms > SPACING * outcome_of(trial).latency_ms:
-            kept[-1] = trial
-        else:
-            kept.append(trial)
-    return kept
-
-
-def _is_faster(trial: Trial) -> bool:
-    measurement = None if trial.outcome is None else trial.outcome.measurement
-    return measurement is not None and choice.is_faster(measurement)

@@ -1,11 +1,12 @@
-"""The trials of a search side by side: which are on the front, and how good the best one is."""
+"""What a search found, side by side: which trials are on the front, how good the best one is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from hwloop.findings import Outcome
-from hwloop.records import Trial
+from hwloop.records import Goal, Trial
+from hwloop.run.choice import Seen, within_drop
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
@@ -18,22 +19,13 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     return front
 
 
-def describe_best(
-    trials: Sequence[Trial], *, loop_max_drop: float | None, baseline_ms: float, mark: str
-) -> str:
-    """The fastest trial whose drop may still be distilled away; empty when there is none."""
-    found = [
-        trial.outcome
-        for trial in trials
-        if trial.outcome is not None
-        and (loop_max_drop is None or trial.outcome.metric_drop <= loop_max_drop)
-    ]
-    if not found:
+def described(seen: Seen | None, goal: Goal, *, baseline_ms: float, mark: str) -> str:
+    """The best network so far, in a few words; empty where there is none."""
+    if seen is None:
         return ""
-    best = min(found, key=lambda outcome: outcome.latency_ms)
-    speedup = baseline_ms / best.latency_ms
-    text = f"best {speedup:.2f}x{mark} at drop {best.metric_drop:+.4f}"
-    return f"{text} (before full distillation)"
+    speedup = baseline_ms / seen.latency_ms
+    text = f"best {speedup:.2f}x{mark} at drop {seen.drop:+.4f} after {seen.steps} steps"
+    return text if within_drop(seen, goal) else f"{text}, not within the goal yet"
 
 
 def outcome_of(trial: Trial) -> Outcome:

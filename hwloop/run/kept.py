@@ -32,17 +32,15 @@ _SCORE = an_object(
         "size_bytes": A_COUNT,
     }
 )
-_FINALIST = an_object(
-    {
-        "candidate": Candidate.from_json,
-        "steps": A_COUNT,
-        "latency_ms": a_number(1e-9, 1e9),
-        "faster": a_flag,
-        "speedup": ANY_NUMBER,
-        "drop": ANY_NUMBER,
-        "upper_drop": optional(ANY_NUMBER),
-    }
-)
+_SEEN = {
+    "candidate": Candidate.from_json,
+    "steps": A_COUNT,
+    "latency_ms": a_number(1e-9, 1e9),
+    "faster": a_flag,
+    "drop": ANY_NUMBER,
+    "upper_drop": optional(ANY_NUMBER),
+}
+_FINALIST = an_object({**_SEEN, "speedup": ANY_NUMBER})
 _FINAL = an_object(
     {
         "measurement": Measurement.from_json,
@@ -113,6 +111,11 @@ class KeptFinalist:
         return KeptFinalist(**_FINALIST(value))
 
 
+def a_seen(value: Any) -> Seen:
+    """A stored network as the choice of what ships sees it; raises ValueError on a wrong field."""
+    return Seen(**an_object(_SEEN)(value))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """What one action alone does to the dense network, or why that could not be found.
@@ -142,10 +145,10 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalFigures:
-    """The network that ships on the test split, and by the long measurement.
+    """A network that a run ends with, on the test split and against the dense one.
 
     Attributes:
-        measurement: against the dense network, by the final protocol.
+        measurement: by the final protocol; of a usual setting by that of a bench.
         dense_metric, metric: computed by the target.
         energy_mj, copies: of the baseline and the best, or why they failed; None where the target
             says nothing of them.
@@ -161,6 +164,20 @@ class FinalFigures:
     def from_json(value: Any) -> FinalFigures:
         """Inverse of how it is stored; raises ValueError on a wrong field."""
         return FinalFigures(**_FINAL(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptByHand:
+    """One of the usual settings at the end of a run, and the size of its ONNX file."""
+
+    figures: FinalFigures
+    size_bytes: int
+
+    @staticmethod
+    def from_json(value: Any) -> KeptByHand:
+        """Inverse of how it is stored; raises ValueError on a wrong field."""
+        checks = {"figures": FinalFigures.from_json, "size_bytes": A_COUNT}
+        return KeptByHand(**an_object(checks)(value))
 
 
 def finalist_of(*, groups: int, menu: Iterable[Action], most_steps: int) -> Check:

@@ -25,7 +25,16 @@ from hwloop.parsing import (
     digest,
 )
 from hwloop.records import Action, Candidate, Trial
-from hwloop.run.kept import FinalFigures, KeptFinalist, KeptScore, Probe, finalist_of
+from hwloop.run.choice import Seen
+from hwloop.run.kept import (
+    FinalFigures,
+    KeptByHand,
+    KeptFinalist,
+    KeptScore,
+    Probe,
+    a_seen,
+    finalist_of,
+)
 
 if TYPE_CHECKING:  # a report reads notes and figures, and must not wait for torch and onnx
     from hwloop.compress.fp16_range import Kept
@@ -91,13 +100,13 @@ class Notes:
     def add_rows_before(self, count: int) -> None:
         self._store.add("run", "rows_before", count)
 
-    def best_reward(self) -> float:
-        """Of the candidate that was the best of the search so far."""
-        found = self._store.get("run", "best_reward", ANY_NUMBER)
-        return float("-inf") if found is None else float(found)
+    def best_so_far(self) -> Seen | None:
+        """The network that is kept as the best until the run has ended."""
+        found: Seen | None = self._store.get("run", "best_so_far", a_seen)
+        return found
 
-    def put_best_reward(self, value: float) -> None:
-        self._store.put("run", "best_reward", value)
+    def put_best_so_far(self, seen: Seen) -> None:
+        self._store.put("run", "best_so_far", seen)
 
     def shipped(self) -> bool:
         """Whether the run has ended with a network: it may be given more evaluations after that."""
@@ -148,13 +157,14 @@ class Figures:
         """Whether anything was measured, be it readable or not."""
         return self._scope.get("baseline", "latency", as_it_is) is not None
 
-    def baseline_metric(self) -> float | None:
-        """The dense network on the search split."""
-        found: float | None = self._scope.get("baseline", "metric", ANY_NUMBER)
+    def baseline_metric(self, count: int | None = None) -> float | None:
+        """The dense network on the search split, or on ``count`` random samples of it."""
+        key = "metric" if count is None else f"metric/{count}"
+        found: float | None = self._scope.get("baseline", key, ANY_NUMBER)
         return found
 
-    def add_baseline_metric(self, metric: float) -> None:
-        self._scope.add("baseline", "metric", metric)
+    def add_baseline_metric(self, metric: float, count: int | None = None) -> None:
+        self._scope.add("baseline", "metric" if count is None else f"metric/{count}", metric)
 
     def latency(self, candidate: Candidate) -> Measurement | None:
         """A candidate against the dense network, end to end."""
@@ -184,9 +194,13 @@ class Figures:
 
     def finalist(self, candidate: Candidate, schedule: Schedule) -> KeptFinalist | None:
         """A candidate after its full distillation."""
-        check = finalist_of(
-            groups=len(candidate.actions), menu=candidate.actions, most_steps=schedule.steps
-        )
+
+        def check(value: Any) -> KeptFinalist:
+            kept = KeptFinalist.from_json(value)
+            if (kept.candidate, kept.steps) != (candidate, schedule.steps):
+                raise ValueError("it is of another network or another distillation")
+            return kept
+
         found: KeptFinalist | None = self._scope.get("finalist", _key(candidate, schedule), check)
         return found
 
@@ -222,6 +236,15 @@ class Figures:
 
     def add_final(self, candidate: Candidate, steps: int | None, found: FinalFigures) -> None:
         self._scope.add("final", digest([candidate, steps]), found)
+
+    def by_hand(self, candidate: Candidate, steps: int) -> KeptByHand | None:
+        """One of the usual settings at the end of a run, by its distillation steps."""
+        key = digest([candidate, steps])
+        found: KeptByHand | None = self._scope.get("by_hand", key, KeptByHand.from_json)
+        return found
+
+    def add_by_hand(self, candidate: Candidate, steps: int, found: KeptByHand) -> None:
+        self._scope.add("by_hand", digest([candidate, steps]), found)
 
     def done(self, *, final_steps: int) -> dict[str, int]:
         """How many results of each stage are stored: latencies, probes, finalists.

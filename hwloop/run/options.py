@@ -228,5 +228,6 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "simulate": a_flag,
     "host": lambda name, value: a_host(value),
     **dict.fromkeys(COUNTS, _count),
+    "loop_steps": lambda name, value: None if value is None else _count(name, value),
 }
 """Option to what makes a setting of its value; the goal and lam are of several options."""

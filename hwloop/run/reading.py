@@ -28,7 +28,7 @@ from hwloop.parsing import (
 from hwloop.run import config, identity
 from hwloop.run.beside import DISTURBANCE
 from hwloop.run.folder import RunFolder
-from hwloop.run.front import describe_best
+from hwloop.run.front import described
 from hwloop.run.memory import Figures, Notes
 from hwloop.run.result import BY_HAND
 from hwloop.run.settings import Settings
@@ -77,7 +77,8 @@ def _error(value: Any) -> Any:
 
 def _comparison(value: Any) -> Any:
     failed = isinstance(value, dict) and "failed" in value
-    return at_least({"failed": optional(_TEXT)} if failed else {**_FIGURES, **_SPEEDUP})(value)
+    found = at_least({"failed": optional(_TEXT)} if failed else {**_FIGURES, **_SPEEDUP})(value)
+    return _where_present(found, {"recovery_steps": A_COUNT, "search_drop": ANY_NUMBER})
 
 
 def _where_present(value: Any, checks: Mapping[str, Check]) -> Any:
@@ -91,6 +92,8 @@ def _energy(value: Any) -> Any:
 
 def _extras(value: Any) -> Any:
     checks = {"launch_overhead_ms": ANY_NUMBER, "energy_mj": _energy, "copies": _COPIES}
+    checks |= {"recovery_steps": optional(A_COUNT), "search_drop": optional(ANY_NUMBER)}
+    checks |= {"usual_setting": optional(_TEXT)}
     return _where_present(value, checks)
 
 
@@ -173,16 +176,13 @@ def unfinished(
         notes, figures = Notes(store), Figures(store, identity.key_of(inputs))
         found["stage"] = notes.stage() or "start"
         trials = notes.trials()
-        baseline = figures.baseline_latency()
+        baseline, best = figures.baseline_latency(), notes.best_so_far()
     found.update(evaluations=len(trials), failed=sum(trial.outcome is None for trial in trials))
     if baseline is not None:
         simulated = any(t.outcome and t.outcome.latency_source.mark for t in trials)
-        found["best"] = describe_best(
-            trials,
-            loop_max_drop=settings.loop_max_drop,
-            baseline_ms=baseline.latency_ms,
-            mark=" (simulated)" if simulated else "",
-        )
+        mark = " (simulated)" if simulated else ""
+        goal, baseline_ms = settings.goal, baseline.latency_ms
+        found["best"] = described(best, goal, baseline_ms=baseline_ms, mark=mark)
     return found
 
 
@@ -191,7 +191,7 @@ def unfinished_text(found: dict[str, Any]) -> str:
     lines = [
         f"not finished: {found['stage']}, {found['evaluations']} of {found['of']} candidates "
         f"evaluated ({found['failed']} failed)",
-        found["best"] or "no candidate may be within the goal yet",
+        found["best"] or "no network is faster yet",
         f"go on: {found['command']}",
     ]
     return "\n".join(lines)

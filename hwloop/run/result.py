@@ -6,16 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwloop.findings import Fingerprint, Measurement
-from hwloop.records import Action, Trial
+from hwloop.records import Action, Candidate, Trial
 from hwloop.run.settings import Settings
 from hwloop.run.verdict import Verdict
 
 BY_HAND = {
     "whole-network INT8": Action(precision="int8"),
     "uniform width 50 %": Action(kind="prune", amount=0.5),
+    "uniform width 75 %, INT8": Action(kind="prune", amount=0.75, precision="int8"),
     "uniform width 50 %, INT8": Action(kind="prune", amount=0.5, precision="int8"),
+    "uniform width 25 %, INT8": Action(kind="prune", amount=0.25, precision="int8"),
 }
 """What people would try without a search, as one action for every group."""
+
+USUAL = "recipe"
+"""Source of the trials that are one of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,44 @@ class NetworkFigures:
     metric: float
     size_bytes: int
     macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByHand:
+    """One of the usual settings, recovered and judged like the network that ships.
+
+    Attributes:
+        candidate: what is done to each group.
+        steps: distillation steps of its recovery.
+        measurement: against the dense network, by the protocol of a bench.
+        drop, search_drop: of the metric on the test and on the search split, positive = worse.
+        failed: why there are no figures, or None; then the others are None.
+    """
+
+    candidate: Candidate
+    steps: int | None = None
+    measurement: Measurement | None = None
+    network: NetworkFigures | None = None
+    drop: float | None = None
+    search_drop: float | None = None
+    failed: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """How long networks were distilled.
+
+    Attributes:
+        loop_steps: each trial of the search.
+        steps, search_drop: the best network, and its drop on the search split after it; None of
+            them for the dense one.
+        usual_setting: the name of the usual setting that the best network is, or None.
+    """
+
+    loop_steps: int
+    steps: int | None
+    search_drop: float | None
+    usual_setting: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +144,8 @@ class Result:
         drop: of the metric on the test split, positive = worse.
         done: what was done to each group, in the network's order.
         menu: every action that could be chosen.
-        by_hand: trials of the usual settings, by name.
+        recovery: how long networks were distilled.
+        by_hand: the usual settings, by name.
         front: trials that no other beats in both latency and drop, fastest first.
         warnings: what is doubtful about the task, its data or the goal.
         engine: SHA-256 and audit of the engine that ships, where the runtime has one.
@@ -128,7 +172,8 @@ class Result:
     copies: dict[str, Any] | None
     menu: tuple[Action, ...]
     trials: list[Trial]
-    by_hand: dict[str, Trial]
+    recovery: Recovered
+    by_hand: dict[str, ByHand]
     front: list[Trial]
     table: TableUse
     warnings: tuple[str, ...]

@@ -20,8 +20,14 @@ from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
 
 PROBE_SAMPLES = 500
 PROBE_SCHEDULE = Schedule(steps=0, recalibration_batches=3)
-HOPELESS_DROP = 1.0
-"""Damage of an action whose probe failed, in units of the metric."""
+HOPELESS = 2.0
+"""Damage of an action whose probe failed, in that of the worst one that did not; whatever the unit
+of the metric is."""
+
+LEAST_SLOPE = 0.1
+"""Of drop over divergence, in goals, where the probes lost nothing."""
+
+USUAL_GOAL = 0.01
 
 Alone = tuple[int, Action]
 """A group and the action that is tried on it alone."""
@@ -55,7 +61,8 @@ def damage(evaluator: Evaluator, progress: Progress) -> NDArray[np.float64]:
             found = _probe(evaluator, split, alone, dense=dense, dense_metric=dense_metric)
             evaluator.figures.add_probe(alone[0], _name(alone[1]), found)
         results[alone] = found
-    return _as_drops(results, subject)
+    goal = evaluator.scorer.max_drop or USUAL_GOAL
+    return _as_drops(results, subject, least_slope=LEAST_SLOPE * goal)
 
 
 def probed(subject: Subject) -> list[Alone]:
@@ -106,19 +113,23 @@ def _probe(
         return Probe(failed=str(error))
 
 
-def _as_drops(probes: dict[Alone, Probe], subject: Subject) -> NDArray[np.float64]:
+def _as_drops(
+    probes: dict[Alone, Probe], subject: Subject, *, least_slope: float
+) -> NDArray[np.float64]:
     measured = [probe for probe in probes.values() if probe.failed is None]
     squares = sum(probe.kl**2 for probe in measured)
     slope = sum(probe.kl * probe.drop for probe in measured) / squares if squares else 0.0
     menu = subject.menu
     drops = np.zeros((len(subject.network.groups), len(menu)))
+    per_kl = max(slope, least_slope)
+    worst = max((probe.kl for probe in measured), default=0.0)
+    hopeless = HOPELESS * per_kl * (worst or 1.0)
     for (group, action), probe in probes.items():
-        hopeless = probe.failed is not None
-        drop = HOPELESS_DROP if hopeless else max(slope, 1e-3) * probe.kl
+        drop = hopeless if probe.failed is not None else per_kl * probe.kl
         drops[group, menu.index(action)] = drop
     for index, action in enumerate(menu):
         if action.kind != KEEP.kind and action.precision != "base":
             alone = menu.index(Action(kind=action.kind, amount=action.amount))
             precision = menu.index(Action(precision=action.precision))
             drops[:, index] = drops[:, alone] + drops[:, precision]
-    return np.minimum(drops, HOPELESS_DROP)
+    return np.minimum(drops, hopeless)

@@ -18,10 +18,10 @@ class Settings:
         reward, lam: goal, or linear with its weight of the latency.
         evaluations: distinct candidates to evaluate.
         time_limit_s: the search ends after this many seconds; finals come on top.
-        loop_steps: distillation steps of each candidate in the search.
-        loop_allowance: drop allowed before full distillation, as a multiple of ``max_drop``
-            (docs/decisions.md has the study).
-        finalists, final_steps: candidates that are fully distilled, and for how many steps.
+        loop_steps: distillation steps of each candidate in the search; None for as many as rank
+            candidates best for their time.
+        finalists, final_steps: full distillations after the search, and their steps; one of three
+            times as many steps counts for three.
     """
 
     model: str | None
@@ -38,13 +38,6 @@ class Settings:
     time_limit_s: float | None = None
     seed: int = 0
     table: str | None = None
-    loop_steps: int = 20
-    loop_allowance: float = 4.0
+    loop_steps: int | None = None
     finalists: int = 4
     final_steps: int = 300
-
-    @property
-    def loop_max_drop(self) -> float | None:
-        """The drop allowed before full distillation; None where the drop has no limit."""
-        limit = self.goal.max_drop
-        return None if limit is None else limit * self.loop_allowance

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import nn
 
-from hwloop.compress import space
-from hwloop.compress.recover import Recovery, Schedule
+from hwloop.compress.recover import Recovery, short_recovery
 from hwloop.compress.subject import Subject
 from hwloop.files import write_atomically
 from hwloop.measure.predict import Predictor
@@ -18,7 +15,6 @@ from hwloop.measure.store import Store
 from hwloop.run import (
     calibrate,
     config,
-    features,
     final,
     identity,
     sensitivity,
@@ -34,13 +30,12 @@ from hwloop.run.final import Shipped
 from hwloop.run.finalists import Finals
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures, Notes
-from hwloop.run.result import BY_HAND, Result
+from hwloop.run.race import Race
+from hwloop.run.result import Result
+from hwloop.run.rounds import Rounds
 from hwloop.run.settings import Settings
-from hwloop.run.trials import USUAL, Trials
+from hwloop.run.trials import Trials
 from hwloop.run.work import Work
-from hwloop.search.methods import METHODS
-from hwloop.search.problem import BudgetSpent, Problem
-from hwloop.search.reward import Reward
 from hwloop.task import Task
 
 
@@ -103,22 +98,24 @@ def _through(work: Work, found: Subject, warnings: tuple[str, ...]) -> Result:
         folder=work.folder,
         fingerprint=work.session.fingerprint,
     )
-    reward = Reward(kind=settings.reward, lam=settings.lam)
-    trials = Trials(work, evaluator, reward=reward, best=best)
+    trials = Trials(work, evaluator, best=best)
     with work.table() as table:
         work.notes.add_rows_before(len(table))
         predictor = calibrate.fitted_predictor(evaluator, table, progress, seed=settings.seed)
-        problem = _problem(work, evaluator, predictor)
+        damage = sensitivity.damage(evaluator, progress)
         work.clock.keep()
-        _search(trials, problem, predictor)
-        shipped = _finalists(trials, predictor)
+        race = _race(trials, predictor)
+        Rounds(trials=trials, race=race, damage=damage, predictor=predictor).search()
+        shipped = _finalists(trials, race)
         use = table_use(work, table, trials.all())
         figures = final.figures_of(shipped, work, evaluator)
+        by_hand = final.by_hand(trials, race, work, dense_metric=figures.dense_metric)
     return conclusion(
         work,
         trials,
         shipped=shipped,
         final=figures,
+        by_hand=by_hand,
         table=use,
         int8_refused=int8_refused,
         warnings=warnings,
@@ -134,7 +131,7 @@ def _baseline(work: Work, found: Subject) -> Evaluator:
         work.session,
         figures=work.figures,
         recovery=Recovery(task, found.dense, seed=settings.seed),
-        loop_schedule=Schedule(steps=settings.loop_steps),
+        loop_schedule=short_recovery(found.dense, settings.loop_steps),
         max_drop=settings.goal.max_drop,
         protocol=profile.protocols.loop,
         simulated=profile.simulated,
@@ -148,68 +145,37 @@ def _baseline(work: Work, found: Subject) -> Evaluator:
     return made
 
 
-def _problem(work: Work, evaluator: Evaluator, predictor: Predictor) -> Problem:
-    """What the search is told: numbers only."""
-    goal = work.settings.goal
-    baseline_ms = evaluator.baseline.latency_ms
-    return Problem(
-        network_features=features.features(evaluator.subject.network),
-        masks=evaluator.subject.masks,
-        predict_ms=predictor,
-        baseline_ms=baseline_ms,
-        damage=sensitivity.damage(evaluator, work.progress),
-        budget_ms=goal.budget_ms(baseline_ms),
-        max_drop=work.settings.loop_max_drop,
-        menu_features=space.menu_features(evaluator.subject.rules),
-    )
-
-
-def _search(trials: Trials, problem: Problem, predictor: Predictor) -> None:
-    """The usual settings, then what the agent asks for, until the evaluations or the time is up."""
-    work, settings = trials.work, trials.work.settings
-    work.stage("search")
-    evaluate = partial(trials.evaluate, problem=problem, predictor=predictor)
-    try:
-        subject = trials.evaluator.subject
-        for action in BY_HAND.values():
-            evaluate(subject.choices(subject.uniform(action)), USUAL)
-    except BudgetSpent:
-        return
-    # To a method every candidate counts that it asks for, also the recipes and, in a run that
-    # was given more evaluations, what was found before. The second limit makes up for them.
-    wanted = settings.evaluations
-    for limit in (wanted + len(BY_HAND), 2 * wanted + len(BY_HAND)):
-        METHODS[settings.agent](
-            problem,
-            evaluate,
-            evaluations=limit,
-            seed=settings.seed,
-            reward=trials.reward,
-        )
-        if trials.searched >= wanted or work.out_of_time:
-            return
-
-
-def _finalists(trials: Trials, predictor: Predictor) -> Shipped:
-    """The network that ships, and its files."""
+def _race(trials: Trials, predictor: Predictor) -> Race:
+    """Who decides which candidate is recovered fully."""
     work, evaluator, settings = trials.work, trials.evaluator, trials.work.settings
-    work.stage("finalists")
     distiller = Distiller(
         evaluator=evaluator,
         folder=work.folder,
-        schedule=Schedule(steps=settings.final_steps),
+        steps=settings.final_steps,
         predictor=predictor,
         progress=work.progress,
     )
+    return Race(
+        distiller=distiller,
+        goal=settings.goal,
+        baseline_ms=evaluator.baseline.latency_ms,
+        on_recovered=trials.offer,
+    )
+
+
+def _finalists(trials: Trials, race: Race) -> Shipped:
+    """The network that ships, and its files."""
+    work, evaluator, settings = trials.work, trials.evaluator, trials.work.settings
+    work.stage("finalists")
     finals = Finals(
         evaluator=evaluator,
-        distiller=distiller,
+        race=race,
         goal=settings.goal,
         count=settings.finalists,
         progress=work.progress,
     )
     everything = trials.all()
-    chosen = finals.choose(everything, loop_max_drop=settings.loop_max_drop)
+    chosen = finals.choose(everything, by_hand=list(trials.by_hand().values()))
     shipped = final.shipped(evaluator, chosen, summary=finals.summary(everything))
     drop = 0.0 if chosen is None else chosen.seen.drop
     engine = final.engine_of(shipped, work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from hwloop.compress import space
@@ -10,38 +11,37 @@ from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
 from hwloop.measure.predict import Predictor
 from hwloop.records import Candidate, Trial, TrialState
+from hwloop.run import choice
 from hwloop.run.best import Best
+from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Evaluator
-from hwloop.run.front import describe_best
-from hwloop.run.result import BY_HAND
+from hwloop.run.front import described
+from hwloop.run.race import seen_of
+from hwloop.run.result import BY_HAND, USUAL
 from hwloop.run.work import Work
-from hwloop.search.problem import BudgetSpent, Choices, Problem, Score
-from hwloop.search.reward import Reward
-
-USUAL = "recipe"
-"""Source of the trials that are what people would try without a search."""
+from hwloop.search.problem import BudgetSpent, Choices
 
 
 class Trials:
     """Answers the search from what is stored, and evaluates what is not.
 
+    The best network so far, by the rule by which one ships, stays loadable at any moment.
+
     Args:
-        reward: decides which network is the best so far.
         best: keeps it.
 
     Raises:
         UsageError: a stored trial is not of this run.
     """
 
-    def __init__(self, work: Work, evaluator: Evaluator, *, reward: Reward, best: Best) -> None:
+    def __init__(self, work: Work, evaluator: Evaluator, *, best: Best) -> None:
         self.work = work
         self.evaluator = evaluator
-        self.reward = reward
         self.best = best
         self._known = {trial.candidate.digest(): trial for trial in work.notes.trials()}
         for number, trial in enumerate(self._known.values()):
             self._check(number, trial)
-        self._best_reward = work.notes.best_reward()
+        self._leader = work.notes.best_so_far()
 
     def _check(self, number: int, trial: Trial) -> None:
         """A stored trial is about this network and this menu, and none is missing.
@@ -66,13 +66,24 @@ class Trials:
         """How many were found by a search, whatever the usual settings."""
         return sum(trial.source != USUAL for trial in self._known.values())
 
+    def by_hand(self) -> dict[str, Trial]:
+        """Trials of the usual settings by name, each network once and never the dense one."""
+        subject = self.evaluator.subject
+        found: dict[str, Trial] = {}
+        for name, action in BY_HAND.items():
+            trial = self.find(subject.uniform(action))
+            # Where a recipe has no legal action anywhere, it is the dense network under its name.
+            if trial is None or trial.candidate == subject.dense_candidate:
+                continue
+            if all(trial.candidate != other.candidate for other in found.values()):
+                found[name] = trial
+        return found
+
     def find(self, candidate: Candidate) -> Trial | None:
         return self._known.get(candidate.digest())
 
-    def evaluate(
-        self, choices: Choices, source: str, *, problem: Problem, predictor: Predictor
-    ) -> Score:
-        """The score of a candidate; what is stored costs nothing.
+    def evaluate(self, choices: Choices, source: str, *, predictor: Predictor) -> Trial:
+        """The trial of a candidate; what is stored costs nothing.
 
         Raises:
             BudgetSpent: the time is up, or as many candidates as asked for were evaluated: a run
@@ -83,14 +94,12 @@ class Trials:
             wanted = self.work.settings.evaluations
             if self.work.out_of_time or (source != USUAL and self.searched >= wanted):
                 raise BudgetSpent
-            trial = self._evaluated(choices, source, problem=problem, predictor=predictor)
-        else:
-            self._offer(trial, None, problem)  # a kill may have come between its end and this
-        return score_of(trial)
+            trial = self._evaluated(choices, source, predictor=predictor)
+        elif trial.outcome is not None:  # a kill may have come between its end and this
+            self._offer_trial(trial, None)
+        return trial
 
-    def _evaluated(
-        self, choices: Choices, source: str, *, problem: Problem, predictor: Predictor
-    ) -> Trial:
+    def _evaluated(self, choices: Choices, source: str, *, predictor: Predictor) -> Trial:
         candidate = self.evaluator.subject.candidate(choices)
         number = len(self._known)
         started = time.monotonic()
@@ -114,41 +123,45 @@ class Trials:
         self._known[candidate.digest()] = trial
         work.folder.event("trial", number=number, source=source, state=trial.state)
         work.clock.keep()
-        self._offer(trial, built, problem)
+        if trial.outcome is not None:
+            self._offer_trial(trial, built)
         total = work.settings.evaluations + len(BY_HAND)
         work.progress.advance(len(self._known), total, self.best_so_far())
         return trial
 
-    def _offer(self, trial: Trial, built: Built | None, problem: Problem) -> None:
-        """Keep the best candidate so far loadable at any moment."""
-        if trial.outcome is None or self.work.notes.shipped():
-            return  # what a finished run ships stays the best until other finalists are chosen
-        value = self.reward(score_of(trial), problem)
-        if value <= self._best_reward:
+    def _offer_trial(self, trial: Trial, built: Built | None) -> None:
+        schedule = self.evaluator.loop_schedule
+
+        def build() -> Built:
+            return built or self.evaluator.builder.build(trial.candidate, schedule)
+
+        self.offer(seen_of(trial, steps=schedule.steps), build)
+
+    def offer(self, seen: Seen, build: Callable[[], Built]) -> None:
+        """Keep a network loadable if it is better than the best so far.
+
+        Args:
+            build: gives the network, if it is needed; it may raise CandidateError.
+        """
+        if self.work.notes.shipped():
+            return  # what a finished run ships stays the best until another one is chosen
+        goal, baseline_ms = self.work.settings.goal, self.evaluator.baseline.latency_ms
+        if not choice.is_better(seen, self._leader, goal, baseline_ms=baseline_ms):
             return
-        if built is None:  # every stage of it was stored before a kill
-            try:
-                evaluator = self.evaluator
-                built = evaluator.builder.build(trial.candidate, evaluator.loop_schedule)
-            except CandidateError as error:
-                self.work.progress.say(f"trial {trial.number} cannot be built again: {error}")
-                return
-        self._best_reward = value
-        self.best.keep(built, {"stage": "search", "metric_drop": trial.outcome.metric_drop})
-        self.work.notes.put_best_reward(value)
+        try:
+            built = build()
+        except CandidateError as error:
+            self.work.progress.say(f"the best so far cannot be built again: {error}")
+            return
+        self.best.keep(built, {"stage": "search", "metric_drop": seen.drop})
+        self._leader = seen
+        self.work.notes.put_best_so_far(seen)
 
     def best_so_far(self) -> str:
-        """The fastest candidate that may come within the goal, for the line of progress."""
-        return describe_best(
-            self.all(),
-            loop_max_drop=self.work.settings.loop_max_drop,
+        """The best network so far, for the line of progress."""
+        return described(
+            self._leader,
+            self.work.settings.goal,
             baseline_ms=self.evaluator.baseline.latency_ms,
             mark=self.evaluator.source.mark,
         )
-
-
-def score_of(trial: Trial) -> Score:
-    """A trial as the search sees it."""
-    if trial.outcome is None:
-        return Score(metric_drop=None, latency_ms=None, failed=trial.reason)
-    return Score(metric_drop=trial.outcome.metric_drop, latency_ms=trial.outcome.latency_ms)

@@ -96,7 +96,8 @@ class _Anchored:
         self.problem = ledger.problem
         self.reward = reward
         self.settings = settings
-        self.rng = np.random.default_rng([seed, 2])
+        known = [len(ledger.scores)] if ledger.scores else []  # a later round draws anew
+        self.rng = np.random.default_rng([seed, 2, *known])
         self.planner = Planner(self.problem)
         self.trust = Trust(self.problem, {})
         self.plans: list[Choices] = []
@@ -105,10 +106,17 @@ class _Anchored:
 
     def run(self) -> None:
         """Seeds, then one screened proposal after another, until BudgetSpent."""
-        allowed = max(2, int(self.ledger.evaluations * self.settings.seed_share))
-        for choices in self._seeds()[:allowed]:
+        knows = bool(self.ledger.scores)
+        if knows:
+            self._refit()
+        fresh = self.ledger.evaluations - len(self.ledger.scores)
+        allowed = max(2, int(fresh * self.settings.seed_share))
+        seeds = [choices for choices in self._seeds() if choices not in self.ledger.scores]
+        for choices in seeds[:allowed]:
             self.ledger.evaluate(choices, "seed")
         self._refit()
+        if knows:
+            self._learn()
         while True:
             choices, source = self._next()
             self.ledger.evaluate(choices, source)
@@ -123,7 +131,10 @@ class _Anchored:
         """Distinct candidates that any search should know, the most promising first."""
         problem, drop = self.problem, self.problem.max_drop
         plans = [problem.dense]
-        plans += self._plans(None if drop is None else problem.allowance * drop)
+        if self.plans:
+            plans += self.plans
+        else:
+            plans += self._plans(None if drop is None else problem.allowance * drop)
         uniform = [problem.uniform(action) for action in range(problem.action_count)]
         plans += [choices for choices in uniform if self._plausible(choices)]
         return list(dict.fromkeys(plan for plan in plans if fits(problem, plan)))

@@ -88,7 +88,7 @@ def search_planner(ledger: Ledger, seed: int) -> None:
     best_trust: Array = np.ones(problem.group_count)
     best = ledger.evaluate(_plan(problem, best_trust, stretch=1.0), "planner")
     while True:
-        if ledger.progress < 0.5:
+        if ledger.fresh_progress < 0.5:
             trust = rng.uniform(0.0, MAX_COEFFICIENT, problem.group_count)
         else:
             again = rng.random(problem.group_count) < COEFFICIENTS_REDRAWN

@@ -20,7 +20,7 @@ class Ledger:
     Args:
         problem: to value the scores.
         evaluate: the caller's.
-        evaluations: distinct candidates that may be asked for.
+        evaluations: distinct candidates that may be known in the end.
         reward: what a score is worth.
     """
 
@@ -29,8 +29,10 @@ class Ledger:
     ) -> None:
         self.problem = problem
         self.evaluations = evaluations
-        self.scores: dict[Choices, Score] = {}
-        self.rewards: dict[Choices, float] = {}
+        self.scores: dict[Choices, Score] = dict(problem.known)
+        self.rewards: dict[Choices, float] = {
+            choices: float(reward(score, problem)) for choices, score in self.scores.items()
+        }
         self._evaluate = evaluate
         self._reward = reward
         self._possible = math.prod(len(menu) for menu in problem.menus)
@@ -40,6 +42,12 @@ class Ledger:
     def progress(self) -> float:
         """Share of the evaluations that is spent, in [0, 1]."""
         return min(1.0, len(self.scores) / self.evaluations)
+
+    @property
+    def fresh_progress(self) -> float:
+        """The same of what this method may ask for itself, in [0, 1]."""
+        known = len(self.problem.known)
+        return min(1.0, (len(self.scores) - known) / max(self.evaluations - known, 1))
 
     def evaluate(self, choices: Choices, source: str) -> float:
         """Reward of a candidate; one that is known costs nothing.

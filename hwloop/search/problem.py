@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -83,6 +83,7 @@ class Problem:
         allowance: plans may sum up to ``allowance * max_drop`` of damage, because recovery
             training gives part of it back.
         menu_features: (A, K) what tells the actions apart, in [-1, 1], or nothing.
+        known: candidates whose scores a method begins with; they count as asked for.
 
     Raises:
         ValueError: shapes disagree, a feature leaves [-1, 1] or keep is illegal somewhere.
@@ -98,6 +99,7 @@ class Problem:
     drop_scale: float = 0.05
     allowance: float = 2.0
     menu_features: tuple[tuple[float, ...], ...] = ()
+    known: Mapping[Choices, Score] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = (self.group_count, self.action_count)

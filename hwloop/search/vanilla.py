@@ -32,7 +32,7 @@ def search_vanilla(
     agent = DQN(env.observation_size, problem.action_count, PLAIN, seed)
     try:
         while True:
-            _episode(env, agent, epsilon=max(LAST_EPSILON, 1 - 1.9 * ledger.progress))
+            _episode(env, agent, epsilon=max(LAST_EPSILON, 1 - 1.9 * ledger.fresh_progress))
     except BudgetSpent:
         return
 

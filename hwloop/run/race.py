@@ -1,0 +1,263 @@
+"""Which candidate is recovered fully next, and what that teaches of the others.
+
+Every full recovery is a lesson on how much a short one's drop shrinks. With it the search is told
+what candidates are expected to lose in the end, and the next full recovery goes to the candidate
+whose chance to meet the goal, times the speed that it would win, is largest for its cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+
+from hwloop.compress.recover import Schedule
+from hwloop.compress.subject import Built
+from hwloop.records import KEEP, Candidate, Goal, Trial
+from hwloop.run import choice
+from hwloop.run.choice import Seen
+from hwloop.run.distil import Distiller
+from hwloop.run.front import drop_of, outcome_of
+from hwloop.search.foresight import Foreseen, Foresight, Lesson, unit_of
+from hwloop.search.problem import Score
+
+LONG = 3
+"""The second rung has so many times the steps of the first; it is a recovery from the start."""
+
+LEAST_VALUE = 0.004
+"""A recovery is worth its time from this expected gain in log speed on, per first rung."""
+
+FIRST_MARGIN = 0.3
+"""Of the goal: what the bound of a drop is taken to add to it until one was seen."""
+
+NO_CHANCE = 0.002
+MOST_ALLOWANCE = 50.0
+MOST_VALUE = 1e6
+HOPE = -0.5
+"""Standard deviations: where only accuracy counts, half of one is hoped for."""
+
+OnRecovered = Callable[[Seen, Callable[[], Built]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A full recovery that may be worth its time.
+
+    Attributes:
+        steps: of the recovery.
+        units: its cost in first rungs.
+        value: what it is expected to win for each of them.
+    """
+
+    trial: Trial
+    steps: int
+    units: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Race:
+    """The full recoveries of a run, in the order in which they were decided.
+
+    What was stored by an earlier process is not a lesson before this one decides on it as well, so
+    that a run that goes on repeats its decisions.
+
+    Attributes:
+        on_recovered: told of each recovered network, and how to get it if it is needed.
+    """
+
+    distiller: Distiller
+    goal: Goal
+    baseline_ms: float
+    on_recovered: OnRecovered = lambda seen, build: None
+    _recovered: dict[Candidate, Seen] = field(default_factory=dict)
+    _lessons: list[Lesson] = field(default_factory=list)
+    failed: set[tuple[Candidate, int]] = field(default_factory=set)
+
+    @property
+    def first_steps(self) -> int:
+        return self.distiller.steps
+
+    @property
+    def unit(self) -> float:
+        """The drop that counts as one, in the metric's unit: the goal, or what was seen so far."""
+        return unit_of(self.goal.max_drop, [lesson.drop for lesson in self._lessons])
+
+    @property
+    def foresight(self) -> Foresight:
+        """What is known of full recoveries so far."""
+        lessons = tuple(self._lessons)
+        return Foresight(unit=self.unit, first_steps=self.first_steps, lessons=lessons)
+
+    def of(self, trial: Trial) -> Seen | None:
+        """A trial's last full recovery, which is its longest."""
+        return self._recovered.get(trial.candidate)
+
+    def is_stored(self, trial: Trial) -> bool:
+        """Whether the first full recovery of a trial was done in an earlier process."""
+        schedule = Schedule(steps=self.first_steps)
+        return self.distiller.evaluator.figures.finalist(trial.candidate, schedule) is not None
+
+    def recover(self, trial: Trial, steps: int, *, revert: bool) -> Seen | None:
+        """Recover a trial fully, and learn from it; None where that fails.
+
+        Args:
+            revert: undo first what is predicted to gain nothing.
+        """
+        found = self.distiller.distilled(trial, steps, revert=revert)
+        if found is None:
+            self.failed.add((trial.candidate, steps))
+            return None
+        self._recovered[trial.candidate] = found
+        if found.candidate == trial.candidate and is_cut(trial):
+            lesson = Lesson(
+                short_drop=drop_of(trial),
+                speedup=self.baseline_ms / found.latency_ms,
+                steps=steps,
+                drop=found.drop,
+            )
+            self._lessons.append(lesson)
+        self.on_recovered(found, partial(self._built, found))
+        return found
+
+    def _built(self, seen: Seen) -> Built:
+        built = self.distiller.at_hand(seen.candidate, seen.steps)
+        return built or self.distiller.rebuilt(seen.candidate, Schedule(steps=seen.steps))
+
+    def may_meet(self, trial: Trial, steps: int) -> bool:
+        """Whether a longer recovery has any chance to bring a trial within the limit."""
+        found = self.of(trial)
+        if found is None or not is_cut(trial) or (trial.candidate, steps) in self.failed:
+            return False
+        if self._room is None:
+            return True
+        foreseen = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
+        return foreseen.chance_within(self._room) >= NO_CHANCE
+
+    def score(self, trial: Trial) -> Score:
+        """A trial as the search is told of it: with the drop that is expected in the end."""
+        if trial.outcome is None:
+            return Score(metric_drop=None, latency_ms=None, failed=trial.reason)
+        found = self.of(trial)
+        drop = self._foreseen(trial).drop if found is None else found.drop
+        return Score(metric_drop=drop, latency_ms=trial.outcome.latency_ms)
+
+    @property
+    def limit(self) -> float | None:
+        """The drop that leaves room for its own bound within the goal; None without a goal."""
+        return None if self._room is None else max(self._room, 0.0)
+
+    def allowance(self, damages: dict[Candidate, float]) -> float:
+        """Summed damage for each unit of final drop, by the recovered candidates; at least 1.
+
+        Args:
+            damages: summed damage of candidates, in the metric's unit.
+        """
+        pairs = [(damages[c], seen.drop) for c, seen in self._recovered.items() if c in damages]
+        products = sum(damage * drop for damage, drop in pairs)
+        if products <= 0:
+            return MOST_ALLOWANCE if pairs else MOST_ALLOWANCE / 5
+        return min(max(sum(damage**2 for damage, _ in pairs) / products, 1.0), MOST_ALLOWANCE)
+
+    def next(self, trials: Sequence[Trial], *, units: int, long: bool = True) -> Entry | None:
+        """The full recovery that pays most, or None where none is worth its time.
+
+        While nothing meets the goal, whatever has a chance is worth it.
+
+        Args:
+            units: the most that it may cost.
+            long: whether a second rung may be it.
+        """
+        recovered = self._recovered.values()  # a lucky score on few samples is no best
+        best = choice.best(recovered, self.goal, baseline_ms=self.baseline_ms)
+        entries = [entry for trial in trials for entry in self._entries(trial, best, long=long)]
+        affordable = [entry for entry in entries if entry.units <= units]
+        found = max(affordable, key=lambda entry: entry.value, default=None)
+        least = LEAST_VALUE if best is not None else NO_CHANCE * LEAST_VALUE
+        return found if found is not None and found.value >= least else None
+
+    def _entries(self, trial: Trial, best: Seen | None, *, long: bool) -> Iterable[Entry]:
+        if not is_faster(trial):
+            return
+        first, found = self.first_steps, self.of(trial)
+        latency_ms = outcome_of(trial).latency_ms
+        if found is None:
+            if (trial.candidate, first) not in self.failed:
+                value = self._value(self._foreseen(trial), latency_ms, best)
+                yield Entry(trial=trial, steps=first, units=1, value=value)
+            return
+        steps = LONG * first
+        done = found.steps >= steps or (trial.candidate, steps) in self.failed
+        meets = choice.meets(found, self.goal, baseline_ms=self.baseline_ms)
+        if done or not long or not is_cut(trial) or (meets and self.goal.max_drop is not None):
+            return
+        foreseen = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
+        value = self._value(foreseen, found.latency_ms, best) / LONG
+        yield Entry(trial=trial, steps=steps, units=LONG, value=value)
+
+    def _value(self, foreseen: Foreseen, latency_ms: float, best: Seen | None) -> float:
+        """What a recovery is expected to win over the best so far, in log speed.
+
+        Where the drop has no limit it is the drop that is won, in its unit, within the budget.
+        """
+        if self._room is None:
+            return self._value_in_time(foreseen, latency_ms, best)
+        before_ms = self.baseline_ms if best is None else best.latency_ms
+        return max(math.log(before_ms / latency_ms), 0.0) * foreseen.chance_within(self._room)
+
+    def _value_in_time(self, foreseen: Foreseen, latency_ms: float, best: Seen | None) -> float:
+        budget_ms = self.goal.budget_ms(self.baseline_ms) or math.inf
+        if latency_ms > budget_ms:
+            # Only where nothing is in time, the fastest is the best that can be had.
+            return self.baseline_ms / latency_ms if best is None else 0.0
+        if best is None or best.latency_ms > budget_ms:
+            return MOST_VALUE - foreseen.middle
+        return max(0.0, (best.drop - foreseen.at(HOPE)) / self.unit)
+
+    def _foreseen(self, trial: Trial) -> Foreseen:
+        outcome = outcome_of(trial)
+        if not is_cut(trial):  # nothing of it is trained: it stays as it is
+            return self.foresight.longer(outcome.metric_drop, steps_before=1, steps=1)
+        return self.foresight.of(
+            short_drop=outcome.metric_drop,
+            speedup=self.baseline_ms / outcome.latency_ms,
+            steps=self.first_steps,
+        )
+
+    @property
+    def _room(self) -> float | None:
+        """The drop whose bound is just within the goal; below 0 where samples are few."""
+        return None if self.goal.max_drop is None else self.goal.max_drop - self._margin
+
+    @property
+    def _margin(self) -> float:
+        found = [
+            s.upper_drop - s.drop for s in self._recovered.values() if s.upper_drop is not None
+        ]
+        return median(found) if found else FIRST_MARGIN * (self.goal.max_drop or 0.0)
+
+
+def seen_of(trial: Trial, *, steps: int) -> Seen:
+    """A complete trial as the choice of what ships sees it, after the search's recovery."""
+    outcome = outcome_of(trial)
+    return Seen(
+        candidate=trial.candidate,
+        steps=steps,
+        latency_ms=outcome.latency_ms,
+        faster=is_faster(trial),
+        drop=outcome.metric_drop,
+        upper_drop=outcome.upper_drop,
+    )
+
+
+def is_cut(trial: Trial) -> bool:
+    """Whether anything but precisions was changed: else there is nothing to recover."""
+    return any(action.kind != KEEP.kind for action in trial.candidate.actions)
+
+
+def is_faster(trial: Trial) -> bool:
+    """Whether a trial is complete and measurably faster than the dense network."""
+    measurement = None if trial.outcome is None else trial.outcome.measurement
+    return measurement is not None and choice.is_faster(measurement)

@@ -1,0 +1,129 @@
+"""The search of a run: rounds of candidates, and a full recovery after each that teaches the next.
+
+What a candidate loses after the search's short recovery says little of what it will lose in the
+end. So a method is told what :mod:`hwloop.run.race` expects, and after every round that is known
+better. For its seed a run decides the same again, also where a limit on the time had ended it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwloop.compress import space
+from hwloop.measure.predict import Predictor
+from hwloop.records import Trial
+from hwloop.run import features
+from hwloop.run.race import Race
+from hwloop.run.result import BY_HAND, USUAL
+from hwloop.run.trials import Trials
+from hwloop.search.methods import METHODS
+from hwloop.search.problem import BudgetSpent, Choices, Problem, Score
+from hwloop.search.reward import Reward
+
+ROUND = 16
+"""Candidates that a method asks for before the next full recovery."""
+
+SCALE = 5.0
+"""A reward of one is lost with so many goals: a tenth of it is half the goal, and fades speed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rounds:
+    """One search.
+
+    Attributes:
+        damage: (groups, actions) of each action alone, in the metric's unit.
+        predictor: of latencies.
+    """
+
+    trials: Trials
+    race: Race
+    damage: NDArray[np.float64]
+    predictor: Predictor
+    _asked: dict[Choices, Trial] = field(default_factory=dict)
+
+    def search(self) -> None:
+        """The usual settings, then round after round, until the evaluations or the time is up."""
+        trials, settings = self.trials, self.trials.work.settings
+        trials.work.stage("search")
+        if not self._usual():
+            return
+        reward = Reward(kind=settings.reward, lam=settings.lam)
+        while True:
+            before = len(self._asked)
+            problem = self._problem()
+            METHODS[settings.agent](
+                problem,
+                self._scorer(),
+                evaluations=len(problem.known) + ROUND,
+                seed=settings.seed,
+                reward=reward,
+            )
+            if len(self._asked) < before + ROUND:
+                return
+            self._teach()
+
+    def _usual(self) -> bool:
+        """What people try without a search, recovered fully at once; False if the time is up."""
+        subject = self.trials.evaluator.subject
+        try:
+            for action in BY_HAND.values():
+                self._evaluated(subject.choices(subject.uniform(action)), USUAL)
+        except BudgetSpent:
+            return False
+        trials = self.trials
+        for trial in trials.by_hand().values():
+            if trial.outcome is None:
+                continue
+            if not self._may_recover(trial):
+                return False
+            self.race.recover(trial, self.race.first_steps, revert=False)
+        trials.work.progress.stage("search")
+        return True
+
+    def _teach(self) -> None:
+        entry = self.race.next(list(self._asked.values()), units=1, long=False)
+        if entry is not None and self._may_recover(entry.trial):
+            self.race.recover(entry.trial, entry.steps, revert=False)
+            self.trials.work.progress.stage("search")
+
+    def _may_recover(self, trial: Trial) -> bool:
+        """Whether there is time for it, or it was done before the time was up."""
+        return not self.trials.work.out_of_time or self.race.is_stored(trial)
+
+    def _evaluated(self, choices: Choices, source: str) -> Trial:
+        trial = self.trials.evaluate(choices, source, predictor=self.predictor)
+        self._asked[choices] = trial
+        return trial
+
+    def _scorer(self) -> Callable[[Choices, str], Score]:
+        return lambda choices, source: self.race.score(self._evaluated(choices, source))
+
+    def _problem(self) -> Problem:
+        """What the search is told: numbers only, drops as they are expected in the end."""
+        evaluator, goal = self.trials.evaluator, self.trials.work.settings.goal
+        subject, baseline_ms = evaluator.subject, evaluator.baseline.latency_ms
+        known = {choices: self.race.score(trial) for choices, trial in self._asked.items()}
+        dense = subject.choices(subject.dense_candidate)
+        known.setdefault(dense, Score(metric_drop=0.0, latency_ms=baseline_ms))
+        damages = {
+            trial.candidate: float(self.damage[np.arange(len(choices)), choices].sum())
+            for choices, trial in self._asked.items()
+        }
+        return Problem(
+            network_features=features.features(subject.network),
+            masks=subject.masks,
+            predict_ms=self.predictor,
+            baseline_ms=baseline_ms,
+            damage=self.damage,
+            budget_ms=goal.budget_ms(baseline_ms),
+            max_drop=self.race.limit,
+            drop_scale=SCALE * self.race.unit,
+            allowance=self.race.allowance(damages),
+            menu_features=space.menu_features(subject.rules),
+            known=known,
+        )

@@ -1,0 +1,186 @@
+"""Full recoveries go where speed times chance is largest, and each teaches the next decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from hwloop.findings import LatencySource, Measurement, Outcome
+from hwloop.records import Action, Candidate, Goal, Trial, TrialState
+from hwloop.run.choice import Seen
+from hwloop.run.race import LONG, Race, is_faster
+
+BASELINE_MS = 10.0
+STEPS = 300
+GOAL = Goal(max_drop=0.01)
+
+
+def candidate(number: int) -> Candidate:
+    return Candidate(actions=(Action(kind="prune", amount=1 / (2 + number)),))
+
+
+def trial(number: int, latency_ms: float, drop: float | None) -> Trial:
+    shared: Any = {"number": number, "candidate": candidate(number), "source": "made"}
+    if drop is None:
+        return Trial(**shared, state=TrialState.FAILED, reason="made to fail")
+    measurement = Measurement(
+        samples_ms=(latency_ms,) * 25,
+        reference_ms=(BASELINE_MS,) * 25,
+        reference_latency_ms=BASELINE_MS,
+    )
+    outcome = Outcome(
+        metric=0.9 - drop,
+        metric_drop=drop,
+        upper_drop=None,
+        latency_ms=latency_ms,
+        latency_source=LatencySource.DEVICE,
+        measurement=measurement,
+    )
+    return Trial(**shared, state=TrialState.COMPLETE, outcome=outcome)
+
+
+@dataclass
+class Made:
+    """Stands in for the distiller: final drops by candidate and steps, all else fails."""
+
+    drops: dict[tuple[Candidate, int], float] = field(default_factory=dict)
+    steps: int = STEPS
+    bound: float = 0.002
+    asked: list[tuple[Candidate, int, bool]] = field(default_factory=list)
+
+    def distilled(self, trial: Trial, steps: int, *, revert: bool) -> Seen | None:
+        self.asked.append((trial.candidate, steps, revert))
+        drop = self.drops.get((trial.candidate, steps))
+        if drop is None or trial.outcome is None:
+            return None
+        return Seen(
+            candidate=trial.candidate,
+            steps=steps,
+            latency_ms=trial.outcome.latency_ms,
+            faster=is_faster(trial),
+            drop=drop,
+            upper_drop=drop + self.bound if drop <= 0.01 else None,
+        )
+
+    def at_hand(self, candidate: Candidate, steps: int) -> None:
+        return None
+
+
+def race(made: Made, goal: Goal = GOAL) -> Race:
+    distiller: Any = made
+    return Race(distiller=distiller, goal=goal, baseline_ms=BASELINE_MS)
+
+
+def test_speed_and_chance_are_weighed_against_each_other() -> None:
+    safe, fast, reckless = trial(0, 9.0, 0.001), trial(1, 4.0, 0.05), trial(2, 3.9, 0.9)
+    entry = race(Made()).next([safe, fast, reckless], units=5)
+    assert entry is not None
+    assert (entry.trial, entry.steps, entry.units) == (fast, STEPS, 1)
+
+
+def test_nothing_slower_than_what_meets_the_goal_is_tried() -> None:
+    fast, slow = trial(0, 4.0, 0.05), trial(1, 5.0, 0.001)
+    found = race(Made({(fast.candidate, STEPS): 0.005}))
+    found.recover(fast, STEPS, revert=False)
+    assert found.next([fast, slow], units=5) is None
+
+
+def test_what_missed_closely_gets_the_long_recovery_where_that_can_be_paid() -> None:
+    close = trial(0, 4.0, 0.05)
+    found = race(Made({(close.candidate, STEPS): 0.012}))
+    found.recover(close, STEPS, revert=False)
+    entry = found.next([close], units=LONG)
+    assert entry is not None
+    assert (entry.steps, entry.units) == (LONG * STEPS, LONG)
+    assert found.next([close], units=LONG - 1) is None
+    assert found.next([close], units=LONG, long=False) is None
+
+
+def test_what_failed_or_had_the_longest_recovery_is_not_tried_again() -> None:
+    fails, done = trial(0, 4.0, 0.05), trial(1, 4.5, 0.05)
+    found = race(Made({(done.candidate, LONG * STEPS): 0.02}))
+    assert found.recover(fails, STEPS, revert=False) is None
+    found.recover(done, LONG * STEPS, revert=False)
+    assert found.next([fails, done, trial(2, 3.0, None)], units=5) is None
+
+
+def test_the_search_is_told_what_was_found_or_else_what_is_foreseen() -> None:
+    known, other, failed = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4), trial(2, 4.0, None)
+    found = race(Made({(known.candidate, STEPS): 0.03}))
+    before = found.score(other).metric_drop
+    found.recover(known, STEPS, revert=False)
+    assert found.score(known).metric_drop == 0.03
+    after = found.score(other).metric_drop
+    assert before is not None
+    assert after is not None
+    assert 0 < before < after < 0.4
+    assert found.score(failed).failed == "made to fail"
+
+
+def test_a_usual_setting_without_a_chance_is_left_where_it_is() -> None:
+    close, hopeless = trial(0, 4.0, 0.05), trial(1, 3.0, 0.7)
+    found = race(Made({(close.candidate, STEPS): 0.012, (hopeless.candidate, STEPS): 0.4}))
+    for each in (close, hopeless):
+        found.recover(each, STEPS, revert=False)
+    assert found.may_meet(close, LONG * STEPS)
+    assert not found.may_meet(hopeless, LONG * STEPS)
+
+
+def test_where_only_latency_is_asked_for_the_most_accurate_in_time_is_tried() -> None:
+    goal = Goal(max_drop=None, min_speedup=2.0)
+    late, worse, better = trial(0, 6.0, 0.0), trial(1, 4.0, 0.3), trial(2, 4.5, 0.1)
+    found = race(Made(), goal)
+    entry = found.next([late, worse, better], units=5)
+    assert entry is not None
+    assert entry.trial == better
+
+
+def test_a_lucky_score_of_the_search_keeps_nothing_from_being_recovered() -> None:
+    lucky = trial(0, 4.0, 0.0)
+    assert lucky.outcome is not None
+    lucky = replace(lucky, outcome=replace(lucky.outcome, upper_drop=0.005))
+    entry = race(Made()).next([lucky], units=5)
+    assert entry is not None
+    assert entry.trial == lucky
+
+
+def test_what_nothing_was_cut_from_is_no_lesson_and_needs_no_longer_recovery() -> None:
+    int8 = replace(trial(0, 4.0, 0.03), candidate=Candidate(actions=(Action(precision="int8"),)))
+    found = race(Made({(int8.candidate, STEPS): 0.012}))
+    assert found.score(int8).metric_drop == pytest.approx(0.03)
+    found.recover(int8, STEPS, revert=False)
+    assert found.foresight.lessons == ()
+    assert found.next([int8], units=5) is None
+    assert not found.may_meet(int8, LONG * STEPS)
+
+
+def test_where_few_samples_leave_no_room_nothing_short_of_better_is_likely() -> None:
+    wide, other = trial(0, 4.0, 0.1), trial(1, 3.0, 0.1)
+    made = Made({(wide.candidate, STEPS): 0.005}, bound=0.02)
+    found = race(made)
+    before = found.next([other], units=5)
+    found.recover(wide, STEPS, revert=False)
+    after = found.next([other], units=5)
+    assert found.limit == 0.0
+    assert before is not None
+    assert after is None or after.value < before.value / 4
+
+
+def test_damage_and_drop_of_what_was_recovered_say_what_plans_may_sum_up_to() -> None:
+    one = trial(0, 4.0, 0.3)
+    found = race(Made({(one.candidate, STEPS): 0.02}))
+    assert found.allowance({}) == pytest.approx(10.0)
+    found.recover(one, STEPS, revert=False)
+    assert found.allowance({one.candidate: 0.2}) == pytest.approx(10.0)
+    assert found.allowance({one.candidate: 0.08}) == pytest.approx(4.0)
+
+
+def test_room_for_the_bound_is_left_within_the_goal() -> None:
+    one = trial(0, 4.0, 0.3)
+    found = race(Made({(one.candidate, STEPS): 0.005}))
+    assert found.limit == pytest.approx(0.007)
+    found.recover(one, STEPS, revert=False)
+    assert found.limit == pytest.approx(0.008)
+    assert race(Made(), Goal(max_drop=None, min_speedup=2.0)).limit is None

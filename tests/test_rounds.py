@@ -1,0 +1,157 @@
+"""A run's search: usual settings on equal terms, a full recovery after each round, nothing lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import MINI
+
+import hwloop
+from hwloop.compress.recover import Recovery
+from hwloop.measure.progress import Progress
+from hwloop.measure.store import Store
+from hwloop.run import evaluate, rounds
+from hwloop.run.result import BY_HAND
+from hwloop.run.work import Work
+from hwloop.task import load_model
+from hwloop.tasks.load import load_task
+
+OPTIONS: dict[str, Any] = {
+    "target": "fake",
+    "loop_steps": 1,
+    "final_steps": 2,
+    "finalists": 3,
+    "max_drop": 0.1,
+    "evaluations": 6,
+}
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "ROUND", 2)
+
+
+def optimized(run: Path, **options: Any) -> dict[str, Any]:
+    return hwloop.optimize(task=MINI, run=run, **{**OPTIONS, **options})
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def decisions(run: Path) -> list[tuple[str, str]]:
+    """What was evaluated and what was recovered fully, in order."""
+    found = []
+    for event in events(run):
+        if event["event"] == "trial":
+            found.append(("trial", str(event["number"])))
+        elif event["event"] == "finalist":
+            found.append(("finalist", json.dumps([event["candidate"], event["steps"]])))
+    return found
+
+
+class StopsAt(Progress):
+    """Ctrl-C when so many full recoveries have begun."""
+
+    def __init__(self, recoveries: int) -> None:
+        self.left = recoveries
+
+    def stage(self, name: str) -> None:
+        self.left -= name == "distillation"
+        if name == "distillation" and self.left == 0:
+            raise KeyboardInterrupt
+
+
+def test_usual_settings_are_recovered_first_and_each_round_teaches(tmp_path: Path) -> None:
+    optimized(tmp_path / "run")
+    kinds = [kind for kind, _ in decisions(tmp_path / "run")]
+    usual = kinds.index("finalist")
+    assert kinds[:usual] == ["trial"] * usual
+    assert 0 < usual <= len(BY_HAND)
+    first_searched = kinds.index("trial", usual)
+    assert kinds[usual:first_searched] == ["finalist"] * usual
+    between = kinds[first_searched : len(kinds) - kinds[::-1].index("trial")]
+    assert "finalist" in between
+
+
+def test_usual_settings_have_the_split_and_the_steps_of_what_ships(tmp_path: Path) -> None:
+    report = optimized(tmp_path / "run")
+    assert report["comparisons"]
+    for found in report["comparisons"].values():
+        assert found["metric_split"] == "test"
+        assert found["recovery_steps"] >= 2
+        beaten = found["latency_ms"] >= report["best"]["latency_ms"] * 0.98
+        assert beaten or found["search_drop"] > 0.1 - 0.05
+
+
+def test_a_usual_setting_that_is_best_ships(tmp_path: Path) -> None:
+    """With one candidate to search and all drops allowed the smallest setting is the fastest."""
+    report = optimized(tmp_path / "run", evaluations=1, max_drop=0.9, agent="random")
+    fastest = min(found["latency_ms"] for found in report["comparisons"].values())
+    assert report["best"]["latency_ms"] <= fastest * 1.02
+
+
+@pytest.mark.parametrize("recoveries", [2, 5])
+def test_a_stopped_run_decides_the_rest_as_one_that_was_not_stopped(
+    tmp_path: Path, recoveries: int
+) -> None:
+    whole = optimized(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        optimized(tmp_path / "stopped", progress=StopsAt(recoveries))
+    resumed = optimized(tmp_path / "stopped")
+    assert decisions(tmp_path / "stopped") == decisions(tmp_path / "whole")
+    assert resumed["best"]["actions"] == whole["best"]["actions"]
+
+
+def test_a_best_within_the_goal_is_loadable_as_soon_as_there_is_one(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        optimized(run, max_drop=0.9, progress=StopsAt(2))
+    assert hwloop.load(run, task=MINI) is not None
+
+
+def test_candidates_are_scored_on_few_samples_and_what_may_ship_on_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "LOOP_SAMPLES", 10)  # of 256
+    optimized(tmp_path / "run", evaluations=2)
+    with Store(tmp_path / "run" / "hwloop.sqlite", read_only=True) as store:
+        metrics = [trial.outcome.metric for trial in store.trials() if trial.outcome is not None]
+    assert metrics
+    assert all(round(10 * metric, 9).is_integer() for metric in metrics)
+    drops = [event["drop"] for event in events(tmp_path / "run") if event["event"] == "finalist"]
+    assert all(round(256 * drop, 9).is_integer() for drop in drops)
+    assert not all(round(10 * drop, 9).is_integer() for drop in drops)
+
+
+def test_a_network_that_nothing_was_cut_from_is_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    recover = Recovery.recover
+
+    def noted(self: Recovery, module: Any, *given: Any, **named: Any) -> Any:
+        trained.append(sum(value.numel() for value in module.state_dict().values()))
+        return recover(self, module, *given, **named)
+
+    monkeypatch.setattr(Recovery, "recover", noted)
+    optimized(tmp_path / "run", evaluations=1)
+    network = load_model(load_task(MINI))
+    dense = sum(value.numel() for value in network.state_dict().values())
+    assert trained
+    assert max(trained) < dense
+
+
+def test_a_run_whose_time_is_up_repeats_what_it_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = optimized(tmp_path / "run")
+    before = decisions(tmp_path / "run")
+    monkeypatch.setattr(Work, "out_of_time", property(lambda self: True))
+    again = optimized(tmp_path / "run")
+    assert decisions(tmp_path / "run") == before
+    assert again["comparisons"] == whole["comparisons"]
+    assert again["best"]["actions"] == whole["best"]["actions"]
