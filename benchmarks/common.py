@@ -14,13 +14,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from hwloop.compress import space
 from hwloop.compress.recover import RECALIBRATED, Recovery, Schedule
 from hwloop.compress.subject import Subject, subject
 from hwloop.device import state
 from hwloop.files import write_atomically
 from hwloop.measure.predict import Predictor
-from hwloop.measure.profile import rules_for
+from hwloop.measure.profile import Protocols, rules_for
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import ConsoleProgress
 from hwloop.measure.session import DeviceSession
@@ -67,13 +69,14 @@ def print_table(rows: list[list[str]]) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bench:
-    """The demo on the CPU target, prepared as ``hwloop optimize`` prepares it."""
+    """A network on the CPU target, prepared as ``hwloop optimize`` prepares it."""
 
     task: Task
     subject: Subject
     session: DeviceSession
     evaluator: Evaluator
     predictor: Predictor
+    protocols: Protocols
     store: Store
 
     def problem(self, **limits: Any) -> Problem:
@@ -91,21 +94,36 @@ class Bench:
 
 @contextmanager
 def prepared_demo(name: str, *, loop_schedule: Schedule = RECALIBRATED) -> Iterator[Bench]:
-    """Rows, calibration networks and probes come from ``.cache/NAME.sqlite`` where it has them."""
+    """The demo; see :func:`prepared`."""
     task = load_task("demo")
     module = load_model(task, None)
+    with prepared(task, module, name, loop_schedule=loop_schedule) as bench:
+        yield bench
+
+
+@contextmanager
+def prepared(
+    task: Task,
+    module: nn.Module,
+    name: str,
+    *,
+    loop_schedule: Schedule = RECALIBRATED,
+    max_drop: float | None = None,
+    seed: int = 0,
+) -> Iterator[Bench]:
+    """Rows, calibration networks and probes come from ``.cache/NAME.sqlite`` where it has them."""
     profile = load_profile("cpu")
     CACHE.mkdir(exist_ok=True)
     with DeviceSession(profile) as session, Store(CACHE / f"{name}.sqlite") as store:
-        found = subject(task, module, rules_for(profile, session.isa), isa=session.isa, name="demo")
+        found = subject(task, module, rules_for(profile, session.isa), isa=session.isa, name=name)
         inputs = digests.inputs_of(task, module, found.float_graph, profile)
         evaluator = evaluator_of(
             found,
             session,
             figures=Figures(store, identity.key_of(inputs)),
-            recovery=Recovery(task, module, seed=0),
+            recovery=Recovery(task, module, seed=seed),
             loop_schedule=loop_schedule,
-            max_drop=None,
+            max_drop=max_drop,
             protocol=profile.protocols.loop,
             simulated=False,
             clock=Stopwatch(),
@@ -118,5 +136,6 @@ def prepared_demo(name: str, *, loop_schedule: Schedule = RECALIBRATED) -> Itera
             session=session,
             evaluator=evaluator,
             predictor=predictor,
+            protocols=profile.protocols,
             store=store,
         )
