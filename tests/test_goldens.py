@@ -1,7 +1,9 @@
 """What users keep, held as it was: a stored run, its report, a latency table, and the keys.
 
 ``tests/data/golden`` was made by an earlier hwloop and is never made anew when the code moves: a
-run folder that goes on, a table that imports, and digests by which stored figures are found.
+run folder that goes on, a table that imports, and digests by which stored figures are found. Only
+where a version in ``hwloop/run/versions.py`` was raised the run is of that version, and what is
+left of the one before (``earlier``) is told and refused.
 """
 
 from __future__ import annotations
@@ -74,6 +76,22 @@ def test_a_stored_run_that_is_given_more_evaluates_the_difference(tmp_path: Path
     assert after["search"]["evaluations"] == before["search"]["evaluations"] + 2
     assert after["comparisons"] == before["comparisons"]
     assert after["baseline"] == before["baseline"]
+
+
+def test_a_run_of_an_earlier_search_is_told_as_it_was_and_not_gone_on_with(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(GOLDEN / "earlier", run)
+    shutil.copy(GOLDEN / "golden_task.py", tmp_path)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    told = hwloop("report", run)
+    assert told.code == 0, told.err
+    assert "* after the short recovery of the search, on the search split" in told.out
+    done = hwloop(*started(tmp_path, "--evaluations", "5"))
+    assert done.code == 2
+    assert "hwloop's search (version 1, now 2)" in done.err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 def edited(folder: Path, **changes: Any) -> Path:
