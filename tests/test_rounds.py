@@ -92,6 +92,9 @@ def test_a_usual_setting_that_is_best_ships(tmp_path: Path) -> None:
     report = optimized(tmp_path / "run", evaluations=1, max_drop=0.9, agent="random")
     fastest = min(found["latency_ms"] for found in report["comparisons"].values())
     assert report["best"]["latency_ms"] <= fastest * 1.02
+    name = report["best"]["usual_setting"]
+    if name is not None:  # one network, one figure
+        assert report["comparisons"][name]["speedup_ci95"] == report["best"]["speedup_ci95"]
 
 
 @pytest.mark.parametrize("recoveries", [2, 5])

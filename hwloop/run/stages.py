@@ -109,7 +109,7 @@ def _through(work: Work, found: Subject, warnings: tuple[str, ...]) -> Result:
         shipped = _finalists(trials, race)
         use = table_use(work, table, trials.all())
         figures = final.figures_of(shipped, work, evaluator)
-        by_hand = final.by_hand(trials, race, work, dense_metric=figures.dense_metric)
+        by_hand = final.by_hand(trials, race, work, shipped=shipped, final=figures)
     return conclusion(
         work,
         trials,
