@@ -129,11 +129,10 @@ def judged(
             reference_latency_ms=0.0,
         )
         metric = test.score(partial(session.infer, built.model))
-    low, high = measured.ratio_ci95
     return {
         "steps": steps,
-        "speedup": 1 / measured.ratio,
-        "speedup_ci95": [1 / high, 1 / low],
+        "speedup": measured.speedup,
+        "speedup_ci95": list(measured.speedup_ci95),
         "unstable": list(measured.unstable),
         "search_drop": scored.drop,
         "upper_drop": scored.upper_drop,

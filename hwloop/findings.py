@@ -157,6 +157,16 @@ class Measurement:
         return stats.rounds_ci95(self.ratios, neighbours=self.other_cores_busy_share or 0.0)
 
     @property
+    def speedup(self) -> float:
+        """How many times as fast as the reference."""
+        return 1 / self.ratio
+
+    @property
+    def speedup_ci95(self) -> tuple[float, float]:
+        low, high = self.ratio_ci95
+        return 1 / high, 1 / low
+
+    @property
     def disturbed_share(self) -> float:
         """Share of all samples that took a tenth longer than the quiet time of their round."""
         return stats.disturbed_share((self.samples_ms, self.reference_ms), self.rounds)

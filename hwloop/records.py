@@ -180,6 +180,11 @@ class Candidate:
     def digest(self) -> str:
         return digest(self)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether anything but precisions is changed: else there is nothing to recover."""
+        return any(action.kind != KEEP.kind for action in self.actions)
+
     @staticmethod
     def from_json(value: Any) -> Candidate:
         """Inverse of :func:`hwloop.parsing.to_json`; raises ValueError on a wrong field."""

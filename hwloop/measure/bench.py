@@ -179,13 +179,12 @@ def _about(file: ModelFile) -> dict[str, Any]:
 
 
 def record(file: ModelFile, measurement: Measurement) -> dict[str, Any]:
-    low, high = measurement.ratio_ci95
     return {
         **_about(file),
         "latency_ms": measurement.latency_ms,
         "latency_ms_ci95": list(measurement.latency_ms_ci95),
-        "speedup": 1 / measurement.ratio,
-        "speedup_ci95": [1 / high, 1 / low],
+        "speedup": measurement.speedup,
+        "speedup_ci95": list(measurement.speedup_ci95),
         "significant": measurement.significant,
         "samples": len(measurement.samples_ms),
         "stopped": measurement.stopped,

@@ -132,13 +132,12 @@ def _by_hand(result: Result, found: ByHand) -> dict[str, Any]:
 
 
 def _compared(result: Result, network: NetworkFigures, measured: Measurement) -> dict[str, Any]:
-    low, high = measured.ratio_ci95
     return {
         "latency_ms": measured.latency_ms,
         "latency_ms_ci95": list(measured.latency_ms_ci95),
         **_network(result, network),
-        "speedup": 1 / measured.ratio,
-        "speedup_ci95": [1 / high, 1 / low],
+        "speedup": measured.speedup,
+        "speedup_ci95": list(measured.speedup_ci95),
         "significant": measured.significant,
     }
 
@@ -165,7 +164,6 @@ def _trial(result: Result, trial: Trial) -> dict[str, Any]:
     outcome = trial.outcome
     if outcome is None or outcome.measurement is None:
         return {"failed": trial.reason}
-    low, high = outcome.measurement.ratio_ci95
     return {
         "latency_ms": outcome.latency_ms,
         "latency_ms_ci95": list(outcome.measurement.latency_ms_ci95),
@@ -177,8 +175,8 @@ def _trial(result: Result, trial: Trial) -> dict[str, Any]:
         "metric_drop": outcome.metric_drop,
         "size_bytes": outcome.size_bytes,
         "macs": outcome.macs,
-        "speedup": 1 / outcome.measurement.ratio,
-        "speedup_ci95": [1 / high, 1 / low],
+        "speedup": outcome.measurement.speedup,
+        "speedup_ci95": list(outcome.measurement.speedup_ci95),
         "recovery": f"{result.recovery.loop_steps} distillation steps",
         "source": trial.source,
         "actions": [result.menu.index(action) for action in trial.candidate.actions],

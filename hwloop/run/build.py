@@ -14,7 +14,7 @@ from hwloop.compress.recover import Recovery, Schedule
 from hwloop.compress.subject import Built, Subject
 from hwloop.errors import CandidateError
 from hwloop.measure.session import DeviceSession
-from hwloop.records import KEEP, Candidate
+from hwloop.records import Candidate
 from hwloop.run.clock import Stopwatch
 from hwloop.runtimes.graph import OnnxModel
 
@@ -48,7 +48,7 @@ class Builder:
         """
         with self.clock("compress"):
             module = self._compressed(candidate)
-        if any(action.kind != KEEP.kind for action in candidate.actions):
+        if candidate.is_cut:
             with self.clock("train"):
                 self.recovery.recover(module, schedule, tick=tick)
         return self._exported(candidate, module)

@@ -43,7 +43,7 @@ class Distiller:
     progress: Progress
     _built: dict[tuple[Candidate, int], Built] = field(default_factory=dict)
 
-    def distilled(self, trial: Trial, steps: int, *, revert: bool = True) -> Seen | None:
+    def distilled(self, trial: Trial, steps: int, *, revert: bool) -> Seen | None:
         """A trial's finalist, with its score on the search split; None if it failed.
 
         Args:
@@ -100,7 +100,7 @@ class Distiller:
             steps=steps,
             latency_ms=measurement.latency_ms,
             faster=choice.is_faster(measurement),
-            speedup=1 / measurement.ratio,
+            speedup=measurement.speedup,
             drop=scored.drop,
             upper_drop=scored.upper_drop,
         )

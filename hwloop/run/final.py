@@ -91,9 +91,10 @@ def figures_of(shipped: Shipped, work: Work, evaluator: Evaluator) -> FinalFigur
     if known is not None:
         return known
     work.stage("final measurement")
-    model, protocols = shipped.built.model, work.profile.protocols
-    found = _measured(model, work, evaluator, protocol=protocols.final)
-    found = _with_extras(found, shipped.built.model, work, evaluator)
+    model, protocol = shipped.built.model, work.profile.protocols.final
+    test = ScoredSplit(evaluator.subject.task, evaluator.subject.task.test())
+    found = _measured(model, work, evaluator, test=test, protocol=protocol)
+    found = _with_extras(found, model, work, evaluator)
     work.figures.add_final(candidate, steps, found)
     return work.figures.final(candidate, steps) or found
 
@@ -106,7 +107,8 @@ def by_hand(
     Args:
         shipped, final: the network that ships and its figures; it may be one of these settings.
     """
-    found = {}
+    found, task = {}, trials.evaluator.subject.task
+    test = ScoredSplit(task, task.test())  # read once for all of them
     ships = KeptByHand(figures=final, size_bytes=len(shipped.built.model.data))
     for name, trial in trials.by_hand().items():
         seen = race.of(trial)
@@ -116,7 +118,8 @@ def by_hand(
             continue
         try:
             same = (seen.candidate, seen.steps) == (shipped.built.candidate, shipped.steps)
-            known = ships if same else _judged(seen, race, work, dense_metric=final.dense_metric)
+            dense_metric = final.dense_metric
+            known = ships if same else _judged(seen, race, work, test, dense_metric=dense_metric)
         except CandidateError as error:
             found[name] = ByHand(candidate=trial.candidate, failed=str(error))
             continue
@@ -124,7 +127,9 @@ def by_hand(
     return found
 
 
-def _judged(seen: Seen, race: Race, work: Work, *, dense_metric: float) -> KeptByHand:
+def _judged(
+    seen: Seen, race: Race, work: Work, test: ScoredSplit, *, dense_metric: float
+) -> KeptByHand:
     known = work.figures.by_hand(seen.candidate, seen.steps)
     if known is not None:
         return known
@@ -134,6 +139,7 @@ def _judged(seen: Seen, race: Race, work: Work, *, dense_metric: float) -> KeptB
             built.model,
             work,
             race.distiller.evaluator,
+            test=test,
             protocol=work.profile.protocols.bench,
             dense_metric=dense_metric,
         )
@@ -163,11 +169,12 @@ def _measured(
     work: Work,
     evaluator: Evaluator,
     *,
+    test: ScoredSplit,
     protocol: Protocol,
     dense_metric: float | None = None,
 ) -> FinalFigures:
     """Timed against the dense network, and scored on the test split; so is that, unless known."""
-    dense, task, session = evaluator.latencies.dense, evaluator.subject.task, work.session
+    dense, session = evaluator.latencies.dense, work.session
     with work.clock("measure"):
         measurement = measure.against(
             session,
@@ -176,10 +183,9 @@ def _measured(
             protocol=protocol,
             reference_latency_ms=0.0,
         )
-    split = ScoredSplit(task, task.test())
     if dense_metric is None:
-        dense_metric = score(dense, split, session=session, clock=work.clock)
-    metric = score(best, split, session=session, clock=work.clock)
+        dense_metric = score(dense, test, session=session, clock=work.clock)
+    metric = score(best, test, session=session, clock=work.clock)
     work.clock.keep()
     return FinalFigures(
         measurement=measurement,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from statistics import median
 
 from hwloop.compress.recover import Schedule
 from hwloop.compress.subject import Built
-from hwloop.records import KEEP, Candidate, Goal, Trial
+from hwloop.records import Candidate, Goal, Trial
 from hwloop.run import choice
 from hwloop.run.choice import Seen
 from hwloop.run.distil import Distiller
@@ -74,7 +74,7 @@ class Race:
     on_recovered: OnRecovered = lambda seen, build: None
     _recovered: dict[Candidate, Seen] = field(default_factory=dict)
     _lessons: list[Lesson] = field(default_factory=list)
-    failed: set[tuple[Candidate, int]] = field(default_factory=set)
+    _failed: set[tuple[Candidate, int]] = field(default_factory=set)
 
     @property
     def first_steps(self) -> int:
@@ -88,8 +88,7 @@ class Race:
     @property
     def foresight(self) -> Foresight:
         """What is known of full recoveries so far."""
-        lessons = tuple(self._lessons)
-        return Foresight(unit=self.unit, first_steps=self.first_steps, lessons=lessons)
+        return _learned(self.unit, self.first_steps, tuple(self._lessons))
 
     def of(self, trial: Trial) -> Seen | None:
         """A trial's last full recovery, which is its longest."""
@@ -108,10 +107,10 @@ class Race:
         """
         found = self.distiller.distilled(trial, steps, revert=revert)
         if found is None:
-            self.failed.add((trial.candidate, steps))
+            self._failed.add((trial.candidate, steps))
             return None
         self._recovered[trial.candidate] = found
-        if found.candidate == trial.candidate and is_cut(trial):
+        if found.candidate == trial.candidate and trial.candidate.is_cut:
             lesson = Lesson(
                 short_drop=drop_of(trial),
                 speedup=self.baseline_ms / found.latency_ms,
@@ -129,7 +128,7 @@ class Race:
     def may_meet(self, trial: Trial, steps: int) -> bool:
         """Whether a longer recovery has any chance to bring a trial within the limit."""
         found = self.of(trial)
-        if found is None or not is_cut(trial) or (trial.candidate, steps) in self.failed:
+        if found is None or not trial.candidate.is_cut or (trial.candidate, steps) in self._failed:
             return False
         if self._room is None:
             return True
@@ -184,14 +183,19 @@ class Race:
         first, found = self.first_steps, self.of(trial)
         latency_ms = outcome_of(trial).latency_ms
         if found is None:
-            if (trial.candidate, first) not in self.failed:
+            if (trial.candidate, first) not in self._failed:
                 value = self._value(self._foreseen(trial), latency_ms, best)
                 yield Entry(trial=trial, steps=first, units=1, value=value)
             return
         steps = LONG * first
-        done = found.steps >= steps or (trial.candidate, steps) in self.failed
+        done = found.steps >= steps or (trial.candidate, steps) in self._failed
         meets = choice.meets(found, self.goal, baseline_ms=self.baseline_ms)
-        if done or not long or not is_cut(trial) or (meets and self.goal.max_drop is not None):
+        if (
+            done
+            or not long
+            or not trial.candidate.is_cut
+            or (meets and self.goal.max_drop is not None)
+        ):
             return
         foreseen = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
         value = self._value(foreseen, found.latency_ms, best) / LONG
@@ -218,7 +222,7 @@ class Race:
 
     def _foreseen(self, trial: Trial) -> Foreseen:
         outcome = outcome_of(trial)
-        if not is_cut(trial):  # nothing of it is trained: it stays as it is
+        if not trial.candidate.is_cut:  # nothing of it is trained: it stays as it is
             return self.foresight.longer(outcome.metric_drop, steps_before=1, steps=1)
         return self.foresight.of(
             short_drop=outcome.metric_drop,
@@ -252,9 +256,10 @@ def seen_of(trial: Trial, *, steps: int) -> Seen:
     )
 
 
-def is_cut(trial: Trial) -> bool:
-    """Whether anything but precisions was changed: else there is nothing to recover."""
-    return any(action.kind != KEEP.kind for action in trial.candidate.actions)
+@lru_cache(maxsize=1)
+def _learned(unit: float, first_steps: int, lessons: tuple[Lesson, ...]) -> Foresight:
+    """Fitted once for the same lessons: every candidate of a round is asked about."""
+    return Foresight(unit=unit, first_steps=first_steps, lessons=lessons)
 
 
 def is_faster(trial: Trial) -> bool:

@@ -31,7 +31,7 @@ def verdict_on(
         drop: on the test split, in the metric's unit, positive = worse.
         why_dense: what was seen, in a sentence, where the dense network ships.
     """
-    latency_ms, speedup = measurement.latency_ms, 1 / measurement.ratio
+    latency_ms, speedup = measurement.latency_ms, measurement.speedup
     limits = {
         "max_drop": (goal.max_drop, drop, goal.max_drop is None or drop <= goal.max_drop),
         "max_latency_ms": (
