@@ -1,13 +1,14 @@
 """Does a person with an hour beat `hwloop optimize`?
 
-    python benchmarks/by_hand.py work demo 0    # one network and seed; resumable, 20 to 30 minutes
+    python benchmarks/by_hand.py work demo 0    # one network and seed; resumable, 10 to 40 minutes
     python benchmarks/by_hand.py report
 
-The person tries uniform widths, in float and in INT8, whole-network INT8, and the plan that the
-latency table and the probes give by themselves. Each of these has the training, the samples and the
-rule that hwloop's own network has, with as many steps of distillation; the fastest that is within
-the goal by that rule is the person's. Both are then timed in turns against the dense network. The
-test split is read at the end and decides nothing.
+The person tries uniform widths, in float and in INT8, whole-network INT8, torch-pruning's global
+ranking at hwloop's latency, and the plan that the latency table and the probes give by themselves.
+Each is timed, and from the fastest on they get the training, the samples and the rule that hwloop's
+own network had, with as many steps of distillation; the first that is within the goal is the
+person's. hwloop's network and that one are then timed in turns. The test split is read at the end
+and decides nothing.
 """
 
 from __future__ import annotations
@@ -22,28 +23,20 @@ from typing import Any
 
 import numpy as np
 from by_hand_networks import NETWORKS, Trained
-from common import CACHE, prepared, print_table, write_result
+from by_hand_rivals import rivals
+from common import CACHE, Bench, prepared, print_table, write_result
 
 import hwloop
-from hwloop.compress.recover import Schedule
+from hwloop.compress.recover import NO_RECOVERY, Schedule
 from hwloop.errors import CandidateError
 from hwloop.files import write_atomically
 from hwloop.measure import paired
 from hwloop.measure.progress import ConsoleProgress
-from hwloop.records import Action, Candidate
-from hwloop.search.planner import Planner
+from hwloop.records import Candidate
+from hwloop.runtimes.graph import OnnxModel
 from hwloop.tasks.score import ScoredSplit
 
-STEPS = 300
 FOLDER = CACHE / "by_hand"
-WIDTHS = (0.75, 0.5, 0.25)
-RIVALS: dict[str, Action] = {
-    "whole-network INT8": Action(precision="int8"),
-    **{f"width {w:.0%}": Action(kind="prune", amount=w) for w in WIDTHS},
-    **{f"width {w:.0%}, INT8": Action(kind="prune", amount=w, precision="int8") for w in WIDTHS},
-}
-PLANNED = (5.0, 10.0)
-"""Summed damage of the planner's own answers, in goals: one careful, one as bold as widths are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +50,10 @@ class Case:
     def path(self) -> Path:
         return FOLDER / f"{self.name}-{self.seed}.json"
 
+    @property
+    def run(self) -> Path:
+        return FOLDER / f"run-{self.name}-{self.seed}"
+
 
 def work(case: Case) -> None:
     """The run, then the rivals; what is done is kept."""
@@ -65,129 +62,174 @@ def work(case: Case) -> None:
     report = hwloop.optimize(
         None if trained.shipped else trained.network,
         task=trained.shipped or trained.task,
-        run=FOLDER / f"run-{case.name}-{case.seed}",
+        target=trained.target,
+        run=case.run,
         max_drop=trained.max_drop,
         seed=case.seed,
-        final_steps=STEPS,
+        final_steps=trained.steps,
         progress=ConsoleProgress(),
     )
     found = {
         "network": case.name,
         "seed": case.seed,
         "max_drop": trained.max_drop,
+        "steps": trained.steps,
         "metric": report["metric_name"],
         "run_wall_s": report["search"]["wall_s"],
         "baseline": report["baseline"],
         "hwloop": report["best"],
         "in_its_report": report["comparisons"],
-        "rivals": rivals(trained, case, steps=report["best"]["recovery_steps"] or STEPS),
+        **beside(trained, case, report["best"]),
         "wall_s": round(time.monotonic() - started, 1),
     }
     write_atomically(case.path, (json.dumps(found, indent=1) + "\n").encode())
 
 
-def rivals(trained: Trained, case: Case, *, steps: int) -> dict[str, Any]:
-    """What people would try, with hwloop's own recovery, samples, rule and timing."""
-    found: dict[str, Any] = {}
-    name = f"by_hand-{case.name}-{case.seed}"
-    task, goal = trained.task, trained.max_drop
-    with prepared(task, trained.network, name, max_drop=goal, seed=case.seed) as bench:
+def beside(trained: Trained, case: Case, best: dict[str, Any]) -> dict[str, Any]:
+    """What people would try, and the best of it against hwloop's network, in turns."""
+    steps = best["recovery_steps"] or trained.steps
+    name, goal = f"by_hand-{case.name}-{case.seed}", trained.max_drop
+    options: dict[str, Any] = {"max_drop": goal, "seed": case.seed, "target": trained.target}
+    with prepared(trained.task, trained.network, name, **options) as bench:
         test = ScoredSplit(trained.task, trained.task.test())
         dense_test = test.score(partial(bench.session.infer, bench.evaluator.latencies.dense))
-        candidates = {rival: bench.subject.uniform(action) for rival, action in RIVALS.items()}
-        problem = bench.problem(max_drop=trained.max_drop)
-        for goals in PLANNED:
-            plan = Planner(problem).fastest_within(goals * trained.max_drop)
-            candidates[f"planner, {goals:g} goals of damage"] = bench.subject.candidate(plan)
-        for rival, candidate in candidates.items():
-            print(rival, flush=True)
-            try:
-                found[rival] = judged(bench, candidate, test, trained, dense_test, steps)
-            except CandidateError as error:
-                found[rival] = {"failed": str(error)}
-    return found
+        candidates = rivals(
+            bench,
+            max_drop=goal,
+            latency_ms=bench.evaluator.baseline.latency_ms / best["speedup"],
+        )
+        found, rival_model = tried(bench, candidates, test, dense_test, steps)
+        by_hand = next((name for name, rival in found.items() if rival.get("within")), "dense")
+        rival_model = rival_model or bench.evaluator.latencies.dense
+        ours = OnnxModel((case.run / "best" / "model.onnx").read_bytes())
+        with bench.session.holding(ours), bench.session.holding(rival_model):
+            ratio = paired.against(
+                bench.session,
+                ours,
+                rival_model,
+                protocol=bench.protocols.final,
+                reference_latency_ms=0.0,
+            )
+    return {
+        "rivals": found,
+        "best_by_hand": by_hand,
+        "ratio": ratio.speedup,
+        "ratio_ci95": list(ratio.speedup_ci95),
+        "ratio_unstable": list(ratio.unstable),
+    }
+
+
+def tried(
+    bench: Bench,
+    candidates: dict[str, Candidate],
+    test: ScoredSplit,
+    dense_test: float,
+    steps: int,
+) -> tuple[dict[str, Any], OnnxModel | None]:
+    """The fastest first, until one is within the goal: what is slower cannot be the best."""
+    found = {name: timed(bench, candidate) for name, candidate in candidates.items()}
+    faster = [name for name, rival in found.items() if rival.get("speedup", 0.0) > 1]
+    for name in sorted(faster, key=lambda name: -found[name]["speedup"]):
+        print(name, flush=True)
+        try:
+            judgement, model = judged(bench, candidates[name], test, dense_test, steps)
+        except CandidateError as error:
+            found[name] = {"failed": str(error)}
+            continue
+        found[name] |= judgement
+        if judgement["within"]:
+            return found, model
+    return found, None
+
+
+def timed(bench: Bench, candidate: Candidate) -> dict[str, Any]:
+    """How fast a candidate is; its weights do not matter for that."""
+    try:
+        built = bench.evaluator.builder.build(candidate, NO_RECOVERY)
+        with bench.session.holding(built.model):
+            measured = paired.against(
+                bench.session,
+                built.model,
+                bench.evaluator.latencies.dense,
+                protocol=bench.protocols.bench,
+                reference_latency_ms=0.0,
+            )
+    except CandidateError as error:
+        return {"failed": str(error)}
+    return {
+        "speedup": measured.speedup,
+        "speedup_ci95": list(measured.speedup_ci95),
+        "unstable": list(measured.unstable),
+    }
 
 
 def judged(
-    bench: Any,
-    candidate: Candidate,
-    test: ScoredSplit,
-    trained: Trained,
-    dense_test: float,
-    steps: int,
-) -> dict[str, Any]:
-    """One rival: the scorer's bound with the goal of the run, the test split, and its speedup."""
+    bench: Bench, candidate: Candidate, test: ScoredSplit, dense_test: float, steps: int
+) -> tuple[dict[str, Any], OnnxModel]:
+    """One rival, recovered: the scorer's bound with the goal of the run, and the test split."""
     evaluator, session = bench.evaluator, bench.session
     built = evaluator.builder.build(candidate, Schedule(steps=steps))
     with session.holding(built.model):
         scored = evaluator.scorer.scored(built.model)
-        measured = paired.against(
-            session,
-            built.model,
-            evaluator.latencies.dense,
-            protocol=bench.protocols.bench,
-            reference_latency_ms=0.0,
-        )
         metric = test.score(partial(session.infer, built.model))
-    return {
-        "steps": steps,
-        "speedup": measured.speedup,
-        "speedup_ci95": list(measured.speedup_ci95),
-        "unstable": list(measured.unstable),
+    goal = evaluator.scorer.max_drop
+    figures = {
+        "steps": steps if candidate.is_cut else 0,
         "search_drop": scored.drop,
         "upper_drop": scored.upper_drop,
-        "within": scored.upper_drop is not None and scored.upper_drop <= trained.max_drop,
-        "test_drop": trained.task.drop(dense_test, metric),
+        "within": goal is not None and scored.upper_drop is not None and scored.upper_drop <= goal,
+        "test_drop": bench.task.drop(dense_test, metric),
     }
+    return figures, built.model
 
 
 def report() -> None:
     started = time.monotonic()
     cases = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*-[0-9].json"))]
-    rows = [["case", "hwloop", "drop", "best by hand", "which", "drop", "ratio", "verdict"]]
-    verdicts, ratios = [], []
+    rows = [["case", "hwloop", "drop", "best by hand", "drop", "faster by", "95 %", "verdict"]]
+    verdicts = []
     for case in cases:
-        ours = case["hwloop"]
-        within = {n: r for n, r in case["rivals"].items() if r.get("within")}
-        name = max(within, key=lambda n: within[n]["speedup"], default="dense")
-        best = within.get(name, {"speedup": 1.0, "speedup_ci95": [1.0, 1.0], "test_drop": 0.0})
-        ratio = ours["speedup"] / best["speedup"]
-        behind = ours["speedup_ci95"][1] < best["speedup_ci95"][0]
-        ahead = ours["speedup_ci95"][0] > best["speedup_ci95"][1]
-        verdict = "behind" if behind else "ahead" if ahead else "tie"
-        verdicts.append({"case": f"{case['network']} {case['seed']}", "best_by_hand": name})
-        verdicts[-1] |= {"ratio": ratio, "verdict": verdict}
-        verdicts[-1]["goal_unspent"] = 1 - max(ours["search_drop"] or 0, 0) / case["max_drop"]
-        ratios.append(ratio)
+        ours, ratio, (low, high) = case["hwloop"], case["ratio"], case["ratio_ci95"]
+        rival = case["rivals"].get(case["best_by_hand"], {"speedup": 1.0, "test_drop": 0.0})
+        unspent = 1 - max(ours["search_drop"] or 0.0, 0.0) / case["max_drop"]
+        verdict = {
+            "case": f"{case['network']} {case['seed']}",
+            "best_by_hand": case["best_by_hand"],
+            "ratio": ratio,
+            "verdict": "behind" if high < 1 else "ahead" if low > 1 else "tie",
+            "goal_unspent": unspent,
+        }
+        verdicts.append(verdict)
         rows.append(
             [
-                f"{case['network']} {case['seed']}",
+                verdict["case"],
                 f"{ours['speedup']:.2f}x",
                 f"{ours['metric_drop']:+.4f}",
-                f"{best['speedup']:.2f}x",
-                name,
-                f"{best['test_drop']:+.4f}",
+                f"{rival['speedup']:.2f}x {case['best_by_hand']}",
+                f"{rival['test_drop']:+.4f}",
                 f"{ratio:.2f}",
-                verdict,
+                f"{low:.2f}-{high:.2f}",
+                verdict["verdict"],
             ]
         )
     print_table(rows)
+    logs = np.log([verdict["ratio"] for verdict in verdicts])
     summary = {
-        "geometric_mean_ratio": float(np.exp(np.mean(np.log(ratios)))),
+        "geometric_mean_ratio": float(np.exp(logs.mean())),
         "median_goal_unspent": float(np.median([item["goal_unspent"] for item in verdicts])),
         "verdicts": verdicts,
     }
-    write_result("by_hand", {**summary, "steps": STEPS, "cases": cases}, started=started)
+    write_result("by_hand", {**summary, "cases": cases}, started=started)
 
 
 def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["work"] and len(arguments) == 3:
+    if arguments[:1] == ["work"] and len(arguments) == 3 and arguments[1] in NETWORKS:
         FOLDER.mkdir(parents=True, exist_ok=True)
         work(Case(name=arguments[1], seed=int(arguments[2])))
     elif arguments == ["report"]:
         report()
     else:
-        raise SystemExit(__doc__)
+        raise SystemExit(f"{__doc__}\nnetworks: {', '.join(NETWORKS)}")
 
 
 if __name__ == "__main__":

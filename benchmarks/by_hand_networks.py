@@ -1,71 +1,55 @@
-"""The networks of by_hand.py: the demo, and two that are trained on its bundled images.
+"""The networks of by_hand.py: the demo, and four that are trained here on its images or made ones.
 
-Trained once and kept: 12,000 images of Fashion-MNIST, padded to 32 pixels, some minutes each.
+Each is trained once and kept, some minutes each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from by_hand_tasks import Blobs, Fashion
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from hwloop.task import ClassificationTask, Task, load_model
 from hwloop.tasks.load import load_task
-from hwloop.tasks.splits import TensorSplit
 
-EPOCHS = 8
 BATCH = 128
 PEAK_LR = 0.1
-SIDE = 32
+
+FLOAT_ONLY = """description = "ONNX Runtime on this machine's CPU, without INT8"
+runtime = "onnxruntime"
+transport = "local"
+verified = true
+
+[settings]
+threads = 1
+
+[space]
+precisions = ["base"]
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trained:
-    """A network, its task, and the goal of its case.
+    """A network, its task, and the terms of its case.
 
     Attributes:
+        steps: of a full distillation, hwloop's and everybody's.
         shipped: a task of hwloop's own, which is asked for by its name.
+        target: profile, by name or path.
     """
 
     network: nn.Module
     task: Task
     max_drop: float = 0.01
+    steps: int = 300
     shipped: str | None = None
-
-
-class Padded(ClassificationTask):
-    """The demo's images at 32 pixels."""
-
-    name = "fashion-32"
-
-    def __init__(self) -> None:
-        demo = load_task("demo")
-        self._splits = {
-            name: _padded(getattr(demo, name)()) for name in ("train", "search", "test")
-        }
-
-    def example(self) -> Tensor:
-        return self.search().batch([0])[0]
-
-    def train(self) -> TensorSplit:
-        return self._splits["train"]
-
-    def search(self) -> TensorSplit:
-        return self._splits["search"]
-
-    def test(self) -> TensorSplit:
-        return self._splits["test"]
-
-
-def _padded(split: TensorSplit) -> TensorSplit:
-    inputs, targets = split.batch(range(len(split)))
-    margin = (SIDE - inputs.shape[-1]) // 2
-    value = float(inputs.min())
-    return TensorSplit(nn.functional.pad(inputs, (margin,) * 4, value=value), targets)
+    target: str = "cpu"
 
 
 class Inverted(nn.Module):
@@ -116,15 +100,51 @@ def vgg() -> nn.Module:
         if width == 0:
             layers.append(nn.MaxPool2d(2))
             continue
-        layers += [nn.Conv2d(c_in, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += _convolution(c_in, width)
         c_in = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
 
 
-def _trained(make: Callable[[], nn.Module], folder: Path) -> Trained:
+def resnet() -> nn.Module:
+    """torchvision's ResNet-18 for images of one channel."""
+    network: nn.Module = resnet18(num_classes=10)
+    network.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    return network
+
+
+class Regressor(nn.Module):
+    """Depthwise, grouped, gated and shared layers, then where the blob is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_convolution(1, 48, stride=2))
+        self.mobile = Inverted(48, 64, 2)
+        self.grouped = nn.Sequential(*_convolution(64, 64, groups=4))
+        self.down, self.up = nn.Conv2d(64, 32, 1), nn.Conv2d(32, 64, 1)
+        self.shared = nn.Sequential(*_convolution(64, 64))
+        self.hidden, self.last = nn.Linear(64 * 16, 96), nn.Linear(96, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grouped(self.mobile(self.stem(x)))
+        gate = torch.relu(self.down(x.mean((2, 3), keepdim=True)))
+        x = x * torch.sigmoid(self.up(gate))
+        x = self.shared(self.shared(x))
+        x = nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
+        out: Tensor = self.last(torch.relu(self.hidden(x)))
+        return out
+
+
+def _convolution(c_in: int, c_out: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    layer = nn.Conv2d(c_in, c_out, 3, stride, 1, groups=groups, bias=False)
+    return [layer, nn.BatchNorm2d(c_out), nn.ReLU()]
+
+
+def _trained(
+    make: Callable[[], nn.Module], task: Task, folder: Path, *, epochs: int = 8, lr: float = PEAK_LR
+) -> Trained:
     """The network with the weights of an earlier training, or trained now."""
     torch.manual_seed(0)
-    task, network = Padded(), make()
+    network = make()
     path = folder / f"{make.__name__}.safetensors"
     if path.is_file():
         network.load_state_dict(load_file(path))
@@ -132,17 +152,18 @@ def _trained(make: Callable[[], nn.Module], folder: Path) -> Trained:
     split = task.train()
     steps = len(split) // BATCH
     optimizer = torch.optim.SGD(
-        network.parameters(), PEAK_LR, momentum=0.9, weight_decay=5e-4, nesterov=True
+        network.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=EPOCHS * steps)
-    for _ in range(EPOCHS):
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
+    for _ in range(epochs):
         network.train()
         order = torch.randperm(len(split)).tolist()
         for step in range(steps):
             inputs, targets = split.batch(order[step * BATCH : (step + 1) * BATCH])
-            flipped = torch.rand(len(inputs)) < 0.5
-            inputs = torch.where(flipped[:, None, None, None], inputs.flip(3), inputs)
-            loss = nn.functional.cross_entropy(network(inputs), targets)
+            if isinstance(task, ClassificationTask):
+                flipped = torch.rand(len(inputs)) < 0.5
+                inputs = torch.where(flipped[:, None, None, None], inputs.flip(3), inputs)
+            loss = task.loss(network(inputs), targets)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -157,8 +178,27 @@ def _demo(folder: Path) -> Trained:
     return Trained(network=load_model(task, None), task=task, shipped="demo")
 
 
+def _resnet(folder: Path) -> Trained:
+    trained = _trained(resnet, Fashion(64), folder, epochs=4)
+    return replace(trained, steps=100)  # of three seconds each on two cores
+
+
+def _float_only(known: Callable[[Path], Trained], folder: Path) -> Trained:
+    path = folder / "cpu-float.toml"
+    path.write_text(FLOAT_ONLY)
+    return replace(known(folder), target=str(path))
+
+
+def _vgg(folder: Path) -> Trained:
+    return _trained(vgg, Fashion(32), folder)
+
+
 NETWORKS: dict[str, Callable[[Path], Trained]] = {
     "demo": _demo,
-    "mobile": lambda folder: _trained(mobile, folder),
-    "vgg": lambda folder: _trained(vgg, folder),
+    "mobile": lambda folder: _trained(mobile, Fashion(32), folder),
+    "vgg": _vgg,
+    "resnet": _resnet,
+    "regressor": lambda folder: _trained(Regressor, Blobs(), folder, epochs=15, lr=0.02),
+    "demo-float": lambda folder: _float_only(_demo, folder),
+    "vgg-float": lambda folder: _float_only(_vgg, folder),
 }

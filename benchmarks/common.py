@@ -110,9 +110,10 @@ def prepared(
     loop_schedule: Schedule = RECALIBRATED,
     max_drop: float | None = None,
     seed: int = 0,
+    target: str = "cpu",
 ) -> Iterator[Bench]:
     """Rows, calibration networks and probes come from ``.cache/NAME.sqlite`` where it has them."""
-    profile = load_profile("cpu")
+    profile = load_profile(target)
     CACHE.mkdir(exist_ok=True)
     with DeviceSession(profile) as session, Store(CACHE / f"{name}.sqlite") as store:
         found = subject(task, module, rules_for(profile, session.isa), isa=session.isa, name=name)

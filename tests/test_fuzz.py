@@ -134,6 +134,14 @@ def fresh(tmp_path: Path) -> Path:
     return here
 
 
+@pytest.fixture(autouse=True)
+def where_it_was() -> Iterator[None]:
+    """What these tests change of the process itself: the folder that it is in."""
+    before = Path.cwd()
+    yield
+    os.chdir(before)
+
+
 def around(tmp_path: Path) -> Any:
     names = [path.name for path in tmp_path.iterdir() if not path.name.startswith("here")]
     return names, snapshot(tmp_path / "outside")

@@ -25,6 +25,8 @@ AREAS: dict[str, tuple[str, ...]] = {
     "prune": (
         "compress/coupling.py",
         "compress/cut.py",
+        "compress/moments.py",
+        "compress/refit.py",
         "compress/methods/*.py",
         "compress/apply.py",
         "compress/describe.py",
@@ -48,6 +50,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         "search/*.py",
         *("runtimes/rowkinds.py", "compress/space.py", "compress/rows.py"),
         *("run/calibrate.py", "run/sensitivity.py", "run/features.py"),
+        *("run/rounds.py", "run/race.py"),
         *("run/finalists.py", "run/distil.py", "run/front.py", "run/choice.py"),
     ),
 }

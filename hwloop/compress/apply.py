@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hwloop.compress import methods
 from hwloop.compress.describe import weighted_calls, weighted_nodes
 from hwloop.compress.methods.method import Work
+from hwloop.compress.moments import InputMoments
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import Candidate, Network
 from hwloop.runtimes.fp16 import to_fp16
@@ -22,15 +23,24 @@ from hwloop.runtimes.runtime import Runtime
 
 
 def compress(
-    dense: nn.Module, example: Tensor, network: Network, *, candidate: Candidate, rules: SpaceRules
+    dense: nn.Module,
+    example: Tensor,
+    network: Network,
+    *,
+    candidate: Candidate,
+    rules: SpaceRules,
+    moments: InputMoments | None = None,
 ) -> nn.Module:
     """A compressed copy of ``dense``, weights inherited; ``dense`` itself is not changed.
+
+    Args:
+        moments: what the layers of ``dense`` are given; without, weights alone decide what goes.
 
     Raises:
         CandidateError: stage ``compress``.
     """
     module = copy.deepcopy(dense)
-    work = Work(module=module, dense=dense, example=example, rules=rules)
+    work = Work(module=module, dense=dense, example=example, rules=rules, moments=moments)
     decided = list(zip(network.groups, candidate.actions, strict=True))
     for method in methods.METHODS:
         chosen = {group: action for group, action in decided if action.kind == method.kind}

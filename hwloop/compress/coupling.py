@@ -195,6 +195,28 @@ class Dependencies:
             clean = clean and (grouped == 1 or grouped == getattr(target, "out_channels", 0))
         return members, clean, reshaped
 
+    def readers(
+        self, path: str, channels: Sequence[int] | None = None
+    ) -> dict[str, list[tuple[int, int]]]:
+        """The layers that read a group's channels, all by default.
+
+        Returns:
+            Path of a layer → pairs of its input and the group's channel.
+        """
+        found: dict[str, list[tuple[int, int]]] = {}
+        for item in self.group(path, channels):
+            target = item.dep.target.module
+            if isinstance(target, PRUNABLE_TYPES) and self._graph.is_in_channel_pruning_fn(
+                item.dep.handler
+            ):
+                pairs = [
+                    (own, root)
+                    for own, root in zip(item.idxs, item.root_idxs, strict=True)
+                    if root is not None
+                ]
+                found.setdefault(self._names[target], []).extend(pairs)
+        return found
+
     def cut(self, path: str, kept: Collection[int]) -> None:
         """Leave a group these channels, in place; other groups can be cut afterwards.
 

@@ -9,7 +9,10 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from hwloop.compress.coupling import check_fits, dependencies, tracing_input
+from hwloop.compress.coupling import Dependencies, check_fits, dependencies, tracing_input
+from hwloop.compress.moments import InputMoments
+from hwloop.compress.recover import BATCH_NORMS
+from hwloop.compress.refit import Reader, by_loss, refit
 from hwloop.errors import CandidateError, UsageError
 
 Order = tuple[int, ...]
@@ -19,37 +22,65 @@ _rankings: WeakKeyDictionary[nn.Module, tuple[object, dict[str, Order]]] = WeakK
 """Dense network → its weights' state, and the orders that were asked for."""
 
 
-def ranking(dense: nn.Module, example: Tensor, paths: Iterable[str]) -> dict[str, Order]:
+def ranking(
+    dense: nn.Module, example: Tensor, paths: Iterable[str], moments: InputMoments | None = None
+) -> dict[str, Order]:
     """The channels of groups by importance; computed once per group while the weights stay.
 
-    A channel's importance is the mean over the coupled layers of the squared norm of its weights
-    (Fang et al., CVPR 2023, section 3.3), each layer's normalised by its mean.
+    With the moments of what layers are given, the order in which channels can be done without
+    (:func:`hwloop.compress.refit.by_loss`). Without, or where no layer that reads the group has
+    any: the mean over the coupled layers of the squared norm of a channel's weights (Fang et al.,
+    CVPR 2023, section 3.3).
 
     Args:
         dense: the network whose weights decide.
         example: (N, ...) an input of the deployed shape.
         paths: of the groups' first layers.
+        moments: of the dense network's layers.
 
     Raises:
         UsageError: torch-pruning cannot trace the network.
     """
     wanted = list(paths)
-    state = [(value.data_ptr(), value._version) for value in dense.parameters()]
+    state = (moments, [(value.data_ptr(), value._version) for value in dense.parameters()])
     known = _rankings.get(dense)
     if known is None or known[0] != state:
         known = _rankings[dense] = state, {}
     orders = known[1]
     if not orders.keys() >= set(wanted):
-        importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
         with dependencies(dense, tracing_input(dense, example)) as graph:
             for path in wanted:
-                found = importance(graph.group(path))
-                orders[path] = tuple(torch.argsort(found, descending=True, stable=True).tolist())
+                orders[path] = _order(dense, graph, path, moments or {})
     return {path: orders[path] for path in wanted}
 
 
-def cut(module: nn.Module, example: Tensor, widths: Mapping[str, int], *, dense: nn.Module) -> None:
-    """Cut groups to fewer channels, in place: the channels with the smallest weights go.
+def _order(dense: nn.Module, graph: Dependencies, path: str, moments: InputMoments) -> Order:
+    group = graph.group(path)
+    readers = []
+    for reader, pairs in graph.readers(path).items():
+        if reader in moments and pairs:
+            inputs, channels = torch.tensor(sorted(pairs)).T
+            weight = dense.get_submodule(reader).get_parameter("weight")
+            readers.append(
+                Reader(weight=weight, moments=moments[reader], inputs=inputs, channels=channels)
+            )
+    if readers:
+        return by_loss(readers, len(group[0].idxs))
+    importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
+    return tuple(torch.argsort(importance(group), descending=True, stable=True).tolist())
+
+
+def cut(
+    module: nn.Module,
+    example: Tensor,
+    widths: Mapping[str, int],
+    *,
+    dense: nn.Module,
+    moments: InputMoments | None = None,
+) -> None:
+    """Cut groups to fewer channels, in place: the least important go.
+
+    With moments, the layers that read them are fitted to what stays; batch norms are to be renewed.
 
     Args:
         module: the network to cut, a copy of ``dense``.
@@ -57,17 +88,35 @@ def cut(module: nn.Module, example: Tensor, widths: Mapping[str, int], *, dense:
         widths: path of a group's first layer → channels that stay.
         dense: the network whose weights decide, so that the choice does not depend on the order
             of the groups.
+        moments: of the dense network's layers.
 
     Raises:
         CandidateError: stage ``compress``: a group cannot be cut to that width.
     """
-    orders = ranking(dense, example, widths)
+    orders = ranking(dense, example, widths, moments)
     if widths:
         try:
             with dependencies(module, tracing_input(dense, example)) as graph:
+                gone = {path: orders[path][width:] for path, width in widths.items()}
+                _refit_readers(module, graph, gone, moments or {})
                 for path, width in widths.items():
                     graph.cut(path, orders[path][:width])
         except UsageError as error:  # the dense network could be traced
             what = f"the pruned layers do not fit: {error.message}"
             raise CandidateError("compress", what) from error
     check_fits(module, example)
+
+
+def _refit_readers(
+    module: nn.Module, graph: Dependencies, gone: Mapping[str, Order], moments: InputMoments
+) -> None:
+    """Each layer once, for all that it loses: a concatenation brings it channels of several."""
+    removed: dict[str, set[int]] = {}
+    for path, channels in gone.items():
+        for reader, pairs in graph.readers(path, channels).items():
+            if reader in moments:
+                removed.setdefault(reader, set()).update(index for index, _ in pairs)
+    normed = any(isinstance(child, BATCH_NORMS) for child in module.modules())
+    for reader, inputs in removed.items():
+        layer = module.get_submodule(reader)
+        refit(layer, moments[reader], sorted(inputs), normed=normed)

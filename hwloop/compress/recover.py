@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,11 +118,16 @@ class Recovery:
             norm.momentum = None
             norm.train()
         with torch.no_grad():
-            for step in range(schedule.recalibration_batches):
-                module(self._batch(step, schedule.batch_size)[0])
+            for inputs in self.recalibration_inputs(schedule):
+                module(inputs)
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
         module.eval()
+
+    def recalibration_inputs(self, schedule: Schedule = RECALIBRATED) -> Iterator[Tensor]:
+        """The inputs that batch-norm statistics are taken from, batch by batch."""
+        for step in range(schedule.recalibration_batches):
+            yield self._batch(step, schedule.batch_size)[0]
 
     def calibration_inputs(self, count: int) -> NDArray[np.float32]:
         """The first inputs of the sequence: what int8 ranges are taken from."""

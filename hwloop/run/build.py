@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from torch import Tensor, nn
 
 from hwloop.compress.apply import compress, deployable
 from hwloop.compress.export import check_deployed, check_outputs, export_onnx, host_run
+from hwloop.compress.moments import InputMoments, input_moments
 from hwloop.compress.recover import Recovery, Schedule
 from hwloop.compress.subject import Built, Subject
 from hwloop.errors import CandidateError
@@ -47,7 +48,7 @@ class Builder:
         nothing to recover, and training it towards itself only costs time.
         """
         with self.clock("compress"):
-            module = self._compressed(candidate)
+            module = self._compressed(candidate, self.moments if candidate.is_cut else None)
         if candidate.is_cut:
             with self.clock("train"):
                 self.recovery.recover(module, schedule, tick=tick)
@@ -70,7 +71,12 @@ class Builder:
         with self.clock("export"):
             self._check(subject.dense_candidate, subject.dense, subject.float_graph, model)
 
-    def _compressed(self, candidate: Candidate) -> nn.Module:
+    @cached_property
+    def moments(self) -> InputMoments:
+        """What the dense network's layers are given, of the inputs that renew batch norms."""
+        return input_moments(self.subject.dense, self.recovery.recalibration_inputs())
+
+    def _compressed(self, candidate: Candidate, moments: InputMoments | None = None) -> nn.Module:
         subject = self.subject
         return compress(
             subject.dense,
@@ -78,6 +84,7 @@ class Builder:
             subject.network,
             candidate=candidate,
             rules=subject.rules,
+            moments=moments,
         )
 
     def _exported(self, candidate: Candidate, module: nn.Module) -> Built:

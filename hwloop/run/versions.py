@@ -10,7 +10,7 @@ from __future__ import annotations
 
 RESULTS: dict[str, int] = {
     "export": 1,
-    "prune": 1,
+    "prune": 2,
     "quantize": 1,
     "recover": 1,
     "score": 1,

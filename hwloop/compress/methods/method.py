@@ -17,6 +17,8 @@ from hwloop.records import KEEP, Action, Group, Layer, LayerConfig
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hwloop.compress.moments import InputMoments
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
@@ -27,12 +29,15 @@ class Work:
         dense: the network that nothing was done to; what decides is read from it, so that no
             choice depends on the order of methods.
         example: an input of the deployed shape.
+        moments: what the dense network's layers are given; None where there is no data at hand, as
+            when only the shapes count.
     """
 
     module: nn.Module
     dense: nn.Module
     example: Tensor
     rules: SpaceRules
+    moments: InputMoments | None = None
 
 
 class Method:

@@ -12,7 +12,7 @@ WIDTH_STEPS = 4
 
 
 class Prune(Method):
-    """Cuts a group to a share of its channels: those with the smallest weights go.
+    """Cuts a group to a share of its channels: those that can be done without most easily go.
 
     Widths are rounded up to multiples of what the target's kernels like.
     """
@@ -43,7 +43,7 @@ class Prune(Method):
         widths = {
             group.name: self.channels(action, group, work.rules) for group, action in chosen.items()
         }
-        cut(work.module, work.example, widths, dense=work.dense)
+        cut(work.module, work.example, widths, dense=work.dense, moments=work.moments)
 
     def describe(self, action: Action) -> str:
         return f"{self.kind} to {action.amount:.0%}"
