@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,9 +89,8 @@ def work(case: Case) -> None:
 def beside(trained: Trained, case: Case, best: dict[str, Any]) -> dict[str, Any]:
     """What people would try, and the best of it against hwloop's network, in turns."""
     steps = best["recovery_steps"] or trained.steps
-    name, goal = f"by_hand-{case.name}-{case.seed}", trained.max_drop
-    options: dict[str, Any] = {"max_drop": goal, "seed": case.seed, "target": trained.target}
-    with prepared(trained.task, trained.network, name, **options) as bench:
+    goal = trained.max_drop
+    with reopened(trained, case) as bench:
         test = ScoredSplit(trained.task, trained.task.test())
         dense_test = test.score(partial(bench.session.infer, bench.evaluator.latencies.dense))
         candidates = rivals(
@@ -117,6 +117,19 @@ def beside(trained: Trained, case: Case, best: dict[str, Any]) -> dict[str, Any]
         "ratio_ci95": list(ratio.speedup_ci95),
         "ratio_unstable": list(ratio.unstable),
     }
+
+
+def reopened(trained: Trained, case: Case) -> AbstractContextManager[Bench]:
+    """What a case's run had at hand, from its own store."""
+    return prepared(
+        trained.task,
+        trained.network,
+        case.name,
+        max_drop=trained.max_drop,
+        seed=case.seed,
+        target=trained.target,
+        path=case.run / "hwloop.sqlite",
+    )
 
 
 def tried(

@@ -111,11 +111,16 @@ def prepared(
     max_drop: float | None = None,
     seed: int = 0,
     target: str = "cpu",
+    path: Path | None = None,
 ) -> Iterator[Bench]:
-    """Rows, calibration networks and probes come from ``.cache/NAME.sqlite`` where it has them."""
+    """Rows, calibration networks and probes come from a store where it has them.
+
+    Args:
+        path: of the store, ``.cache/NAME.sqlite`` unless given; a run's own has them all.
+    """
     profile = load_profile(target)
     CACHE.mkdir(exist_ok=True)
-    with DeviceSession(profile) as session, Store(CACHE / f"{name}.sqlite") as store:
+    with DeviceSession(profile) as session, Store(path or CACHE / f"{name}.sqlite") as store:
         found = subject(task, module, rules_for(profile, session.isa), isa=session.isa, name=name)
         inputs = digests.inputs_of(task, module, found.float_graph, profile)
         evaluator = evaluator_of(

@@ -64,6 +64,7 @@ def optimize(
     loop_steps: int | None = None,
     finalists: int = 4,
     final_steps: int = 300,
+    finish_s: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Find the fastest network within the goal; repeat the call to resume an interrupted one.
@@ -92,6 +93,8 @@ def optimize(
         final_steps: of a full distillation. The usual settings get one, a candidate of each round
             of the search, and what the finals pick; the last may be given three times as many.
         finalists: full distillations after the search.
+        finish_s: go on with them for so many seconds instead, up to nine times final_steps each,
+            as long as that is expected to gain.
 
     A run may be called again with more evaluations, finalists, final_steps or time: it goes on
     from where it is. With any other change it is refused, also when the weights, the data or the

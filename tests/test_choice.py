@@ -21,12 +21,13 @@ from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import menu
 from hwloop.compress.subject import Built
 from hwloop.errors import CandidateError
-from hwloop.findings import LatencySource, Measurement, Outcome
+from hwloop.findings import LatencySource, Measurement, Outcome, Protocol
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import IN_MEMORY, Store
 from hwloop.records import KEEP, Candidate, Goal, Trial, TrialState
 from hwloop.run import choice, distil
 from hwloop.run.choice import Seen
+from hwloop.run.contenders import Contenders
 from hwloop.run.distil import Distiller
 from hwloop.run.finalists import Finals
 from hwloop.run.folder import RunFolder
@@ -58,6 +59,7 @@ class World:
         )
         self.session = SimpleNamespace(holding=self._holding)
         self.held = 0
+        self.longer: dict[Candidate, Measurement] = {}
         self.source = LatencySource.DEVICE
         self.loop_schedule = Schedule(steps=20)
         self.figures = Figures(Store(IN_MEMORY), "made")
@@ -91,6 +93,16 @@ class World:
 
     def of(self, built: Built) -> Measurement:
         return self._latency(built.candidate)
+
+    def long(self, candidate: Candidate) -> Measurement | None:
+        return self.longer.get(candidate)
+
+    def for_long(self, built: Built, protocol: Protocol) -> Measurement:
+        """A little off what the short measurement said."""
+        ratio = self._draw(built.candidate, "long").choice([0.97, 1.0, 1.03])
+        short = self._latency(built.candidate)
+        samples = tuple(ms * ratio for ms in short.samples_ms)
+        return self.longer.setdefault(built.candidate, replace(short, samples_ms=samples))
 
     def build(self, candidate: Candidate, recipe: Schedule, tick: Any = None) -> Built:
         self.built += 1
@@ -181,7 +193,15 @@ def finals_of(
         progress=progress,
     )
     race = Race(distiller=distiller, goal=goal, baseline_ms=BASELINE_MS)
-    return Finals(evaluator=made, race=race, goal=goal, count=count, progress=progress)
+    contenders = Contenders(evaluator=made, race=race, protocol=Protocol(), progress=progress)
+    return Finals(
+        evaluator=made,
+        race=race,
+        goal=goal,
+        count=count,
+        contenders=contenders,
+        progress=progress,
+    )
 
 
 @settings(max_examples=200, deadline=None)

@@ -72,6 +72,7 @@ def begin() -> None:
             agent="random",
             evaluations=4,
             time_limit_s=100000.0625,
+            finish_s=0.125,
             seed=7,
             loop_steps=1,
             finalists=2,

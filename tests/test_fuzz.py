@@ -176,6 +176,7 @@ VALID = {
     "reward": ("goal", "linear"),
     "lam": ("0.1",),
     "time_limit": ("90s", "2h"),
+    "finish": ("90s", "10m"),
     "table": ("t.sqlite",),
     "table_file": ("t.sqlite",),
     "model": (f"{HERE}/tiny.py:network",),
@@ -356,7 +357,7 @@ ANYTHING: dict[str, Callable[[], Any]] = {
 OPTIMIZE = (
     *("model", "task", "target", "host", "simulate", "run", "data", "max_drop", "max_latency_ms"),
     *("min_speedup", "agent", "reward", "lam", "evaluations", "time_limit_s", "seed", "table"),
-    *("loop_steps", "finalists", "final_steps", "progress"),
+    *("loop_steps", "finalists", "final_steps", "finish_s", "progress"),
 )
 LOAD = ("run", "model", "task", "trust")
 BENCH = ("files", "target", "host", "shapes", "cross_check", "progress")

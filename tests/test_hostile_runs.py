@@ -321,7 +321,7 @@ def keys(name: str) -> list[str]:
     return {
         "config.json": (
             "model task data target goal host simulate agent reward lam evaluations time_limit_s "
-            "seed table loop_steps finalists final_steps inputs versions"
+            "seed table loop_steps finalists final_steps finish_s inputs versions"
         ),
         "report.json": (
             "target goal metric_name baseline best comparisons pareto table search unstable clock "

@@ -68,9 +68,9 @@ class Made:
         return None
 
 
-def race(made: Made, goal: Goal = GOAL) -> Race:
+def race(made: Made, goal: Goal = GOAL, *, rungs: int = 1) -> Race:
     distiller: Any = made
-    return Race(distiller=distiller, goal=goal, baseline_ms=BASELINE_MS)
+    return Race(distiller=distiller, goal=goal, baseline_ms=BASELINE_MS, rungs=rungs)
 
 
 def test_speed_and_chance_are_weighed_against_each_other() -> None:

@@ -88,6 +88,9 @@ def main() -> None:
 )
 @click.option("--final-steps", default=300, show_default=True, help="Distillation per finalist.")
 @click.option(
+    "--finish", type=Duration(), help="Distill finalists for 10m instead, while it gains."
+)
+@click.option(
     "--dry-run", is_flag=True, help="Check everything and show the plan; measure nothing."
 )
 @JSON
@@ -108,6 +111,7 @@ def optimize(model: str | None, dry_run: bool, as_json: bool, **options: Any) ->
     from hwloop.run import dry_run as plan
 
     options["time_limit_s"] = options.pop("time_limit")
+    options["finish_s"] = options.pop("finish")
     if dry_run:
         lines = plan.describe(model, **options)
         show(lines, as_json=as_json, text="\n".join(f"{k}: {v}" for k, v in lines.items()))

@@ -206,15 +206,11 @@ class Dependencies:
         found: dict[str, list[tuple[int, int]]] = {}
         for item in self.group(path, channels):
             target = item.dep.target.module
-            if isinstance(target, PRUNABLE_TYPES) and self._graph.is_in_channel_pruning_fn(
-                item.dep.handler
-            ):
-                pairs = [
-                    (own, root)
-                    for own, root in zip(item.idxs, item.root_idxs, strict=True)
-                    if root is not None
-                ]
-                found.setdefault(self._names[target], []).extend(pairs)
+            reads = self._graph.is_in_channel_pruning_fn(item.dep.handler)
+            if isinstance(target, PRUNABLE_TYPES) and reads:
+                pairs = zip(item.idxs, item.root_idxs, strict=True)
+                known = [(own, root) for own, root in pairs if root is not None]
+                found.setdefault(self._names[target], []).extend(known)
         return found
 
     def cut(self, path: str, kept: Collection[int]) -> None:

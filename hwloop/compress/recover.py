@@ -28,6 +28,9 @@ DIVERGED = 10.0
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+MOST_TEACHER_BYTES = 2**28
+"""Of the dense network's outputs that are kept; for maps, and long recoveries, they are many."""
+
 SHORT_STEPS = 20
 """Of a candidate in the search, where no batch norms can be renewed."""
 
@@ -81,6 +84,7 @@ class Recovery:
         self._order = np.empty(0, dtype=np.int64)
         self._epochs = 0
         self._teacher: dict[tuple[int, int], Tensor] = {}
+        self._teacher_bytes = 0
 
     def recover(
         self,
@@ -193,11 +197,15 @@ class Recovery:
 
     def _teacher_outputs(self, step: int, batch_size: int, inputs: Tensor) -> Tensor:
         key = (step, batch_size)
-        if key not in self._teacher:
-            self.dense.eval()
-            with torch.no_grad():
-                self._teacher[key] = self.dense(inputs)
-        return self._teacher[key]
+        if key in self._teacher:
+            return self._teacher[key]
+        self.dense.eval()
+        with torch.no_grad():
+            outputs: Tensor = self.dense(inputs)
+        if self._teacher_bytes + outputs.nbytes <= MOST_TEACHER_BYTES:
+            self._teacher[key] = outputs
+            self._teacher_bytes += outputs.nbytes
+        return outputs
 
     def _batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Batch number ``step`` of the seeded sequence of shuffled epochs."""

@@ -25,6 +25,31 @@ class Stopwatch:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
 
+class FinalsClock:
+    """The time of the finals alone, over every process that works on them.
+
+    Args:
+        limit_s: when it is up.
+    """
+
+    def __init__(self, notes: Notes, limit_s: float) -> None:
+        self._notes = notes
+        self._limit_s = limit_s
+        self._before_s, self._decided = notes.finals()
+        self._started = time.monotonic()
+
+    def allows(self, count: int) -> bool:
+        """Whether there is time for one more after so many, or it was decided before."""
+        return count < self._decided or self._spent_s() < self._limit_s
+
+    def keep(self, count: int) -> None:
+        """Note the time after so many, for whoever resumes the run."""
+        self._notes.put_finals(seconds=self._spent_s(), count=max(count, self._decided))
+
+    def _spent_s(self) -> float:
+        return self._before_s + time.monotonic() - self._started
+
+
 class RunClock(Stopwatch):
     """A stopwatch that goes on from what is noted, and is noted again."""
 

@@ -19,7 +19,7 @@ from hwloop.run.folder import RunFolder
 from hwloop.run.settings import Settings
 from hwloop.tasks.spec import relocated
 
-RAISABLE = ("evaluations", "finalists", "final_steps", "time_limit_s")
+RAISABLE = ("evaluations", "finalists", "final_steps", "time_limit_s", "finish_s")
 """A run may be given more of these later, and goes on from where it is."""
 
 OBJECT = "(object) "
@@ -50,6 +50,7 @@ _SETTINGS = {
     "loop_steps": optional(_COUNT),
     "finalists": _COUNT,
     "final_steps": _COUNT,
+    "finish_s": _A_LIMIT,
 }
 
 
@@ -172,8 +173,9 @@ def command(settings: Settings, run: Path) -> str:
         parts += _option(name, named[name], defaults.get(name))
     for name in ("seed", "table", "loop_steps", "finalists", "final_steps"):
         parts += _option(name, named[name], defaults.get(name))
-    if here.time_limit_s is not None:
-        parts += ["--time-limit", f"{np.format_float_positional(here.time_limit_s, trim='-')}s"]
+    for name, seconds in (("--time-limit", here.time_limit_s), ("--finish", here.finish_s)):
+        if seconds is not None:
+            parts += [name, f"{np.format_float_positional(seconds, trim='-')}s"]
     if here.simulate:
         parts.append("--simulate")
     return shlex.join([*parts, "--run", str(run.absolute())])

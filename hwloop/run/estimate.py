@@ -139,7 +139,8 @@ def seconds_left(
     total = settings.evaluations + len(BY_HAND)
     rounds = settings.evaluations // ROUND
     trials = left("trials", total)
-    finalists = left("finalists", len(BY_HAND) + rounds + settings.finalists)
+    after = settings.finalists if settings.finish_s is None else 0
+    finalists = left("finalists", len(BY_HAND) + rounds + after)
     networks = left("latencies", calibrate.CALIBRATION_NETWORKS + total)
     probes = left("probes", len(sensitivity.probed(found)))
     loop_steps = short_recovery(found.dense, settings.loop_steps).steps
@@ -147,7 +148,8 @@ def seconds_left(
     renewals = (trials + finalists) * RECALIBRATED.recalibration_batches
     renewals += probes * sensitivity.PROBE_SCHEDULE.recalibration_batches
     return (
-        missing * row_s
+        (settings.finish_s or 0.0)
+        + missing * row_s
         + networks * loop_s
         + (networks + probes + finalists) * times.build_s
         + trials * loop_score_s

@@ -15,6 +15,8 @@ from hwloop.measure.progress import Progress
 from hwloop.records import Goal, Trial
 from hwloop.run import choice
 from hwloop.run.choice import Seen
+from hwloop.run.clock import FinalsClock
+from hwloop.run.contenders import Contenders
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.race import LONG, Race, seen_of
 from hwloop.run.result import USUAL
@@ -33,35 +35,34 @@ class Finals:
     """Recovers the most promising candidates and picks the one that ships, of all that was seen.
 
     Attributes:
+        contenders: whose latencies are taken again first.
         count: full recoveries that it may spend, of the first rung; a long one counts for three.
+        clock: where the time decides instead, however many those are.
     """
 
     evaluator: Evaluator
     race: Race
     goal: Goal
     count: int
+    contenders: Contenders
     progress: Progress
+    clock: FinalsClock | None = None
 
     def choose(self, trials: Sequence[Trial], *, by_hand: Sequence[Trial]) -> Finalist | None:
         """The best network that was seen, or None when the dense one is.
 
-        One recovery after the other goes where it pays most (:mod:`hwloop.run.race`), until
-        ``count`` are spent or none is worth its time. Then the usual settings are put on equal
-        terms: each that could ship instead, if only it became accurate enough, gets as many steps
-        as what would ship had. A slower one would not ship however accurate it became, and one
-        without a chance to come within the goal is left where it is. What ships is chosen by
-        :mod:`hwloop.run.choice`.
+        What may be the fastest is timed anew, for longer. Then one recovery after the other goes
+        where it pays most (:mod:`hwloop.run.race`), until ``count`` are spent, the time is up, or
+        none is worth its time. Then the usual settings are put on equal terms: each that could ship
+        instead, if only it became accurate enough, gets as many steps as what would ship had. A
+        slower one would not ship however accurate it became, and one without a chance to come
+        within the goal is left where it is. What ships is chosen by :mod:`hwloop.run.choice`.
 
         Args:
             by_hand: trials of the usual settings.
         """
-        left = self.count
-        while left > 0:
-            entry = self.race.next(trials, units=left)
-            if entry is None:
-                break
-            self.race.recover(entry.trial, entry.steps, revert=entry.trial.source != USUAL)
-            left -= entry.units
+        self.contenders.retime(trials)
+        self._recover(trials)
         while True:
             chosen = self._best(trials)
             behind = [] if chosen is None else self._behind(chosen.seen, by_hand)
@@ -69,6 +70,18 @@ class Finals:
                 return chosen
             for trial in behind:
                 self.race.recover(trial, chosen.seen.steps, revert=False)
+
+    def _recover(self, trials: Sequence[Trial]) -> None:
+        left, done = self.count, 0
+        while left > 0 if self.clock is None else self.clock.allows(done):
+            units = left if self.clock is None else LONG**self.race.rungs
+            entry = self.race.next(trials, units=units)
+            if entry is None:
+                return
+            self.race.recover(entry.trial, entry.steps, revert=entry.trial.source != USUAL)
+            left, done = left - entry.units, done + 1
+            if self.clock is not None:
+                self.clock.keep(done)
 
     @property
     def baseline_ms(self) -> float:
@@ -85,13 +98,13 @@ class Finals:
         kept = self.evaluator.figures.finalists(
             menu=self.evaluator.subject.menu,
             groups=len(dense.actions),
-            most_steps=max(LONG * self.race.first_steps, steps),
+            most_steps=max(self.race.most_steps, steps),
         )
-        found = [finalist.seen for finalist in kept]
+        found = [self.race.as_timed(finalist.seen) for finalist in kept]
         better = {seen.candidate for seen in found if choice.within_drop(seen, self.goal)}
         for trial in trials:
             if trial.outcome is not None and trial.candidate not in (dense, *better):
-                found.append(seen_of(trial, steps=steps))
+                found.append(self.race.as_timed(seen_of(trial, steps=steps)))
         return found
 
     def summary(self, trials: Sequence[Trial]) -> str:

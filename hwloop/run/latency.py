@@ -35,6 +35,23 @@ class Latencies:
         """As it was measured, or None where it was not yet."""
         return self.figures.latency(candidate)
 
+    def long(self, candidate: Candidate) -> Measurement | None:
+        """As it was measured for longer, or None where it was not."""
+        return self.figures.long_latency(candidate)
+
+    def for_long(self, built: Built, protocol: Protocol) -> Measurement:
+        """Measured by a longer protocol, once per candidate. Raises CandidateError."""
+        with self.clock("measure"):
+            measurement = measure.against(
+                self.session,
+                built.model,
+                self.dense,
+                protocol=protocol,
+                reference_latency_ms=self.baseline.latency_ms,
+            )
+        self.figures.add_long_latency(built.candidate, measurement)
+        return self.long(built.candidate) or measurement
+
     def of(self, built: Built) -> Measurement:
         """Measured once per candidate, whatever its weights. Raises CandidateError."""
         known = self.known(built.candidate)

@@ -93,6 +93,14 @@ class Notes:
         self._store.put("run", "seconds", seconds)
         self._store.put("run", "wall_s", wall_s)
 
+    def finals(self) -> tuple[float, int]:
+        """Seconds of the finals so far, and distillations that were decided in them."""
+        kept = self._store.get("run", "finals", a_mapping(ANY_NUMBER)) or {}
+        return float(kept.get("seconds", 0.0)), int(kept.get("count", 0))
+
+    def put_finals(self, *, seconds: float, count: int) -> None:
+        self._store.put("run", "finals", {"seconds": seconds, "count": count})
+
     def rows_before(self) -> int:
         """Rows of the latency table when the run began."""
         return int(self._store.get("run", "rows_before", A_COUNT))
@@ -174,6 +182,15 @@ class Figures:
 
     def add_latency(self, candidate: Candidate, found: Measurement) -> None:
         self._scope.add("latency", candidate.digest(), found)
+
+    def long_latency(self, candidate: Candidate) -> Measurement | None:
+        """The same of a candidate that was measured for longer."""
+        key = candidate.digest()
+        found: Measurement | None = self._scope.get("long_latency", key, Measurement.from_json)
+        return found
+
+    def add_long_latency(self, candidate: Candidate, found: Measurement) -> None:
+        self._scope.add("long_latency", candidate.digest(), found)
 
     def score(self, candidate: Candidate, schedule: Schedule) -> KeptScore | None:
         """A candidate's score after a recovery."""

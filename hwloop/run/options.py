@@ -225,6 +225,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "agent": lambda name, value: _word(name, value, tuple(METHODS)),
     "reward": lambda name, value: _word(name, value, REWARDS),
     "time_limit_s": lambda name, value: _limit(name, value),
+    "finish_s": lambda name, value: _limit(name, value),
     "simulate": a_flag,
     "host": lambda name, value: a_host(value),
     **dict.fromkeys(COUNTS, _count),

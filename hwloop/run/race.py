@@ -7,24 +7,25 @@ whose chance to meet the goal, times the speed that it would win, is largest for
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from statistics import median
 
 from hwloop.compress.recover import Schedule
 from hwloop.compress.subject import Built
+from hwloop.findings import Measurement
 from hwloop.records import Candidate, Goal, Trial
 from hwloop.run import choice
 from hwloop.run.choice import Seen
 from hwloop.run.distil import Distiller
 from hwloop.run.front import drop_of, outcome_of
+from hwloop.run.worth import Worth
 from hwloop.search.foresight import Foreseen, Foresight, Lesson, unit_of
 from hwloop.search.problem import Score
 
 LONG = 3
-"""The second rung has so many times the steps of the first; it is a recovery from the start."""
+"""Each rung has so many times the steps of the one before; it is a recovery from the start."""
 
 LEAST_VALUE = 0.004
 """A recovery is worth its time from this expected gain in log speed on, per first rung."""
@@ -34,9 +35,6 @@ FIRST_MARGIN = 0.3
 
 NO_CHANCE = 0.002
 MOST_ALLOWANCE = 50.0
-MOST_VALUE = 1e6
-HOPE = -0.5
-"""Standard deviations: where only accuracy counts, half of one is hoped for."""
 
 OnRecovered = Callable[[Seen, Callable[[], Built]], None]
 
@@ -65,20 +63,28 @@ class Race:
     that a run that goes on repeats its decisions.
 
     Attributes:
+        rungs: above the first one, of ``LONG`` times the steps each.
         on_recovered: told of each recovered network, and how to get it if it is needed.
     """
 
     distiller: Distiller
     goal: Goal
     baseline_ms: float
+    rungs: int = 1
     on_recovered: OnRecovered = lambda seen, build: None
     _recovered: dict[Candidate, Seen] = field(default_factory=dict)
     _lessons: list[Lesson] = field(default_factory=list)
     _failed: set[tuple[Candidate, int]] = field(default_factory=set)
+    _retimed: dict[Candidate, Measurement] = field(default_factory=dict)
 
     @property
     def first_steps(self) -> int:
         return self.distiller.steps
+
+    @property
+    def most_steps(self) -> int:
+        """Of the highest rung."""
+        return int(self.first_steps * LONG**self.rungs)
 
     @property
     def unit(self) -> float:
@@ -125,6 +131,30 @@ class Race:
         built = self.distiller.at_hand(seen.candidate, seen.steps)
         return built or self.distiller.rebuilt(seen.candidate, Schedule(steps=seen.steps))
 
+    def retime(self, candidate: Candidate, measurement: Measurement) -> None:
+        """From now on a candidate is as fast as it was measured here."""
+        self._retimed[candidate] = measurement
+        if candidate in self._recovered:
+            self._recovered[candidate] = self.as_timed(self._recovered[candidate])
+
+    def as_timed(self, seen: Seen) -> Seen:
+        """What was seen, with its latest latency."""
+        found = self._retimed.get(seen.candidate)
+        if found is None:
+            return seen
+        return replace(seen, latency_ms=found.latency_ms, faster=choice.is_faster(found))
+
+    def chance(self, trial: Trial) -> float:
+        """Probability that a complete trial can be brought within the limit on the drop."""
+        found = self.of(trial)
+        if self._room is None or (found is not None and choice.within_drop(found, self.goal)):
+            return 1.0
+        if found is None:
+            return self._foreseen(trial).chance_within(self._room)
+        steps = LONG * found.steps if trial.candidate.is_cut else found.steps
+        longer = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
+        return longer.chance_within(self._room)
+
     def may_meet(self, trial: Trial, steps: int) -> bool:
         """Whether a longer recovery has any chance to bring a trial within the limit."""
         found = self.of(trial)
@@ -167,7 +197,7 @@ class Race:
 
         Args:
             units: the most that it may cost.
-            long: whether a second rung may be it.
+            long: whether a higher rung may be it.
         """
         recovered = self._recovered.values()  # a lucky score on few samples is no best
         best = choice.best(recovered, self.goal, baseline_ms=self.baseline_ms)
@@ -178,47 +208,27 @@ class Race:
         return found if found is not None and found.value >= least else None
 
     def _entries(self, trial: Trial, best: Seen | None, *, long: bool) -> Iterable[Entry]:
-        if not is_faster(trial):
+        measurement = self._retimed.get(trial.candidate)
+        if not (is_faster(trial) if measurement is None else choice.is_faster(measurement)):
             return
         first, found = self.first_steps, self.of(trial)
-        latency_ms = outcome_of(trial).latency_ms
+        latency_ms = outcome_of(trial).latency_ms if measurement is None else measurement.latency_ms
         if found is None:
             if (trial.candidate, first) not in self._failed:
-                value = self._value(self._foreseen(trial), latency_ms, best)
+                value = self._worth.of(self._foreseen(trial), latency_ms, best)
                 yield Entry(trial=trial, steps=first, units=1, value=value)
             return
-        steps = LONG * first
-        done = found.steps >= steps or (trial.candidate, steps) in self._failed
+        steps = LONG * found.steps
+        longer = found.steps < steps <= self.most_steps
+        done = not longer or (trial.candidate, steps) in self._failed
         meets = choice.meets(found, self.goal, baseline_ms=self.baseline_ms)
-        if (
-            done
-            or not long
-            or not trial.candidate.is_cut
-            or (meets and self.goal.max_drop is not None)
-        ):
+        enough = meets and self.goal.max_drop is not None
+        if done or enough or not long or not trial.candidate.is_cut:
             return
         foreseen = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
-        value = self._value(foreseen, found.latency_ms, best) / LONG
-        yield Entry(trial=trial, steps=steps, units=LONG, value=value)
-
-    def _value(self, foreseen: Foreseen, latency_ms: float, best: Seen | None) -> float:
-        """What a recovery is expected to win over the best so far, in log speed.
-
-        Where the drop has no limit it is the drop that is won, in its unit, within the budget.
-        """
-        if self._room is None:
-            return self._value_in_time(foreseen, latency_ms, best)
-        before_ms = self.baseline_ms if best is None else best.latency_ms
-        return max(math.log(before_ms / latency_ms), 0.0) * foreseen.chance_within(self._room)
-
-    def _value_in_time(self, foreseen: Foreseen, latency_ms: float, best: Seen | None) -> float:
-        budget_ms = self.goal.budget_ms(self.baseline_ms) or math.inf
-        if latency_ms > budget_ms:
-            # Only where nothing is in time, the fastest is the best that can be had.
-            return self.baseline_ms / latency_ms if best is None else 0.0
-        if best is None or best.latency_ms > budget_ms:
-            return MOST_VALUE - foreseen.middle
-        return max(0.0, (best.drop - foreseen.at(HOPE)) / self.unit)
+        units = max(steps // max(first, 1), 1)
+        value = self._worth.of(foreseen, found.latency_ms, best) / units
+        yield Entry(trial=trial, steps=steps, units=units, value=value)
 
     def _foreseen(self, trial: Trial) -> Foreseen:
         outcome = outcome_of(trial)
@@ -229,6 +239,10 @@ class Race:
             speedup=self.baseline_ms / outcome.latency_ms,
             steps=self.first_steps,
         )
+
+    @property
+    def _worth(self) -> Worth:
+        return Worth(goal=self.goal, baseline_ms=self.baseline_ms, room=self._room, unit=self.unit)
 
     @property
     def _room(self) -> float | None:

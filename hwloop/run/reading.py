@@ -136,6 +136,10 @@ _REPORT = at_least(
 )
 
 
+LATER = {"finish_s": None}
+"""What an earlier hwloop's report does not say was asked, because it could not be."""
+
+
 def read(folder: RunFolder) -> dict[str, Any]:
     """The value of ``report.json``, or of :func:`unfinished` for a run that has none yet.
 
@@ -154,7 +158,7 @@ def read(folder: RunFolder) -> dict[str, Any]:
     again = config.command(settings, folder.path)
     if has_report:
         report = _report(folder, f"{again}   writes it anew")
-        if report["search"]["asked"] == asked(settings):
+        if {**LATER, **report["search"]["asked"]} == asked(settings):
             return report
     return unfinished(folder, settings, inputs, again)
 

@@ -22,6 +22,8 @@ class Settings:
             candidates best for their time.
         finalists, final_steps: full distillations after the search, and their steps; one of three
             times as many steps counts for three.
+        finish_s: distill finalists for so many seconds instead, and for longer each, as long as
+            that is expected to gain.
     """
 
     model: str | None
@@ -41,3 +43,4 @@ class Settings:
     loop_steps: int | None = None
     finalists: int = 4
     final_steps: int = 300
+    finish_s: float | None = None

@@ -22,8 +22,9 @@ from hwloop.run import (
 )
 from hwloop.run.admission import admitted, check_store, on_target
 from hwloop.run.best import Best
-from hwloop.run.clock import RunClock
+from hwloop.run.clock import FinalsClock, RunClock
 from hwloop.run.conclusion import conclusion, table_use
+from hwloop.run.contenders import Contenders
 from hwloop.run.distil import Distiller
 from hwloop.run.evaluate import Evaluator, evaluator_of
 from hwloop.run.final import Shipped
@@ -159,6 +160,7 @@ def _race(trials: Trials, predictor: Predictor) -> Race:
         distiller=distiller,
         goal=settings.goal,
         baseline_ms=evaluator.baseline.latency_ms,
+        rungs=1 if settings.finish_s is None else 2,
         on_recovered=trials.offer,
     )
 
@@ -167,12 +169,20 @@ def _finalists(trials: Trials, race: Race) -> Shipped:
     """The network that ships, and its files."""
     work, evaluator, settings = trials.work, trials.evaluator, trials.work.settings
     work.stage("finalists")
+    limit_s = settings.finish_s
     finals = Finals(
         evaluator=evaluator,
         race=race,
         goal=settings.goal,
         count=settings.finalists,
+        contenders=Contenders(
+            evaluator=evaluator,
+            race=race,
+            protocol=work.profile.protocols.bench,
+            progress=work.progress,
+        ),
         progress=work.progress,
+        clock=None if limit_s is None else FinalsClock(work.notes, limit_s),
     )
     everything = trials.all()
     chosen = finals.choose(everything, by_hand=list(trials.by_hand().values()))

@@ -1,0 +1,153 @@
+"""How often does the network that ships miss the goal, and what does the rule cost in speed?
+
+    python benchmarks/finals.py     # after by_hand.py; 3 minutes for each of its runs
+
+Of the runs that by_hand.py left, each network that was recovered fully is built again from its
+weights and scored on every sample of the search split and of the test split. Then the search
+samples are drawn anew, many times: every draw ships what the rule picks by its own drops and
+bounds, and the test split says whether that network misses the goal, and which one would have been
+the fastest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from by_hand import FOLDER, Case, reopened
+from by_hand_networks import NETWORKS
+from common import Bench, print_table, write_result
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from hwloop.compress.recover import Schedule
+from hwloop.measure.session import DeviceSession
+from hwloop.records import Candidate
+from hwloop.run.memory import weights_name
+from hwloop.runtimes.graph import OnnxModel
+from hwloop.task import ClassificationTask
+from hwloop.tasks.score import ScoredSplit
+
+DRAWS = 400
+ONE_SIDED_80 = 0.8416
+"""Standard deviations: of the bound that the rule holds against the goal."""
+
+Hits = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Final:
+    """A recovered network: its speedup, and for each sample whether it is right."""
+
+    speedup: float
+    faster: bool
+    search: Hits
+    test: Hits
+
+
+def finals_of(case: Case) -> list[Final]:
+    """The dense network first, then every full recovery of a run."""
+    trained = NETWORKS[case.name](FOLDER)
+    with reopened(trained, case) as bench:
+        task = bench.task
+        splits = [ScoredSplit(task, split()) for split in (task.search, task.test)]
+        dense = [_hits(split, bench.session, bench.evaluator.latencies.dense) for split in splits]
+        found = [Final(speedup=1.0, faster=False, search=dense[0], test=dense[1])]
+        for event in _finalists(case.run):
+            model = _rebuilt(bench, case.run, event)
+            with bench.session.holding(model):
+                search, test = (_hits(split, bench.session, model) for split in splits)
+            found.append(
+                Final(speedup=event["speedup"], faster=event["faster"], search=search, test=test)
+            )
+    return found
+
+
+def _finalists(run: Path) -> Iterator[dict[str, Any]]:
+    for line in (run / "events.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "finalist":
+            yield event
+
+
+def _rebuilt(bench: Bench, run: Path, event: dict[str, Any]) -> OnnxModel:
+    candidate = Candidate.from_json(event["candidate"])
+    path = run / "candidates" / weights_name(candidate, Schedule(steps=event["steps"]))
+    return bench.evaluator.builder.restored(candidate, load_file(path)).model
+
+
+def _hits(split: ScoredSplit, session: DeviceSession, model: OnnxModel) -> Hits:
+    outputs = split.finite_outputs(partial(session.infer, model))
+    targets = np.concatenate([labels for _, labels in split.chunks()])
+    found: Hits = outputs.argmax(axis=1) == targets
+    return found
+
+
+def drawn(finals: list[Final], goal: float, rng: np.random.Generator) -> Final:
+    """What the rule ships by one draw of the search samples."""
+    dense, *others = finals
+    chosen = rng.integers(0, len(dense.search), len(dense.search))
+    best = dense
+    for final in others:
+        lost = dense.search[chosen].astype(float) - final.search[chosen]
+        bound = lost.mean() + ONE_SIDED_80 * lost.std() / math.sqrt(len(lost))
+        if final.faster and bound <= goal and final.speedup > best.speedup:
+            best = final
+    return best
+
+
+def summary(case: Case, goal: float) -> dict[str, Any]:
+    """Shares of the draws of one run."""
+    finals = finals_of(case)
+    dense = finals[0]
+    drops = {id(final): float(dense.test.mean() - final.test.mean()) for final in finals}
+    within = [final for final in finals if final.faster and drops[id(final)] <= goal]
+    fastest = max((final.speedup for final in within), default=dense.speedup)
+    rng = np.random.default_rng(0)
+    shipped = [drawn(finals, goal, rng) for _ in range(DRAWS)]
+    ratios = [final.speedup / fastest for final in shipped if drops[id(final)] <= goal]
+    return {
+        "case": f"{case.name} {case.seed}",
+        "finals": len(finals) - 1,
+        "missed": float(np.mean([drops[id(final)] > goal for final in shipped])),
+        "speedup_of_what_ships": float(np.median([final.speedup for final in shipped])),
+        "fastest_within_the_goal": fastest,
+        "speed_kept": float(np.exp(np.mean(np.log(ratios)))) if ratios else None,
+    }
+
+
+def main() -> None:
+    started = time.monotonic()
+    found = []
+    for path in sorted(FOLDER.glob("*-[0-9].json")):
+        case = json.loads(path.read_text())
+        trained = NETWORKS[case["network"]](FOLDER)
+        if isinstance(trained.task, ClassificationTask):
+            case_of = Case(name=case["network"], seed=case["seed"])
+            found.append(summary(case_of, trained.max_drop))
+    rows = [["case", "finals", "missed", "ships", "fastest within the goal"]]
+    for each in found:
+        rows.append(
+            [
+                each["case"],
+                str(each["finals"]),
+                f"{each['missed']:.0%}",
+                f"{each['speedup_of_what_ships']:.2f}x",
+                f"{each['fastest_within_the_goal']:.2f}x",
+            ]
+        )
+    print_table(rows)
+    missed = float(np.mean([each["missed"] for each in found]))
+    print(f"missed in {missed:.0%} of {DRAWS} draws of each run")
+    write_result("finals", {"draws": DRAWS, "missed": missed, "runs": found}, started=started)
+
+
+if __name__ == "__main__":
+    main()

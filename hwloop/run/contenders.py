@@ -1,0 +1,74 @@
+"""Candidates that may be the fastest are timed for longer before one of them is chosen.
+
+Of many that were timed shortly the fastest is the luckiest: what looked 2 % faster than the others
+is as fast as they are. A long measurement costs a tenth of a distillation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hwloop.compress.recover import NO_RECOVERY
+from hwloop.errors import CandidateError
+from hwloop.findings import LatencySource, Measurement, Protocol
+from hwloop.measure.progress import Progress
+from hwloop.records import Trial
+from hwloop.run.evaluate import Evaluator
+from hwloop.run.front import outcome_of
+from hwloop.run.race import Race, is_faster
+
+CLOSE = 0.05
+"""Relative: a candidate so much slower than the fastest may in truth be as fast."""
+
+MOST = 8
+LIKELY = 0.05
+"""Chance to meet the limit on the drop."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contenders:
+    """Times them anew, once.
+
+    Attributes:
+        protocol: of the long measurement.
+    """
+
+    evaluator: Evaluator
+    race: Race
+    protocol: Protocol
+    progress: Progress
+
+    def retime(self, trials: Sequence[Trial]) -> None:
+        """Tell the race the latencies of those that may be the fastest within the goal."""
+        if self.evaluator.source is LatencySource.SIMULATED:
+            return
+        chosen = self._chosen(trials)
+        for number, trial in enumerate(chosen):
+            self.progress.advance(number, len(chosen), "timed anew")
+            try:
+                measurement = self._timed(trial)
+            except CandidateError as error:
+                self.progress.say(f"a candidate could not be timed anew: {error}")
+                continue
+            self.race.retime(trial.candidate, measurement)
+
+    def _chosen(self, trials: Sequence[Trial]) -> list[Trial]:
+        likely = [
+            trial for trial in trials if is_faster(trial) and self.race.chance(trial) >= LIKELY
+        ]
+        likely.sort(key=lambda trial: outcome_of(trial).latency_ms)
+        if not likely:
+            return []
+        limit_ms = outcome_of(likely[0]).latency_ms * (1 + CLOSE)
+        close = [trial for trial in likely[:MOST] if outcome_of(trial).latency_ms <= limit_ms]
+        return close if len(close) > 1 else []
+
+    def _timed(self, trial: Trial) -> Measurement:
+        latencies, candidate = self.evaluator.latencies, trial.candidate
+        known = latencies.long(candidate)
+        if known is not None:
+            return known
+        built = self.evaluator.builder.build(candidate, NO_RECOVERY)
+        with self.evaluator.session.holding(built.model):
+            return latencies.for_long(built, self.protocol)
