@@ -166,6 +166,7 @@ def test_every_setting_comes_back_from_the_command(tmp_path: Path, capsys: Capsy
         "loop_steps": 21,
         "finalists": 5,
         "final_steps": 301,
+        "finish_s": 600.5,
     }
     settings = Settings(**changed)
     run = tmp_path / "run"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from test_race import BASELINE_MS, STEPS, Made, race, trial
 from hwloop.errors import CandidateError
 from hwloop.findings import LatencySource, Measurement, Protocol
 from hwloop.measure.progress import Progress
-from hwloop.records import Candidate, Trial
+from hwloop.records import Action, Candidate, Trial
 from hwloop.run.contenders import CLOSE, MOST, Contenders
 from hwloop.run.race import Race
 
@@ -90,7 +90,8 @@ def test_what_was_recovered_already_has_its_new_latency_as_well() -> None:
 def test_only_those_that_may_be_the_fastest_within_the_goal_are_timed() -> None:
     close = [trial(number, 4.0 + number * 0.01, 0.05) for number in range(MOST + 3)]
     behind = trial(20, 4.0 * (1 + CLOSE) + 0.01, 0.05)
-    hopeless, slower = trial(21, 3.0, 50.0), trial(22, 11.0, 0.0)
+    slower, int8 = trial(21, 11.0, 0.0), Candidate(actions=(Action(precision="int8"),))
+    hopeless = replace(trial(22, 3.0, 0.9), candidate=int8)  # no training brings it back
     device = Device({})
     everything = [hopeless, slower, behind, *reversed(close)]
     contenders(device, race(Made())).retime(everything)

@@ -102,7 +102,7 @@ def test_the_teacher_sees_each_batch_once(recovery: Recovery) -> None:
         recovery.recover(damaged(recovery.dense), Schedule(steps=4))
     # The copies carry the hook too: they account for what is left.
     students = 2 * (4 + RECALIBRATED.recalibration_batches)
-    assert len(calls) - students == 4
+    assert len(calls) - students == 4 + 1  # once to see which of its layers are shared
 
 
 def test_no_recovery_changes_nothing(recovery: Recovery) -> None:
@@ -126,6 +126,57 @@ def test_a_rate_that_is_too_fast_is_lowered_and_begins_with_the_inherited_weight
     for name, value in slow.state_dict().items():
         assert torch.equal(fast.state_dict()[name], value), name
     assert distance(recovery.dense, fast) < 2 * distance(recovery.dense, damaged(recovery.dense))
+
+
+def test_training_that_hurts_at_every_rate_is_undone(
+    recovery: Recovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[float] = []
+
+    def losses(*arguments: object, **options: object) -> list[float]:
+        schedule = arguments[1]
+        assert isinstance(schedule, Schedule)
+        tries.append(schedule.peak_lr)
+        nn.init.constant_(module[4].weight, 9.0)
+        return [1.0] * 10 + [1.2] * 10
+
+    monkeypatch.setattr(recovery, "_losses", losses)
+    module = damaged(recovery.dense)
+    before = copy.deepcopy(module.state_dict())
+    recovery.recover(module, Schedule(steps=20, recalibration_batches=0))
+    assert tries == pytest.approx([0.05, 0.005, 0.0005])
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+class Twice(nn.Module):
+    """A layer and its batch norm that are used twice, on inputs of two kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)
+        self.last = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.layer(x))
+        x = self.norm(self.layer(x * 0.1 + 3))
+        return self.last(torch.flatten(x, 1))
+
+
+def test_a_norm_that_is_shared_keeps_its_statistics_while_training() -> None:
+    torch.manual_seed(0)
+    task, dense = Small(), Twice()
+    recovery = Recovery(task, dense, seed=3)
+    recovery.recalibrate(dense)
+    module = copy.deepcopy(dense)
+    with torch.no_grad():
+        module.last.weight.mul_(0.3)
+    recalibrated = copy.deepcopy(module)
+    recovery.recalibrate(recalibrated)
+    recovery.recover(module, Schedule(steps=40))
+    assert torch.equal(module.norm.running_mean, recalibrated.norm.running_mean)
+    assert torch.equal(module.norm.running_var, recalibrated.norm.running_var)
+    assert not torch.equal(module.last.weight, recalibrated.last.weight)
+    assert distance(dense, module) < distance(dense, recalibrated) / 2
 
 
 @pytest.mark.parametrize("value", ["0.9", float("nan"), None.__class__])

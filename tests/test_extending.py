@@ -113,6 +113,7 @@ def test_it_goes_on_after_ctrl_c_and_tells_how_far_it_is(run: Path, capsys: Caps
         "finalists": 1,
         "final_steps": 0,
         "time_limit_s": None,
+        "finish_s": None,
     }
     assert report["search"]["wall_s"] > first["search"]["wall_s"]
     assert json.loads(inside(capsys, "report", run, "--json").out) == report

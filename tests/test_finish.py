@@ -22,7 +22,8 @@ OPTIONS: dict[str, Any] = {
     "target": "fake",
     "loop_steps": 0,
     "final_steps": 1,
-    "max_drop": 0.3,
+    "max_drop": None,
+    "min_speedup": 1.01,
     "evaluations": 20,
 }
 
@@ -86,7 +87,8 @@ def test_it_may_be_raised_and_is_part_of_the_command(
     hwloop.optimize(run=run, finish_s=1e-6, **OPTIONS)
     few = finalists(run)
     options = ("--task", MINI, "--target", "fake", "--loop-steps", "0", "--final-steps", "1")
-    wanted = ("--max-drop", "0.3", "--evaluations", "20", "--finish", "10m", "--run", run)
+    goal = ("--max-drop", "none", "--min-speedup", "1.01")
+    wanted = (*goal, "--evaluations", "20", "--finish", "10m", "--run", run)
     done = inside(capsys, "optimize", *options, *wanted)
     assert done.code in (0, 3), done.err
     assert finalists(run) > few

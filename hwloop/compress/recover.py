@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,7 +27,16 @@ SHRINKS = (1.0, 0.1, 0.01)
 DIVERGED = 10.0
 """Times the first loss, or times one where that is less."""
 
+ENDS = 5
+"""Steps at both ends whose mean losses tell whether training helped."""
+
+WORSE = 1.1
+"""Times the loss that it began with: training that ends there has hurt."""
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+SHARED_INPUTS = 2
+"""A network is run on so many to see which of its layers are shared."""
 
 MOST_TEACHER_BYTES = 2**28
 """Of the dense network's outputs that are kept; for maps, and long recoveries, they are many."""
@@ -101,11 +111,35 @@ class Recovery:
         Raises:
             CandidateError: stage ``recover``: training diverges at every rate that was tried.
         """
+        frozen = bool(schedule.steps) and self._shares_norms
+        if frozen:
+            self.recalibrate(module, schedule)
         if schedule.steps:
-            self._train(module, schedule, tick or (lambda done, total: None))
-        if schedule.recalibration_batches:
+            self._train(module, schedule, tick or (lambda done, total: None), frozen=frozen)
+        if schedule.recalibration_batches and not frozen:
             self.recalibrate(module, schedule)
         return module.eval()
+
+    @cached_property
+    def _shares_norms(self) -> bool:
+        """Whether a batch norm is applied more than once, as in a layer that is shared.
+
+        Its statistics are of all that it is given; trained by those of each batch, the network
+        would learn another function than the one that is deployed.
+        """
+        norms = [child for child in self.dense.modules() if isinstance(child, BATCH_NORMS)]
+        calls: list[nn.Module] = []
+        handles = [
+            norm.register_forward_pre_hook(lambda norm, inputs: calls.append(norm))
+            for norm in norms
+        ]
+        try:
+            with torch.no_grad():
+                self.dense.eval()(self._batch(0, SHARED_INPUTS)[0])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return len(calls) > len(set(calls))
 
     def recalibrate(self, module: nn.Module, schedule: Schedule = RECALIBRATED) -> None:
         """Replace the batch-norm statistics by those of the compressed network.
@@ -138,23 +172,45 @@ class Recovery:
         return self._batch(0, count)[0].numpy().astype(np.float32)
 
     def _train(
-        self, module: nn.Module, schedule: Schedule, tick: Callable[[int, int], None]
+        self,
+        module: nn.Module,
+        schedule: Schedule,
+        tick: Callable[[int, int], None],
+        *,
+        frozen: bool,
     ) -> None:
-        """By the schedule; where that diverges, anew with a tenth of its rate, and once more."""
-        inherited = copy.deepcopy(module.state_dict())
-        for shrink in SHRINKS:
-            if self._converges(module, replace(schedule, peak_lr=schedule.peak_lr * shrink), tick):
-                return
-            module.load_state_dict(inherited)
-        raise CandidateError(
-            "recover",
-            f"training diverges at a peak rate of {schedule.peak_lr:g}, and at a hundredth of it",
-        )
+        """By the schedule; where that diverges or hurts, with a tenth of its rate, and once more.
 
-    def _converges(
-        self, module: nn.Module, schedule: Schedule, tick: Callable[[int, int], None]
-    ) -> bool:
-        """Train in place; False as soon as the loss is not finite, or far above the first one."""
+        What is hurt at every rate stays as it was.
+
+        Args:
+            frozen: batch norms keep their statistics.
+        """
+        inherited = copy.deepcopy(module.state_dict())
+        finite = False
+        for shrink in SHRINKS:
+            slower = replace(schedule, peak_lr=schedule.peak_lr * shrink)
+            losses = self._losses(module, slower, tick, frozen=frozen)
+            if losses is not None and not _hurt(losses):
+                return
+            finite = finite or losses is not None
+            module.load_state_dict(inherited)
+        if not finite:
+            raise CandidateError(
+                "recover",
+                f"training diverges at a peak rate of {schedule.peak_lr:g}, and at a hundredth "
+                "of it",
+            )
+
+    def _losses(
+        self,
+        module: nn.Module,
+        schedule: Schedule,
+        tick: Callable[[int, int], None],
+        *,
+        frozen: bool,
+    ) -> list[float] | None:
+        """Train in place; None as soon as a loss is not finite, or far above the first one."""
         # Also what was frozen: that was a choice for another training, and pruning undoes it.
         parameters = [p.requires_grad_() for p in module.parameters() if p.is_floating_point()]
         optimizer = torch.optim.SGD(
@@ -169,22 +225,23 @@ class Recovery:
         rate = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, schedule.peak_lr, total_steps=total, pct_start=schedule.warmup_share
         )
-        module.train()
-        limit = math.inf
+        _trained_mode(module, frozen=frozen)
+        limit, losses = math.inf, []
         for step in range(schedule.steps):
             inputs, targets = self._batch(step, schedule.batch_size)
             outputs = module(inputs)
             teacher = self._teacher_outputs(step, schedule.batch_size, inputs)
             loss = self._loss(outputs, targets, teacher, label_share=schedule.label_share)
-            if not loss.item() < limit:
-                return False
-            limit = DIVERGED * max(loss.item(), 1.0) if limit == math.inf else limit
+            losses.append(loss.item())
+            if not losses[-1] < limit:
+                return None
+            limit = DIVERGED * max(losses[0], 1.0)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             rate.step()
             tick(step + 1, schedule.steps)
-        return True
+        return losses
 
     def _loss(
         self, outputs: Tensor, targets: Tensor, teacher: Tensor, *, label_share: float
@@ -216,3 +273,18 @@ class Recovery:
             self._epochs += 1
         chosen = self._order[end - batch_size : end]
         return call_user(self.split.batch, chosen, what=f"the train split of {self.task.name}")
+
+
+def _trained_mode(module: nn.Module, *, frozen: bool) -> None:
+    """Training mode; frozen batch norms go on with their statistics."""
+    module.train()
+    if frozen:
+        for child in module.modules():
+            if isinstance(child, BATCH_NORMS):
+                child.eval()
+
+
+def _hurt(losses: list[float]) -> bool:
+    """Whether training ended worse than it began; too few steps say nothing."""
+    began, ended = losses[:ENDS], losses[-ENDS:]
+    return len(losses) >= 4 * ENDS and sum(ended) > WORSE * sum(began)

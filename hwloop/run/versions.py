@@ -12,7 +12,7 @@ RESULTS: dict[str, int] = {
     "export": 1,
     "prune": 2,
     "quantize": 1,
-    "recover": 1,
+    "recover": 2,
     "score": 1,
     "search": 2,
 }
