@@ -97,7 +97,8 @@ def drawn(finals: list[Final], goal: float, rng: np.random.Generator) -> Final:
     best = dense
     for final in others:
         lost = dense.search[chosen].astype(float) - final.search[chosen]
-        bound = lost.mean() + ONE_SIDED_80 * lost.std() / math.sqrt(len(lost))
+        noise = lost.std() * math.sqrt(1 / len(lost) + 1 / len(final.test))
+        bound = lost.mean() + ONE_SIDED_80 * noise
         if final.faster and bound <= goal and final.speedup > best.speedup:
             best = final
     return best

@@ -44,6 +44,10 @@ def cost(run: Path) -> dict[str, Any]:
         "full_distillations": len(full),
         "training_steps": steps + loop_steps * len(trials),
         "training_steps_that_did_not_help": wasted,
+        "distilled": [
+            {name: event[name] for name in ("speedup", "steps", "drop", "upper_drop")}
+            for event in full
+        ],
         "speedup": ships,
         "best_within_the_goal_after_minutes": {
             str(minutes): max(

@@ -19,13 +19,18 @@ from board import Board, board
 from hwloop.measure import transport, worker
 from hwloop.measure.session import DeviceSession
 
+LONG = ("test_resume.py",)
+"""Files of a minute and more; the last process to end would be alone with one of them."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--target", metavar="NAME", help="Also run the tests marked hardware on it.")
     parser.addoption("--host", metavar="USER@HOST", help="Where that target is.")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _deal(items)
     if config.getoption("--target"):
         return
     for item in items:
@@ -33,6 +38,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             what = (getattr(item, "function", None).__doc__ or "").strip().splitlines()[0]
             reason = f"would verify on hardware: {what} (make test-target TARGET=cuda)"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _deal(items: list[pytest.Item]) -> None:
+    """To processes that test side by side: what has to wait for each other to the same one.
+
+    Files stay whole, those with the board are one group, and what takes long comes first.
+    """
+    with_board = {item.path for item in items if "there" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "board" if item.path in with_board else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (item.path.name not in LONG, item.path not in with_board))
 
 
 @pytest.fixture(autouse=True, scope="module")

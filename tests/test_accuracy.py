@@ -6,6 +6,7 @@ import math
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from scoring import Peak
 from torch import nn
 
 from hwloop.errors import CandidateError, EnvironmentProblem, UsageError
+from hwloop.run.clock import Stopwatch
+from hwloop.run.scoring import Scorer
 from hwloop.task import ClassificationTask, TensorSplit
 from hwloop.tasks import bulk
 from hwloop.tasks import score as accuracy
@@ -339,3 +342,28 @@ def test_the_divergence_of_large_outputs_is_that_of_small_ones(
         monkeypatch.setattr(accuracy, "CHUNK_BYTES", 4096)
         assert mean_kl(first, second) == whole
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("judged_on", [COUNT, COUNT // 4])
+def test_the_bound_of_a_run_leaves_room_for_the_noise_of_the_test_split(judged_on: int) -> None:
+    dense, outputs = scores(1, 0.9), scores(2, 0.88)
+    split, given = ScoredSplit(Half(), Counted()), {"dense": dense, "other": outputs}
+    session: Any = SimpleNamespace(
+        infer=lambda model, inputs: given[model][inputs[:, 0].astype(int)]
+    )
+    dense_model: Any = "dense"
+    other_model: Any = "other"
+    scorer = Scorer(
+        task=split.task,
+        split=split,
+        dense=dense_model,
+        dense_metric=float(dense.mean()),
+        judged_on=judged_on,
+        max_drop=0.5,
+        session=session,
+        clock=Stopwatch(),
+    )
+    found = scorer.scored(other_model)
+    narrow = split.upper_drop(dense, outputs, drop=found.drop) - found.drop
+    assert found.upper_drop is not None
+    assert found.upper_drop - found.drop == pytest.approx(narrow * math.sqrt(1 + COUNT / judged_on))

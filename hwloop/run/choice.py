@@ -1,8 +1,8 @@
 """Which of the networks that were seen ships: one rule for finalists, candidates and recipes.
 
 Numbers only. A network *meets* the goal when it is measurably faster than the dense one, when the
-one-sided 80 % bound of its drop on the search split is within ``max_drop``, and when its latency
-is within the budget. Of those that meet it the fastest ships. Where none does, but the latency
+one-sided 80 % bound of its drop on as many samples as the test split has, by the search split, is
+within ``max_drop``, and when its latency is within the budget. Of those that meet it the fastest ships. Where none does, but the latency
 alone is missed, the fastest within the drop ships; the dense network ships only when nothing was
 seen that is measurably faster and within the drop.
 """

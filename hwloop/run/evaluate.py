@@ -135,7 +135,13 @@ def evaluator_of(
     measured = latencies(dense, session, protocol=protocol, figures=figures, clock=clock)
     samples = subject.task.search()
     scorer_of = partial(
-        _scorer, builder, dense, max_drop=max_drop, figures=figures, samples=samples
+        _scorer,
+        builder,
+        dense,
+        max_drop=max_drop,
+        figures=figures,
+        samples=samples,
+        judged_on=len(subject.task.test()),
     )
     scorer = scorer_of(count=None)
     many = len(samples) > LOOP_SAMPLES
@@ -158,6 +164,7 @@ def _scorer(
     max_drop: float | None,
     figures: Figures,
     samples: Split,
+    judged_on: int,
     count: int | None,
 ) -> Scorer:
     """Of ``count`` random samples of the search split, or of all."""
@@ -168,6 +175,7 @@ def _scorer(
         split=split,
         dense=dense,
         dense_metric=_baseline_metric(builder, dense, split=split, figures=figures, count=count),
+        judged_on=judged_on,
         max_drop=max_drop,
         session=builder.session,
         clock=builder.clock,

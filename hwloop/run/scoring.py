@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -21,8 +22,8 @@ class Scored:
 
     Attributes:
         metric, drop: in the metric's unit; positive drop = worse than the dense network.
-        upper_drop: one-sided 80 % bound of the drop; None where it is of no interest, because
-            the drop itself is over the limit.
+        upper_drop: one-sided 80 % bound of the drop on the test split; None where it is of no
+            interest, because the drop itself is over the limit.
     """
 
     metric: float
@@ -45,6 +46,7 @@ class Scorer:
     Attributes:
         split: the task's search split.
         dense, dense_metric: the dense network and its metric there.
+        judged_on: samples of the test split, which says in the end whether the goal was met.
         max_drop: the limit that the bound of a drop is held against; None for no limit.
     """
 
@@ -52,6 +54,7 @@ class Scorer:
     split: ScoredSplit
     dense: OnnxModel
     dense_metric: float
+    judged_on: int
     max_drop: float | None
     session: DeviceSession
     clock: Stopwatch
@@ -64,8 +67,17 @@ class Scorer:
             drop = self.task.drop(self.dense_metric, metric)
             upper = drop if self.max_drop is None else None
             if self.max_drop is not None and drop <= self.max_drop:
-                upper = self.split.upper_drop(self._dense_outputs, outputs, drop=drop)
+                upper = self._upper(drop, outputs)
         return Scored(metric=metric, drop=drop, upper_drop=upper)
+
+    def _upper(self, drop: float, outputs: NDArray[Any]) -> float:
+        """The bound for the test split: a mean of other samples, with noise of its own.
+
+        A prediction interval (Hahn and Meeker, Statistical Intervals, 1991, section 4.2): wider
+        than that of the drop itself by the root of one and both splits' ratio.
+        """
+        upper = self.split.upper_drop(self._dense_outputs, outputs, drop=drop)
+        return drop + (upper - drop) * math.sqrt(1 + len(outputs) / self.judged_on)
 
     @cached_property
     def _dense_outputs(self) -> NDArray[Any]:

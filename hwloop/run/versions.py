@@ -13,7 +13,7 @@ RESULTS: dict[str, int] = {
     "prune": 2,
     "quantize": 1,
     "recover": 2,
-    "score": 1,
+    "score": 2,
     "search": 2,
 }
 """Area of hwloop to the version of what it computes."""
