@@ -2,9 +2,10 @@
 
 Numbers only. A network *meets* the goal when it is measurably faster than the dense one, when the
 one-sided 80 % bound of its drop on as many samples as the test split has, by the search split, is
-within ``max_drop``, and when its latency is within the budget. Of those that meet it the fastest ships. Where none does, but the latency
-alone is missed, the fastest within the drop ships; the dense network ships only when nothing was
-seen that is measurably faster and within the drop.
+within ``max_drop``, and when its latency is within the budget. Of those that meet it the fastest
+ships; of those within 1 % of it, which no measurement tells apart, the most accurate. Where none
+does, but the latency alone is missed, the same holds of what is within the drop; the dense network
+ships only when nothing was seen that is measurably faster and within the drop.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from dataclasses import dataclass
 
 from hwloop.findings import Measurement
 from hwloop.records import Candidate, Goal
+
+
+ALIKE = 0.01
+"""Relative: latencies that are so close are taken for equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,10 @@ def best(everything: Iterable[Seen], goal: Goal, *, baseline_ms: float) -> Seen 
     met = [seen for seen in useful if meets(seen, goal, baseline_ms=baseline_ms)]
     if goal.max_drop is None and met:
         return min(met, key=lambda seen: (seen.drop, seen.latency_ms))
-    return min(met or useful, key=lambda seen: (seen.latency_ms, seen.drop), default=None)
+    pool = met or useful
+    fastest_ms = min((seen.latency_ms for seen in pool), default=0.0)
+    as_fast = [seen for seen in pool if seen.latency_ms <= fastest_ms * (1 + ALIKE)]
+    return min(as_fast, key=lambda seen: (seen.drop, seen.latency_ms), default=None)
 
 
 def is_better(seen: Seen, before: Seen | None, goal: Goal, *, baseline_ms: float) -> bool:
