@@ -101,6 +101,16 @@ def test_only_those_that_may_be_the_fastest_within_the_goal_are_timed() -> None:
     assert alone.timed == []
 
 
+def test_what_was_recovered_is_timed_beside_however_many_look_faster() -> None:
+    best = trial(30, 4.15, 0.05)
+    others = [trial(number, 4.0 + number * 0.01, 0.05) for number in range(MOST + 3)]
+    found = race(Made({(best.candidate, STEPS): 0.005}))
+    found.recover(best, STEPS, revert=False)
+    device = Device({})
+    contenders(device, found).retime([*others, best])
+    assert device.timed == [each.candidate for each in (best, *others[:MOST])]
+
+
 def test_one_that_fails_keeps_its_latency_and_none_is_timed_twice() -> None:
     fails, other = trial(0, 4.0, 0.05), trial(1, 4.1, 0.05)
     found, device = race(Made()), Device({other.candidate: 4.15})

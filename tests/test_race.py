@@ -87,6 +87,16 @@ def test_nothing_slower_than_what_meets_the_goal_is_tried() -> None:
     assert found.next([fast, slow], units=5) is None
 
 
+def test_nothing_is_tried_to_win_what_no_measurement_tells() -> None:
+    best, alike, faster = trial(0, 4.0, 0.05), trial(1, 3.97, 0.001), trial(2, 3.9, 0.001)
+    found = race(Made({(best.candidate, STEPS): 0.005}))
+    found.recover(best, STEPS, revert=False)
+    assert found.next([best, alike], units=5) is None
+    entry = found.next([best, alike, faster], units=5)
+    assert entry is not None
+    assert entry.trial == faster
+
+
 def test_what_missed_closely_gets_the_long_recovery_where_that_can_be_paid() -> None:
     close = trial(0, 4.0, 0.05)
     found = race(Made({(close.candidate, STEPS): 0.012}))

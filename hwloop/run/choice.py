@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from hwloop.findings import Measurement
 from hwloop.records import Candidate, Goal
 
-
 ALIKE = 0.01
 """Relative: latencies that are so close are taken for equal."""
 

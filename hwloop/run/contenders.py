@@ -22,6 +22,8 @@ CLOSE = 0.05
 """Relative: a candidate so much slower than the fastest may in truth be as fast."""
 
 MOST = 8
+"""Of those that were not recovered fully yet; what they are held against is timed in any case."""
+
 LIKELY = 0.05
 """Chance to meet the limit on the drop."""
 
@@ -61,8 +63,11 @@ class Contenders:
         if not likely:
             return []
         limit_ms = outcome_of(likely[0]).latency_ms * (1 + CLOSE)
-        close = [trial for trial in likely[:MOST] if outcome_of(trial).latency_ms <= limit_ms]
-        return close if len(close) > 1 else []
+        close = [trial for trial in likely if outcome_of(trial).latency_ms <= limit_ms]
+        recovered = [trial for trial in close if self.race.of(trial) is not None]
+        others = [trial for trial in close if self.race.of(trial) is None]
+        chosen = [*recovered, *others[:MOST]]
+        return chosen if len(chosen) > 1 else []
 
     def _timed(self, trial: Trial) -> Measurement:
         latencies, candidate = self.evaluator.latencies, trial.candidate

@@ -27,7 +27,7 @@ from hwloop.search.problem import Score
 LONG = 3
 """Each rung has so many times the steps of the one before; it is a recovery from the start."""
 
-LEAST_VALUE = 0.01
+LEAST_VALUE = 0.004
 """A recovery is worth its time from this expected gain in log speed on, per first rung."""
 
 FIRST_MARGIN = 0.3

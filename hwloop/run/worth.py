@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from hwloop.records import Goal
+from hwloop.run import choice
 from hwloop.run.choice import Seen
 from hwloop.search.foresight import Foreseen
 
@@ -30,14 +31,16 @@ class Worth:
     unit: float
 
     def of(self, foreseen: Foreseen, latency_ms: float, best: Seen | None) -> float:
-        """What it is expected to win over the best so far, in log speed.
+        """What it is expected to win over the best so far, in log speed; as good as equal is none.
 
         Where the drop has no limit it is the drop that is won, in its unit, within the budget.
         """
         if self.room is None:
             return self._in_time(foreseen, latency_ms, best)
         before_ms = self.baseline_ms if best is None else best.latency_ms
-        return max(math.log(before_ms / latency_ms), 0.0) * foreseen.chance_within(self.room)
+        if latency_ms * (1 + choice.ALIKE) > before_ms:
+            return 0.0
+        return math.log(before_ms / latency_ms) * foreseen.chance_within(self.room)
 
     def _in_time(self, foreseen: Foreseen, latency_ms: float, best: Seen | None) -> float:
         budget_ms = self.goal.budget_ms(self.baseline_ms) or math.inf

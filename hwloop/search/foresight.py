@@ -20,7 +20,7 @@ from hwloop.search.problem import Array
 
 PRIOR = np.array([-0.6, 0.4, 0.1, -0.3])
 """Of an intercept, the short drop, octaves of speedup, and octaves of steps beyond the first
-rung."""
+rung. Wide: a run's own lessons take over."""
 
 PRIOR_SD = np.array([0.6, 0.2, 0.3, 0.15])
 NOISE = 0.25
