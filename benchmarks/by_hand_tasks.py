@@ -18,7 +18,25 @@ BLOBS = {"train": 8000, "search": 4000, "test": 4000}
 BLOB_SIDE = 32
 
 
-class Fashion(ClassificationTask):
+class InMemory(Task):
+    """A task whose splits are made at once."""
+
+    _splits: dict[str, TensorSplit]
+
+    def example(self) -> Tensor:
+        return self.search().batch([0])[0]
+
+    def train(self) -> TensorSplit:
+        return self._splits["train"]
+
+    def search(self) -> TensorSplit:
+        return self._splits["search"]
+
+    def test(self) -> TensorSplit:
+        return self._splits["test"]
+
+
+class Fashion(InMemory, ClassificationTask):
     """The demo's images (28 pixels) at another size: padded to 32, or interpolated.
 
     Args:
@@ -30,18 +48,6 @@ class Fashion(ClassificationTask):
         demo = load_task("demo")
         self._splits = {name: _resized(getattr(demo, name)(), side) for name in SPLITS}
 
-    def example(self) -> Tensor:
-        return self.search().batch([0])[0]
-
-    def train(self) -> TensorSplit:
-        return self._splits["train"]
-
-    def search(self) -> TensorSplit:
-        return self._splits["search"]
-
-    def test(self) -> TensorSplit:
-        return self._splits["test"]
-
 
 def _resized(split: TensorSplit, side: int) -> TensorSplit:
     inputs, targets = split.batch(range(len(split)))
@@ -52,7 +58,7 @@ def _resized(split: TensorSplit, side: int) -> TensorSplit:
     return TensorSplit(nn.functional.interpolate(inputs, size=(side, side)), targets)
 
 
-class Blobs(Task):
+class Blobs(InMemory):
     """Where a blob lies in noise, and how large it is: three numbers in [0, 1], scored by RMSE."""
 
     name = "blobs"
@@ -61,18 +67,6 @@ class Blobs(Task):
 
     def __init__(self) -> None:
         self._splits = {name: _blobs(BLOBS[name], seed) for seed, name in enumerate(SPLITS)}
-
-    def example(self) -> Tensor:
-        return self.search().batch([0])[0]
-
-    def train(self) -> TensorSplit:
-        return self._splits["train"]
-
-    def search(self) -> TensorSplit:
-        return self._splits["search"]
-
-    def test(self) -> TensorSplit:
-        return self._splits["test"]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.mse_loss(outputs, targets)

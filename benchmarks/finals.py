@@ -92,38 +92,36 @@ def _hits(split: ScoredSplit, session: DeviceSession, model: OnnxModel) -> Hits:
     return found
 
 
-def drawn(finals: list[Final], goal: float, rng: np.random.Generator) -> Final:
-    """What the rule ships by one draw of the search samples."""
+def shipped_by(
+    finals: list[Final], goal: float, samples: NDArray[np.int64], *, judged_on: float
+) -> Final:
+    """What the rule ships by some of the search samples.
+
+    Args:
+        judged_on: samples that the bound is for; infinite for a bound of the drop itself.
+    """
     dense, *others = finals
-    chosen = rng.integers(0, len(dense.search), len(dense.search))
     best = dense
     for final in others:
-        lost = dense.search[chosen].astype(float) - final.search[chosen]
-        noise = lost.std() * math.sqrt(1 / len(lost) + 1 / len(final.test))
-        bound = lost.mean() + ONE_SIDED_80 * noise
-        if final.faster and bound <= goal and final.speedup > best.speedup:
+        lost = dense.search[samples].astype(float) - final.search[samples]
+        noise = lost.std() * math.sqrt(1 / len(samples) + 1 / judged_on)
+        within = lost.mean() + ONE_SIDED_80 * noise <= goal
+        if final.faster and within and final.speedup > best.speedup:
             best = final
     return best
 
 
 def halves(finals: list[Final], goal: float, *, predictive: bool) -> float:
     """Share of divisions of the search split whose choice misses the goal on another part of it."""
-    rng = np.random.default_rng(0)
-    dense, *others = finals
+    rng, dense = np.random.default_rng(0), finals[0]
     count = len(dense.search)
     missed = []
     for _ in range(DRAWS):
         order = rng.permutation(count)
         chooses, judges = order[: count // 2], order[count // 2 : 3 * count // 4]
-        shared = 1 / len(chooses) + (1 / len(judges) if predictive else 0.0)
-        best = dense
-        for final in others:
-            lost = dense.search[chooses].astype(float) - final.search[chooses]
-            bound = lost.mean() + ONE_SIDED_80 * lost.std() * math.sqrt(shared)
-            if final.faster and bound <= goal and final.speedup > best.speedup:
-                best = final
-        drop = dense.search[judges].mean() - best.search[judges].mean()
-        missed.append(drop > goal)
+        judged_on = len(judges) if predictive else math.inf
+        best = shipped_by(finals, goal, chooses, judged_on=judged_on)
+        missed.append(dense.search[judges].mean() - best.search[judges].mean() > goal)
     return float(np.mean(missed))
 
 
@@ -135,7 +133,9 @@ def summary(case: Case, goal: float) -> dict[str, Any]:
     within = [final for final in finals if final.faster and drops[id(final)] <= goal]
     fastest = max((final.speedup for final in within), default=dense.speedup)
     rng = np.random.default_rng(0)
-    shipped = [drawn(finals, goal, rng) for _ in range(DRAWS)]
+    draws = [rng.integers(0, len(dense.search), len(dense.search)) for _ in range(DRAWS)]
+    judged_on = len(dense.test)
+    shipped = [shipped_by(finals, goal, draw, judged_on=judged_on) for draw in draws]
     ratios = [final.speedup / fastest for final in shipped if drops[id(final)] <= goal]
     return {
         "case": f"{case.name} {case.seed}",

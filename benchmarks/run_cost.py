@@ -2,8 +2,8 @@
 
     python benchmarks/run_cost.py earlier=runs/old now=runs/demo
 
-By the events of finished runs. A full distillation *helped* when its network ships, or was the
-fastest within the goal when it was done; the others taught the search at best. Runs of an earlier
+By the events of finished runs. A full distillation *helped* when its network was the fastest within
+the goal so far; the others taught the search at best. Runs of an earlier
 hwloop can be told as well, where the folder is still there.
 """
 

@@ -72,6 +72,12 @@ def test_moments_are_those_of_what_each_layer_is_given() -> None:
         assert torch.allclose(moments.covariance, torch.cov(rows.T, correction=0))
 
 
+def test_a_linear_layer_on_a_map_is_given_its_last_dimension() -> None:
+    x = torch.randn(2, 5, 3, 5)  # as high as it has channels
+    found = input_moments(nn.Linear(5, 2).eval(), [x])[""]
+    assert torch.allclose(found.mean, x.reshape(-1, 5).double().mean(0))
+
+
 def test_layers_too_wide_grouped_or_given_no_number_have_no_moments() -> None:
     wide = nn.Sequential(nn.Flatten(), nn.Linear(MOST_FEATURES + 1, 2)).eval()
     assert not input_moments(wide, [torch.zeros(2, MOST_FEATURES + 1)])

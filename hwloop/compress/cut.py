@@ -9,9 +9,15 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from hwloop.compress.coupling import Dependencies, check_fits, dependencies, tracing_input
+from hwloop.compress.coupling import (
+    Dependencies,
+    check_fits,
+    dependencies,
+    out_channels,
+    tracing_input,
+)
 from hwloop.compress.moments import InputMoments
-from hwloop.compress.recover import BATCH_NORMS
+from hwloop.compress.recover import batch_norms
 from hwloop.compress.refit import Reader, by_loss, refit
 from hwloop.errors import CandidateError, UsageError
 
@@ -55,7 +61,6 @@ def ranking(
 
 
 def _order(dense: nn.Module, graph: Dependencies, path: str, moments: InputMoments) -> Order:
-    group = graph.group(path)
     readers = []
     for reader, pairs in graph.readers(path).items():
         if reader in moments and pairs:
@@ -65,9 +70,11 @@ def _order(dense: nn.Module, graph: Dependencies, path: str, moments: InputMomen
                 Reader(weight=weight, moments=moments[reader], inputs=inputs, channels=channels)
             )
     if readers:
-        return by_loss(readers, len(group[0].idxs))
+        return by_loss(readers, out_channels(dense.get_submodule(path)))
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
-    return tuple(torch.argsort(importance(group), descending=True, stable=True).tolist())
+    return tuple(
+        torch.argsort(importance(graph.group(path)), descending=True, stable=True).tolist()
+    )
 
 
 def cut(
@@ -116,7 +123,7 @@ def _refit_readers(
         for reader, pairs in graph.readers(path, channels).items():
             if reader in moments:
                 removed.setdefault(reader, set()).update(index for index, _ in pairs)
-    normed = any(isinstance(child, BATCH_NORMS) for child in module.modules())
+    normed = bool(batch_norms(module))
     for reader, inputs in removed.items():
         layer = module.get_submodule(reader)
         refit(layer, moments[reader], sorted(inputs), normed=normed)

@@ -85,11 +85,7 @@ class _Sums:
         self._generator = torch.Generator().manual_seed(features)
 
     def add(self, inputs: Tensor) -> None:
-        """Inputs (N, C, H, W) of a convolution, or (..., C) of a linear layer."""
-        if inputs.ndim == 4 and inputs.shape[1] == self.features:
-            inputs = inputs.flatten(2).transpose(1, 2)
-        else:
-            inputs = inputs.reshape(1, -1, self.features)
+        """Inputs (N, positions, C)."""
         images, positions = inputs.shape[:2]
         wanted = max(LEAST_ROWS, ROWS_PER_FEATURE * self.features)
         drawn = torch.randperm(images * positions, generator=self._generator)[:wanted]
@@ -105,11 +101,12 @@ class _Sums:
 
 def _counting(sums: dict[str, _Sums], path: str) -> Callable[[Any, tuple[Any, ...]], None]:
     def count(layer: Any, arguments: tuple[Any, ...]) -> None:
-        inputs = arguments[0].detach()
-        linear = isinstance(layer, nn.Linear)
-        features = layer.in_features if linear else layer.in_channels
+        inputs, features = arguments[0].detach(), int(layer.weight.shape[1])
         if path not in sums:
             sums[path] = _Sums(features)
-        sums[path].add(inputs)
+        if isinstance(layer, nn.Linear):  # (..., C), whatever the sizes before
+            sums[path].add(inputs.reshape(1, -1, features))
+        else:  # (N, C, H, W), or one image of it
+            sums[path].add(inputs.reshape(-1, features, *inputs.shape[-2:]).flatten(2).mT)
 
     return count

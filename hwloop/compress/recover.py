@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,11 @@ NO_RECOVERY = Schedule(steps=0, recalibration_batches=0)
 RECALIBRATED = Schedule(steps=0)
 
 
+def batch_norms(module: nn.Module) -> list[Any]:
+    """Every batch norm of a network."""
+    return [child for child in module.modules() if isinstance(child, BATCH_NORMS)]
+
+
 def short_recovery(module: nn.Module, steps: int | None) -> Schedule:
     """The recovery of candidates in the search: so many steps, or what ranks best for its time.
 
@@ -78,8 +84,7 @@ def short_recovery(module: nn.Module, steps: int | None) -> Schedule:
     (benchmarks/proxy.py); without any, nothing but steps gives a cut network its scale back.
     """
     if steps is None:
-        has_norms = any(isinstance(child, BATCH_NORMS) for child in module.modules())
-        steps = 0 if has_norms else SHORT_STEPS
+        steps = 0 if batch_norms(module) else SHORT_STEPS
     return Schedule(steps=steps)
 
 
@@ -127,7 +132,7 @@ class Recovery:
         Its statistics are of all that it is given; trained by those of each batch, the network
         would learn another function than the one that is deployed.
         """
-        norms = [child for child in self.dense.modules() if isinstance(child, BATCH_NORMS)]
+        norms = batch_norms(self.dense)
         calls: list[nn.Module] = []
         handles = [
             norm.register_forward_pre_hook(lambda norm, inputs: calls.append(norm))
@@ -146,7 +151,7 @@ class Recovery:
 
         A plain average over the batches (EagleEye, Li et al., ECCV 2020, section 3.3).
         """
-        norms = [child for child in module.modules() if isinstance(child, BATCH_NORMS)]
+        norms = batch_norms(module)
         if not norms:
             return
         module.eval()
@@ -279,9 +284,8 @@ def _trained_mode(module: nn.Module, *, frozen: bool) -> None:
     """Training mode; frozen batch norms go on with their statistics."""
     module.train()
     if frozen:
-        for child in module.modules():
-            if isinstance(child, BATCH_NORMS):
-                child.eval()
+        for norm in batch_norms(module):
+            norm.eval()
 
 
 def _hurt(losses: list[float]) -> bool:

@@ -41,14 +41,7 @@ class Latencies:
 
     def for_long(self, built: Built, protocol: Protocol) -> Measurement:
         """Measured by a longer protocol, once per candidate. Raises CandidateError."""
-        with self.clock("measure"):
-            measurement = measure.against(
-                self.session,
-                built.model,
-                self.dense,
-                protocol=protocol,
-                reference_latency_ms=self.baseline.latency_ms,
-            )
+        measurement = self._measured(built, protocol)
         self.figures.add_long_latency(built.candidate, measurement)
         return self.long(built.candidate) or measurement
 
@@ -57,16 +50,19 @@ class Latencies:
         known = self.known(built.candidate)
         if known is not None:
             return known
+        measurement = self._measured(built, self.protocol)
+        self.figures.add_latency(built.candidate, measurement)
+        return self.known(built.candidate) or measurement
+
+    def _measured(self, built: Built, protocol: Protocol) -> Measurement:
         with self.clock("measure"):
-            measurement = measure.against(
+            return measure.against(
                 self.session,
                 built.model,
                 self.dense,
-                protocol=self.protocol,
+                protocol=protocol,
                 reference_latency_ms=self.baseline.latency_ms,
             )
-        self.figures.add_latency(built.candidate, measurement)
-        return self.known(built.candidate) or measurement
 
 
 def latencies(

@@ -208,11 +208,12 @@ class Race:
         return found if found is not None and found.value >= least else None
 
     def _entries(self, trial: Trial, best: Seen | None, *, long: bool) -> Iterable[Entry]:
-        measurement = self._retimed.get(trial.candidate)
-        if not (is_faster(trial) if measurement is None else choice.is_faster(measurement)):
+        if not is_faster(trial) and trial.candidate not in self._retimed:
             return
-        first, found = self.first_steps, self.of(trial)
-        latency_ms = outcome_of(trial).latency_ms if measurement is None else measurement.latency_ms
+        timed = self.as_timed(seen_of(trial, steps=0))
+        if not timed.faster:
+            return
+        first, found, latency_ms = self.first_steps, self.of(trial), timed.latency_ms
         if found is None:
             if (trial.candidate, first) not in self._failed:
                 value = self._worth.of(self._foreseen(trial), latency_ms, best)
