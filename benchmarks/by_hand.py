@@ -28,7 +28,8 @@ from by_hand_rivals import rivals
 from common import CACHE, Bench, prepared, print_table, write_result
 
 import hwloop
-from hwloop.compress.recover import NO_RECOVERY, Schedule
+from hwloop.compress.recover import NO_RECOVERY
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.files import write_atomically
 from hwloop.measure import paired

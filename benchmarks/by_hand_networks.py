@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from hwloop.compress.training import multiplies_bfloat16
 from hwloop.task import ClassificationTask, Task, load_model
 from hwloop.tasks.load import load_task
 
@@ -76,10 +77,10 @@ class Inverted(nn.Module):
 
 
 def mobile() -> nn.Module:
-    """A MobileNetV2-type network for 32 pixels."""
+    """A MobileNetV2-type network for 32 pixels, which its first layer halves."""
     plan = ((32, 32, 1), (32, 48, 2), (48, 48, 1), (48, 80, 2), (80, 80, 1), (80, 128, 2))
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, 1, 1, bias=False),
+        nn.Conv2d(1, 32, 3, 2, 1, bias=False),
         nn.BatchNorm2d(32),
         nn.ReLU6(),
         *(Inverted(c_in, c_out, stride) for c_in, c_out, stride in plan),
@@ -163,7 +164,9 @@ def _trained(
             if isinstance(task, ClassificationTask):
                 flipped = torch.rand(len(inputs)) < 0.5
                 inputs = torch.where(flipped[:, None, None, None], inputs.flip(3), inputs)
-            loss = task.loss(network(inputs), targets)
+            with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16()):
+                outputs = network(inputs)
+            loss = task.loss(outputs.float(), targets)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()

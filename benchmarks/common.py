@@ -17,8 +17,9 @@ from typing import Any
 from torch import nn
 
 from hwloop.compress import space
-from hwloop.compress.recover import RECALIBRATED, Recovery, Schedule
+from hwloop.compress.recover import RECALIBRATED, Recovery
 from hwloop.compress.subject import Subject, subject
+from hwloop.compress.training import Schedule
 from hwloop.device import state
 from hwloop.files import write_atomically
 from hwloop.measure.predict import Predictor

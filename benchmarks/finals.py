@@ -28,7 +28,7 @@ from common import Bench, print_table, write_result
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from hwloop.compress.recover import Schedule
+from hwloop.compress.training import Schedule
 from hwloop.measure.session import DeviceSession
 from hwloop.records import Candidate
 from hwloop.run.memory import weights_name

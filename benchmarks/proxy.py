@@ -23,8 +23,9 @@ from common import CACHE, Bench, prepared_demo, print_table, write_result
 
 from hwloop import stats
 from hwloop.compress.moments import InputMoments
-from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Schedule
+from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED
 from hwloop.compress.subject import Built
+from hwloop.compress.training import Schedule
 from hwloop.measure.store import Store
 from hwloop.records import Candidate
 from hwloop.run.build import Builder

@@ -23,7 +23,7 @@ import torch
 from common import CACHE, prepared_demo, print_table, write_result
 
 from hwloop import stats
-from hwloop.compress.recover import Schedule
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.measure.store import Store
 from hwloop.search.methods import METHODS

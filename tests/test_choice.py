@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hwloop.compress.recover import Schedule
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import menu
 from hwloop.compress.subject import Built
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.findings import LatencySource, Measurement, Outcome, Protocol
 from hwloop.measure.progress import Progress

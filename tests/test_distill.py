@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recovery, Schedule
+from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recovery
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError, UsageError
 from hwloop.task import ClassificationTask, TensorSplit
 from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run

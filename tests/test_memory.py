@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hwloop.compress.recover import Schedule
+from hwloop.compress.training import Schedule
 from hwloop.errors import UsageError
 from hwloop.findings import Measurement
 from hwloop.measure.store import Store

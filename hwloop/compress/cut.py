@@ -17,8 +17,8 @@ from hwloop.compress.coupling import (
     tracing_input,
 )
 from hwloop.compress.moments import InputMoments
-from hwloop.compress.recover import batch_norms
 from hwloop.compress.refit import Reader, by_loss, refit
+from hwloop.compress.training import batch_norms
 from hwloop.errors import CandidateError, UsageError
 
 Order = tuple[int, ...]

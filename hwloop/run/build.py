@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from hwloop.compress.apply import compress, deployable
 from hwloop.compress.export import check_deployed, check_outputs, export_onnx, host_run
 from hwloop.compress.moments import InputMoments, input_moments
-from hwloop.compress.recover import Recovery, Schedule
+from hwloop.compress.recover import Recovery
 from hwloop.compress.subject import Built, Subject
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.measure.session import DeviceSession
 from hwloop.records import Candidate

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from hwloop.compress.recover import NO_RECOVERY, Schedule
+from hwloop.compress.recover import NO_RECOVERY
 from hwloop.compress.subject import Built
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.files import sha256, write_atomically
 from hwloop.measure.predict import Predictor

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from hwloop.compress.recover import Recovery, Schedule
+from hwloop.compress.recover import Recovery
 from hwloop.compress.subject import Built, Subject
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.findings import LatencySource, Measurement, Outcome, Protocol
 from hwloop.measure import paired as measure

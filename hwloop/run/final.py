@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from hwloop.compress.recover import Schedule
 from hwloop.compress.subject import Built, Subject
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.findings import Protocol
 from hwloop.measure import paired as measure

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hwloop.compress.recover import Schedule
 from hwloop.compress.subject import Built
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.measure.progress import Progress
 from hwloop.records import Goal, Trial

@@ -38,7 +38,7 @@ from hwloop.run.kept import (
 
 if TYPE_CHECKING:  # a report reads notes and figures, and must not wait for torch and onnx
     from hwloop.compress.fp16_range import Kept
-    from hwloop.compress.recover import Schedule
+    from hwloop.compress.training import Schedule
 
 
 class Notes:

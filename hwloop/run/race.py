@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from statistics import median
 
-from hwloop.compress.recover import Schedule
 from hwloop.compress.subject import Built
+from hwloop.compress.training import Schedule
 from hwloop.findings import Measurement
 from hwloop.records import Candidate, Goal, Trial
 from hwloop.run import choice

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwloop.compress.recover import Schedule
 from hwloop.compress.subject import Subject
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.measure.progress import Progress
 from hwloop.records import KEEP, Action, Candidate

@@ -1,0 +1,205 @@
+"""Gradient steps: a one-cycle training that is slowed, or undone, where it does harm.
+
+Layers multiply in bfloat16 where the host's processor is fast at that. Weights and their updates
+stay in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hwloop.errors import CandidateError
+
+SHRINKS = (1.0, 0.1, 0.01)
+"""Of the peak rate: what suits residual networks of a classifier is far too fast for others."""
+
+DIVERGED = 10.0
+"""Times the first loss, or times one where that is less."""
+
+ENDS = 5
+"""Steps at both ends whose mean losses tell whether training helped."""
+
+WORSE = 1.1
+"""Times the loss that it began with: training that ends there has hurt."""
+
+TRIED = 32
+"""Inputs on which bfloat16 is tried."""
+
+MOST_ROUNDING = 0.1
+"""Of bfloat16 in the outputs, as a share of how far they are from the teacher's."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a candidate recovers.
+
+    Attributes:
+        steps: gradient steps; 0 leaves the weights alone.
+        peak_lr: of the one-cycle schedule (Smith and Topin, 2019).
+        batch_size: samples per step.
+        recalibration_batches: batches that renew the batch-norm statistics; 0 for none.
+        label_share: weight of the task's own loss; the rest is distillation.
+        weight_decay: of SGD with Nesterov momentum 0.9.
+    """
+
+    steps: int
+    peak_lr: float = 0.05
+    batch_size: int = 128
+    recalibration_batches: int = 8
+    label_share: float = 0.1
+    weight_decay: float = 1e-4
+    warmup_share: float = 0.2
+
+
+class Lesson(Protocol):
+    """What a network is given in one step, what it should answer, and the loss of its answer."""
+
+    @property
+    def inputs(self) -> Tensor: ...
+
+    @property
+    def teacher(self) -> Tensor: ...
+
+    def loss(self, outputs: Tensor) -> Tensor: ...
+
+
+Tick = Callable[[int, int], None]
+"""Called with (steps done, steps)."""
+
+
+def batch_norms(module: nn.Module) -> list[Any]:
+    """Every batch norm of a network."""
+    return [child for child in module.modules() if isinstance(child, BATCH_NORMS)]
+
+
+def train(
+    module: nn.Module,
+    schedule: Schedule,
+    lesson: Callable[[int], Lesson],
+    tick: Tick,
+    *,
+    frozen: bool,
+) -> None:
+    """In place, by the schedule; where that diverges or hurts, with a tenth of its rate, and once
+    more.
+
+    What is hurt at every rate stays as it was.
+
+    Args:
+        lesson: of a step, the same one whenever it is asked for.
+        frozen: batch norms keep their statistics.
+
+    Raises:
+        CandidateError: stage ``recover``: training diverges at every rate that was tried.
+    """
+    inherited = copy.deepcopy(module.state_dict())
+    finite = False
+    bfloat16 = suits_bfloat16(module, lesson(0))
+    for shrink in SHRINKS:
+        slower = replace(schedule, peak_lr=schedule.peak_lr * shrink)
+        losses = _losses(module, slower, lesson, tick, bfloat16=bfloat16, frozen=frozen)
+        if losses is not None and not _hurt(losses):
+            return
+        finite = finite or losses is not None
+        module.load_state_dict(inherited)
+    if not finite:
+        raise CandidateError(
+            "recover",
+            f"training diverges at a peak rate of {schedule.peak_lr:g}, and at a hundredth of it",
+        )
+
+
+def _losses(
+    module: nn.Module,
+    schedule: Schedule,
+    lesson: Callable[[int], Lesson],
+    tick: Tick,
+    *,
+    bfloat16: bool,
+    frozen: bool,
+) -> list[float] | None:
+    """Train in place; None as soon as a loss is not finite, or far above the first one."""
+    # Also what was frozen: that was a choice for another training, and pruning undoes it.
+    parameters = [p.requires_grad_() for p in module.parameters() if p.is_floating_point()]
+    optimizer = torch.optim.SGD(
+        parameters,
+        schedule.peak_lr,
+        momentum=0.9,
+        weight_decay=schedule.weight_decay,
+        nesterov=True,
+    )
+    # One step more than is taken; below six, OneCycleLR divides by zero.
+    total = max(schedule.steps + 1, 6)
+    rate = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, schedule.peak_lr, total_steps=total, pct_start=schedule.warmup_share
+    )
+    _trained_mode(module, frozen=frozen)
+    limit, losses = math.inf, []
+    for step in range(schedule.steps):
+        taught = lesson(step)
+        loss = taught.loss(_outputs(module, taught.inputs, bfloat16=bfloat16))
+        losses.append(loss.item())
+        if not losses[-1] < limit:
+            return None
+        limit = DIVERGED * max(losses[0], 1.0)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        rate.step()
+        tick(step + 1, schedule.steps)
+    return losses
+
+
+def suits_bfloat16(module: nn.Module, lesson: Lesson) -> bool:
+    """Whether products of bfloat16 are fast here, run, and leave what there is to learn."""
+    if not multiplies_bfloat16():
+        return False
+    tried = copy.deepcopy(module).eval()
+    inputs, teacher = lesson.inputs[:TRIED], lesson.teacher[:TRIED]
+    try:
+        with torch.no_grad():
+            exact = _outputs(tried, inputs, bfloat16=False)
+            rounded = _outputs(tried, inputs, bfloat16=True)
+    except RuntimeError:  # code of the network's own that mixes types
+        return False
+    return bool(torch.dist(rounded, exact) <= MOST_ROUNDING * torch.dist(exact, teacher))
+
+
+def _outputs(module: nn.Module, inputs: Tensor, *, bfloat16: bool) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        outputs: Tensor = module(inputs)
+    return outputs.float() if bfloat16 else outputs
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16 matrices (AMX).
+
+    Without them bfloat16 is the slower one.
+    """
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return bool(capabilities().get("amx_bf16"))
+
+
+def _trained_mode(module: nn.Module, *, frozen: bool) -> None:
+    """Training mode; frozen batch norms go on with their statistics."""
+    module.train()
+    if frozen:
+        for norm in batch_norms(module):
+            norm.eval()
+
+
+def _hurt(losses: list[float]) -> bool:
+    """Whether training ended worse than it began; too few steps say nothing."""
+    began, ended = losses[:ENDS], losses[-ENDS:]
+    return len(losses) >= 4 * ENDS and sum(ended) > WORSE * sum(began)
