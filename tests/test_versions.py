@@ -44,7 +44,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         "runtimes/fp16.py",
         "compress/fp16_range.py",
     ),
-    "recover": ("compress/recover.py",),
+    "recover": ("compress/recover.py", "compress/training.py"),
     "score": ("tasks/score.py",),
     "search": (
         "search/*.py",

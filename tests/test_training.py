@@ -1,0 +1,98 @@
+"""Gradient steps in bfloat16: where they are taken, and what they leave."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwloop.compress import training
+from hwloop.compress.training import Schedule, suits_bfloat16, train
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Imitation:
+    """Answers of another network, by the mean square of what is missed."""
+
+    inputs: Tensor
+    teacher: Tensor
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs, self.teacher)
+
+
+class MixesTypes(nn.Module):
+    """Writes into a buffer that it makes itself, as real code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.zeros(len(x), 4)
+        rows.index_copy_(0, torch.arange(len(x)), self.layer(x))
+        return rows
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: True)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def damaged(dense: nn.Module, share: float = 0.5) -> nn.Module:
+    module = copy.deepcopy(dense)
+    with torch.no_grad():
+        module.get_submodule("2").get_parameter("weight").mul_(share)
+    return module
+
+
+def lesson(dense: nn.Module) -> Imitation:
+    torch.manual_seed(1)
+    inputs = torch.randn(64, 12)
+    with torch.no_grad():
+        return Imitation(inputs=inputs, teacher=dense(inputs))
+
+
+def test_a_damaged_network_is_trained_in_bfloat16_and_stays_in_float32() -> None:
+    dense = network()
+    module, taught = damaged(dense), lesson(dense)
+    seen: list[torch.dtype] = []
+    module.get_submodule("0").register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    before = taught.loss(module(taught.inputs)).item()
+    seen.clear()
+    train(module, Schedule(steps=60), lambda step: taught, lambda *_: None, frozen=False)
+    assert seen.count(torch.bfloat16) > seen.count(torch.float32) == 1  # to compare, once
+    assert taught.loss(module.eval()(taught.inputs)).item() < 0.1 * before
+    assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
+
+
+def test_code_that_mixes_types_is_trained_in_float32() -> None:
+    dense = MixesTypes()
+    module, taught = copy.deepcopy(dense), lesson(dense)
+    with torch.no_grad():
+        module.layer.weight.mul_(0.5)
+    assert not suits_bfloat16(module, taught)
+    train(module, Schedule(steps=5), lambda step: taught, lambda *_: None, frozen=False)
+
+
+def test_what_is_nearly_right_is_trained_in_float32() -> None:
+    """Less is left to learn than bfloat16 rounds off."""
+    dense = network()
+    assert suits_bfloat16(damaged(dense), lesson(dense))
+    assert not suits_bfloat16(damaged(dense, 0.999), lesson(dense))
+
+
+def test_a_processor_without_its_instructions_trains_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)
+    dense = network()
+    assert not suits_bfloat16(damaged(dense), lesson(dense))
