@@ -115,12 +115,15 @@ class Layer:
         out_group: index of the group that decides its output channels, or None when fixed.
         in_groups: (group, channels of this input per channel of that group) for each group
             that feeds it; empty for the network's input.
+        branch: index of the group with which the residual block goes that it is in; None where
+            none can.
     """
 
     name: str
     config: LayerConfig
     out_group: int | None
     in_groups: tuple[tuple[int, int], ...]
+    branch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,8 @@ class Group:
         channels: output channels of the dense network.
         prunable: False where the width is part of the network's interface (a classifier).
         block: the block it belongs to, e.g. ``stage1.0``.
+        branch: path of the residual block that can be left out with this group, the first within
+            it; empty where there is none.
     """
 
     name: str
@@ -140,6 +145,7 @@ class Group:
     channels: int
     prunable: bool
     block: str
+    branch: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

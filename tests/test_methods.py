@@ -13,6 +13,7 @@ from toy_method import Split
 
 import hwloop
 from hwloop.compress import methods
+from hwloop.compress.methods.drop import Drop
 from hwloop.compress.methods.method import Keep
 from hwloop.compress.methods.prune import Prune
 from hwloop.measure.store import Store
@@ -21,6 +22,10 @@ from hwloop.records import Action
 
 class TestKeep(MethodContract):
     method = Keep()
+
+
+class TestDrop(MethodContract):
+    method = Drop()
 
 
 class TestPrune(MethodContract):
@@ -34,8 +39,8 @@ class TestSplit(MethodContract):
 
 
 def test_every_shipped_method_has_its_contract_tested() -> None:
-    tested = {TestKeep.method.kind, TestPrune.method.kind}
-    assert [method.kind for method in methods.METHODS] == ["keep", "prune"]
+    tested = {TestKeep.method.kind, TestDrop.method.kind, TestPrune.method.kind}
+    assert [method.kind for method in methods.METHODS] == ["keep", "drop", "prune"]
     assert {method.kind for method in methods.METHODS} == tested
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from hwloop.compress import methods
+from hwloop.compress.branches import within
 from hwloop.compress.describe import weighted_calls, weighted_nodes
 from hwloop.compress.methods.method import Work
 from hwloop.compress.moments import InputMoments
 from hwloop.compress.rules import SpaceRules
-from hwloop.records import Candidate, Network
+from hwloop.records import Action, Candidate, Group, Network
 from hwloop.runtimes.fp16 import to_fp16
 from hwloop.runtimes.runtime import Runtime
 
@@ -41,12 +42,29 @@ def compress(
     """
     module = copy.deepcopy(dense)
     work = Work(module=module, dense=dense, example=example, rules=rules, moments=moments)
-    decided = list(zip(network.groups, candidate.actions, strict=True))
+    decided = _decided(network, candidate)
     for method in methods.METHODS:
         chosen = {group: action for group, action in decided if action.kind == method.kind}
         if chosen:
             method.apply(work, chosen)
     return module.eval()
+
+
+def _decided(network: Network, candidate: Candidate) -> list[tuple[Group, Action]]:
+    """What is done to each group; in a block that is left out nothing else is."""
+    decided = list(zip(network.groups, candidate.actions, strict=True))
+    gone = [
+        group.branch for group, action in decided if methods.method_of(action).leaves_out(action)
+    ]
+    return [
+        (group, action)
+        for group, action in decided
+        if group.branch in gone or not any(_lies_in(group, block) for block in gone)
+    ]
+
+
+def _lies_in(group: Group, block: str) -> bool:
+    return all(within(path, block) for path in group.layers)
 
 
 def deployable(

@@ -14,6 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from hwloop.compress.branches import residual_blocks, within
 from hwloop.compress.coupling import Coupling, couplings
 from hwloop.errors import UsageError
 from hwloop.records import Group, Layer, LayerConfig, Network
@@ -52,6 +53,7 @@ def describe(module: nn.Module, example: Tensor, graph: bytes, *, name: str) -> 
     fixed = {calls[index] for index in reader.output_weighted()}
     coupled = couplings(module, example, layers=set(calls), fixed=fixed)
     groups, group_of = _groups(calls, coupled)
+    groups = _with_branches(groups, residual_blocks(module, example))
     layers = _layers(reader, calls, group_of, groups)
     shape = tuple(example.shape)
     return Network(name=name, input_shape=shape, layers=layers, groups=groups)
@@ -157,6 +159,19 @@ class GraphReader:
         branches = dynamic if node.op_type == "Concat" else dynamic[:1]
         return [item for name in branches for item in self.sources(name, per_channel)]
 
+    def readers(self, tensor: str) -> set[int]:
+        """Weighted nodes that a tensor reaches with no other one between."""
+        found: set[int] = set()
+        reached, waiting = {tensor}, [tensor]
+        while waiting:
+            for user in self.index.users.get(waiting.pop(), ()):
+                if self._is_weighted(user):
+                    found.add(self.weighted.index(user))
+                    continue
+                waiting += [name for name in user.output if name not in reached]
+                reached.update(user.output)
+        return found
+
     def output_weighted(self) -> set[int]:
         """Weighted nodes whose channels reach an output of the network: their width is fixed."""
         found: set[int] = set()
@@ -238,6 +253,25 @@ def _groups(
     return tuple(groups), group_of
 
 
+def _with_branches(groups: tuple[Group, ...], blocks: Iterable[str]) -> tuple[Group, ...]:
+    """Each block goes with the first group that lies within it; one without any stays."""
+    found = list(groups)
+    for block in blocks:
+        for index, group in enumerate(groups):
+            if all(within(path, block) for path in group.layers):
+                found[index] = replace(group, branch=block)
+                break
+    return tuple(found)
+
+
+def _branch(paths: Iterable[str], groups: tuple[Group, ...]) -> int | None:
+    """The group with which all these layers go."""
+    for index, group in enumerate(groups):
+        if group.branch and paths and all(within(path, group.branch) for path in paths):
+            return index
+    return None
+
+
 def _layers(
     reader: GraphReader,
     calls: Sequence[str],
@@ -255,12 +289,15 @@ def _layers(
             out = dense[0] if reader.weighted[index].op_type != "MatMul" else dense[-1]
             inputs[group] = inputs.get(group, 0) + per_channel * out // groups[group].channels
         out_group = group_of.get(path)
+        # A pool has no path of its own: it goes with all that reads it.
+        pooled = [calls[index] for index in sorted(reader.readers(node.output[0]))]
         layers.append(
             Layer(
                 name=path,
                 config=reader.config(node),
                 out_group=out_group,
                 in_groups=tuple(sorted(inputs.items())),
+                branch=_branch([path] if path in group_of else pooled, groups),
             )
         )
     return tuple(layers)

@@ -30,6 +30,8 @@ def layer_configs(
     Args:
         actions: one for each group of the network.
     """
+    if _is_left_out(layer, actions):
+        return ()
     action = KEEP if layer.out_group is None else actions[layer.out_group]
     sources = _sources(network, layer, actions, rules)
     own = _precision(action, rules)
@@ -51,10 +53,24 @@ def network_configs(
     return tuple(rows)
 
 
-def groups_of(layer: Layer) -> list[int]:
-    """The groups whose actions decide what a layer costs, in order."""
+def shaping_groups(layer: Layer) -> list[int]:
+    """The groups whose actions decide a layer's channels and precisions, in order."""
     own = set() if layer.out_group is None else {layer.out_group}
     return sorted({index for index, _ in layer.in_groups} | own)
+
+
+def groups_of(layer: Layer) -> list[int]:
+    """The groups whose actions decide what a layer costs, in order: also whether it is there."""
+    holder = set() if layer.branch is None else {layer.branch}
+    return sorted({*shaping_groups(layer), *holder})
+
+
+def _is_left_out(layer: Layer, actions: Sequence[Action]) -> bool:
+    """Whether its residual block goes."""
+    if layer.branch is None:
+        return False
+    action = actions[layer.branch]
+    return method_of(action).leaves_out(action)
 
 
 def _resized(

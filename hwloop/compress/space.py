@@ -14,7 +14,7 @@ import numpy as np
 from hwloop.compress import methods
 from hwloop.compress.methods import method_of
 from hwloop.compress.methods.method import Method
-from hwloop.compress.rows import WEIGHTED, groups_of, layer_configs
+from hwloop.compress.rows import WEIGHTED, layer_configs, shaping_groups
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import KEEP, Action, Candidate, Group, Layer, LayerConfig, Network
 from hwloop.runtimes.known import writing
@@ -171,7 +171,7 @@ def refused_kinds(network: Network, group: int, rules: SpaceRules) -> tuple[str,
     actions[group] = Action(precision="int8")
     found: dict[str, None] = {}
     for layer in network.layers:
-        if group in groups_of(layer):
+        if group in shaping_groups(layer):
             for config in layer_configs(network, layer, actions, rules):
                 if config.precision == "int8" and kind_of(config) in rules.refused_kinds:
                     found[kind_of(config)] = None
@@ -224,7 +224,7 @@ def reachable_configs(network: Network, rules: SpaceRules) -> tuple[LayerConfig,
     legal = masks(network, rules)
     keep = (KEEP,) * len(network.groups)
     for layer in network.layers:
-        for actions in _combinations(keep, groups_of(layer), legal, rules):
+        for actions in _combinations(keep, shaping_groups(layer), legal, rules):
             found.update(dict.fromkeys(layer_configs(network, layer, actions, rules)))
     return tuple(found)
 

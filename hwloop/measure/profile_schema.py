@@ -152,12 +152,13 @@ def _rules(reader: _Reader, data: Any) -> tuple[SpaceRules, int | None, str]:
     rules = SpaceRules()
     base = space.get("base_precision", rules.base_precision)
     precisions = tuple(space.get("precisions", rules.precisions))
-    kinds = tuple(space.get("kinds", rules.kinds))
+    known = [method.kind for method in methods.METHODS]
+    kinds = tuple(space.get("kinds", known))
     reader.choice("space.base_precision", base, ("fp32", "fp16"))
     for value in precisions:
         reader.choice("space.precisions", value, sorted(PRECISIONS))
     for value in kinds:
-        reader.choice("space.kinds", value, sorted(method.kind for method in methods.METHODS))
+        reader.choice("space.kinds", value, sorted(known))
     # The dense network is the baseline of every search, so leaving a group alone is always legal.
     for where, needed, values in (("precisions", "base", precisions), ("kinds", "keep", kinds)):
         if needed not in values:

@@ -77,6 +77,12 @@ class Method:
         """Channels of the group that stay."""
         return group.channels
 
+    def leaves_out(self, action: Action) -> bool:
+        """Whether the residual block goes that the group is the first within, with all its layers:
+        they cost nothing then, and nobody decides about them.
+        """
+        return False
+
     def rows(
         self, config: LayerConfig, action: Action, rules: SpaceRules
     ) -> tuple[LayerConfig, ...]:

@@ -1,0 +1,39 @@
+"""Shallower networks: a residual block is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hwloop.compress.methods.method import Method, Work
+from hwloop.compress.rules import SpaceRules
+from hwloop.records import Action, Group, Layer
+
+
+class Drop(Method):
+    """Leaves out the residual block that a group is the first within: x + f(x) becomes x.
+
+    The block's other groups have nothing to decide then (Veit et al., NeurIPS 2016, section 4.1:
+    residual networks work on without one of their blocks).
+    """
+
+    kind = "drop"
+
+    def actions(self) -> tuple[Action, ...]:
+        return (Action(kind=self.kind),)
+
+    def legal(
+        self, action: Action, group: Group, layers: tuple[Layer, ...], rules: SpaceRules
+    ) -> bool:
+        return bool(group.branch) and action.precision == "base"
+
+    def leaves_out(self, action: Action) -> bool:
+        return True
+
+    def apply(self, work: Work, chosen: Mapping[Group, Action]) -> None:
+        from hwloop.compress.branches import leave_out
+
+        for group in chosen:
+            leave_out(work.module, group.branch)
+
+    def describe(self, action: Action) -> str:
+        return "leave out its block"
