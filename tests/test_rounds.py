@@ -65,16 +65,21 @@ class StopsAt(Progress):
             raise KeyboardInterrupt
 
 
-def test_usual_settings_are_recovered_first_and_each_round_teaches(tmp_path: Path) -> None:
+def test_the_first_round_is_taught_by_two_usual_settings_and_the_others_follow_it(
+    tmp_path: Path,
+) -> None:
     optimized(tmp_path / "run")
     kinds = [kind for kind, _ in decisions(tmp_path / "run")]
     usual = kinds.index("finalist")
     assert kinds[:usual] == ["trial"] * usual
-    assert 0 < usual <= len(BY_HAND)
-    first_searched = kinds.index("trial", usual)
-    assert kinds[usual:first_searched] == ["finalist"] * usual
-    between = kinds[first_searched : len(kinds) - kinds[::-1].index("trial")]
-    assert "finalist" in between
+    assert rounds.FIRST_LESSONS < usual <= len(BY_HAND)
+    searched = kinds.index("trial", usual)
+    assert kinds[usual:searched] == ["finalist"] * rounds.FIRST_LESSONS
+    recovered = kinds.index("finalist", searched)
+    assert kinds[searched:recovered] == ["trial"] * rounds.ROUND
+    taught = 1
+    later = kinds[recovered : recovered + taught + usual - rounds.FIRST_LESSONS]
+    assert later == ["finalist"] * len(later)
 
 
 def test_usual_settings_have_the_split_and_the_steps_of_what_ships(tmp_path: Path) -> None:

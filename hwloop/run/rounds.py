@@ -7,7 +7,7 @@ better. For its seed a run decides the same again, also where a limit on the tim
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from hwloop.compress import space
 from hwloop.measure.predict import Predictor
 from hwloop.records import Trial
 from hwloop.run import features
+from hwloop.run.front import outcome_of
 from hwloop.run.race import Race
 from hwloop.run.result import BY_HAND, USUAL
 from hwloop.run.trials import Trials
@@ -26,6 +27,9 @@ from hwloop.search.reward import Reward
 
 ROUND = 16
 """Candidates that a method asks for before the next full recovery."""
+
+FIRST_LESSONS = 2
+"""Usual settings that are recovered before anything is searched: INT8 as it is, and the fastest."""
 
 SCALE = 5.0
 """A reward of one is lost with so many goals: a tenth of it is half the goal, and fades speed."""
@@ -47,11 +51,17 @@ class Rounds:
     _asked: dict[Choices, Trial] = field(default_factory=dict)
 
     def search(self) -> None:
-        """The usual settings, then round after round, until the evaluations or the time is up."""
+        """The usual settings, then round after round, until the evaluations or the time is up.
+
+        The fastest of the usual settings teaches the first round. The others, which take as long
+        as the search itself, have their turn when that has led to something.
+        """
         trials, settings = self.trials, self.trials.work.settings
         trials.work.stage("search")
-        if not self._usual():
+        usual = self._usual()
+        if not self._recovered(usual[:FIRST_LESSONS]):
             return
+        later = usual[FIRST_LESSONS:]
         reward = Reward(kind=settings.reward, lam=settings.lam)
         while True:
             before = len(self._asked)
@@ -63,26 +73,37 @@ class Rounds:
                 seed=settings.seed,
                 reward=reward,
             )
-            if len(self._asked) < before + ROUND:
+            enough = len(self._asked) >= before + ROUND
+            if enough:
+                self._teach()
+            if not self._recovered(later) or not enough:
                 return
-            self._teach()
+            later = []
 
-    def _usual(self) -> bool:
-        """What people try without a search, recovered fully at once; False if the time is up."""
+    def _usual(self) -> list[Trial]:
+        """What people try without a search, evaluated: what is not trained first, then the fastest.
+
+        Shorter if the time is up.
+        """
         subject = self.trials.evaluator.subject
         try:
             for action in BY_HAND.values():
                 self._evaluated(subject.choices(subject.uniform(action)), USUAL)
         except BudgetSpent:
-            return False
-        trials = self.trials
-        for trial in trials.by_hand().values():
-            if trial.outcome is None:
-                continue
+            return []
+        found = [trial for trial in self.trials.by_hand().values() if trial.outcome is not None]
+        return sorted(
+            found, key=lambda trial: (trial.candidate.is_cut, outcome_of(trial).latency_ms)
+        )
+
+    def _recovered(self, usual: Sequence[Trial]) -> bool:
+        """Recover them fully; False if the time is up."""
+        for trial in usual:
             if not self._may_recover(trial):
                 return False
             self.race.recover(trial, self.race.first_steps, revert=False)
-        trials.work.progress.stage("search")
+        if usual:
+            self.trials.work.progress.stage("search")
         return True
 
     def _teach(self) -> None:
