@@ -38,7 +38,7 @@ def test_a_gpu_profile_asks_for_tensorrt_in_fp16(name: str) -> None:
     assert rules.base_precision == "fp16"
     assert rules.align == 8
     assert set(rules.precisions) == {"base", "int8"}
-    assert set(rules.kinds) == {"keep", "prune"}
+    assert set(rules.kinds) == {"keep", "drop", "prune"}
     assert profile.settings["avg_timing_iterations"] == 8
     assert profile.settings["tf32"] is False
 
