@@ -7,8 +7,8 @@ The person tries uniform widths, half the residual blocks and none of them, in f
 whole-network INT8, torch-pruning's global ranking at hwloop's latency, and the plan that the
 latency table and the probes give by themselves. Each is timed, and from the fastest on they get the
 training, the samples and the rule that hwloop's own network had, with as many steps of
-distillation; the first that is within the goal is the person's. hwloop's network and that one are then timed in turns. The test split is read at the end
-and decides nothing.
+distillation; the first that is within the goal is the person's. hwloop's network and that one are
+then timed in turns. The test split is read at the end and decides nothing.
 """
 
 from __future__ import annotations

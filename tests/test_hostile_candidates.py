@@ -88,6 +88,7 @@ CANDIDATES: dict[str, Alter] = {
     "an unknown kind": actions(*[{"kind": "exec"}] * 4),
     "what nothing can do": actions(*[{"kind": "sparse24", "amount": 0.5}] * 4),
     "the classifier pruned": actions(*[{"kind": "prune", "amount": 0.25}] * 4),
+    "the classifier left out": actions(*[{"kind": "drop"}] * 4),
     "everything kept": actions(*[KEPT] * 4),
     "all int8": actions(*[{"precision": "int8"}] * 4),
     "another digest": note(safetensors_sha256="0" * 64),

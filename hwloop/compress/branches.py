@@ -18,10 +18,10 @@ def residual_blocks(module: nn.Module, example: Tensor) -> tuple[str, ...]:
 
     Args:
         module: the dense network, in eval mode.
-        example: (N, ...) an input of the deployed shape.
+        example: (N, ...) an input of the deployed shape; its values do not matter.
     """
     found: list[str] = []
-    for path, (inputs, output) in _calls(module, example).items():
+    for path, (inputs, output) in _calls(module, _noise_like(example)).items():
         if _is_residual(module.get_submodule(path), inputs, output):
             found.append(path)
     return tuple(path for path in found if not any(within(other, path) for other in found))
@@ -36,6 +36,13 @@ def leave_out(module: nn.Module, path: str) -> None:
     """Replace a block by an identity, in place."""
     parent, _, name = path.rpartition(".")
     setattr(module.get_submodule(parent), name, nn.Identity())
+
+
+def _noise_like(example: Tensor) -> Tensor:
+    """The same for each example of a shape: of zeros, or of one image, too much would be alike."""
+    if not example.is_floating_point():
+        return example
+    return torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
 
 
 def _calls(module: nn.Module, example: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from hwloop.compress.methods.method import Method, Work
 from hwloop.compress.rules import SpaceRules
+from hwloop.errors import CandidateError
 from hwloop.records import Action, Group, Layer
 
 
@@ -33,6 +34,8 @@ class Drop(Method):
         from hwloop.compress.branches import leave_out
 
         for group in chosen:
+            if not group.branch:
+                raise CandidateError("compress", f"{group.name} is the first within no block")
             leave_out(work.module, group.branch)
 
     def describe(self, action: Action) -> str:
