@@ -11,14 +11,15 @@ import torchvision
 from tiny import TinyNet
 from torch import Tensor, nn
 
-from hwloop.compress.apply import compress
+from hwloop.compress.apply import compress, quantized
 from hwloop.compress.branches import leave_out, residual_blocks
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
 from hwloop.compress.methods import METHODS
-from hwloop.compress.rows import network_configs
+from hwloop.compress.rows import network_configs, settled
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import KEEP, Action, Candidate, Network
+from hwloop.runtimes.known import writing
 
 DROP = Action(kind="drop")
 HALF = Action(kind="prune", amount=0.5)
@@ -91,6 +92,86 @@ def test_a_block_that_is_used_twice_stays() -> None:
     assert residual_blocks(Twice(Body(torch.add)).eval(), torch.randn(1, 3, 8, 8)) == ()
 
 
+class LooksInto(Stem):
+    """Its code needs a layer of the block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.body(torch.relu(self.stem(x))) * self.body.first.out_channels)
+
+
+class OtherName(Stem):
+    """Its code has the block from a list that is no part of the network."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__(body)
+        self.bodies = [self.body]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.bodies[0](torch.relu(self.stem(x))))
+
+
+class InPlace(Stem):
+    """Behind the block it writes into what the block was given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(torch.sigmoid(self.stem(x)))
+        return self.last(x.mul_(2.0))
+
+
+class Shared(Stem):
+    """A layer of the block is used outside, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.body.first(self.body(torch.relu(self.stem(x)))))
+
+
+@pytest.mark.parametrize("kind", [LooksInto, OtherName, InPlace, Shared])
+def test_a_block_that_the_network_does_not_work_without_stays(kind: type[Stem]) -> None:
+    assert residual_blocks(kind(Body(torch.add)).eval(), torch.randn(1, 3, 8, 8)) == ()
+
+
+def test_a_network_that_is_one_block_keeps_it() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Body(torch.add)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    assert residual_blocks(Around().eval(), torch.randn(1, 8, 8, 8)) == ()
+
+
+def test_a_block_that_zeros_are_no_weights_for_stays() -> None:
+    def inverted(x: Tensor, f: Tensor) -> Tensor:
+        if float(f.abs().max()) == 0:
+            raise ValueError("singular")
+        return x + f
+
+    assert blocks_of(inverted) == ()
+
+
+class Residual(nn.Module):
+    """On features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc2(torch.relu(self.fc1(x)))
+
+
+def test_a_block_with_the_first_layer_of_a_group_that_goes_on_stays() -> None:
+    """Without a stem the sum is known by the first block's last layer."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(Residual(), Residual(), nn.Linear(16, 4)).eval()
+    example = torch.randn(1, 16)
+    assert residual_blocks(dense, example) == ("0", "1")
+    network = describe(dense, example, export_onnx(dense, example), name="features")
+    assert [group.branch for group in network.groups if group.branch] == ["1"]
+
+
 def test_of_nested_blocks_the_inner_ones_are_found() -> None:
     stack = nn.Sequential(Body(torch.add), Body(torch.add))
     found = residual_blocks(Stem(stack).eval(), torch.randn(1, 3, 8, 8))
@@ -155,17 +236,38 @@ def test_one_group_decides_about_a_block_and_its_other_groups_are_ignored() -> N
         module = compress(dense, example, network, candidate=candidate, rules=RULES)
         assert isinstance(module.get_submodule("layer1.1"), nn.Identity)
         assert module(example).shape == (1, 1000)
+    assert settled(network, ignored.actions) == dropped
 
 
 def test_a_block_whose_branch_is_nothing_can_be_left_out_without_loss() -> None:
-    dense, example, network = described()
+    dense, example, _ = described()
     nn.init.zeros_(dense.get_submodule("layer3.2.bn3").get_parameter("weight"))
     nn.init.zeros_(dense.get_submodule("layer3.2.bn3").get_parameter("bias"))
     module = copy.deepcopy(dense)
     leave_out(module, "layer3.2")
     with torch.no_grad():
         assert torch.equal(module(example), dense(example))
-    assert network.groups
+
+
+def test_int8_within_blocks_that_are_left_out_alone_quantizes_nothing() -> None:
+    dense, example, network = described()
+    holder = next(i for i, group in enumerate(network.groups) if group.branch == "layer1.1")
+    other = next(i for i, group in enumerate(network.groups) if group.name == "layer1.1.conv2")
+    actions = [KEEP] * len(network.groups)
+    actions[holder], actions[other] = DROP, Action(precision="int8")
+    candidate = Candidate(actions=tuple(actions))
+    module = compress(dense, example, network, candidate=candidate, rules=RULES)
+    graph = export_onnx(module, example)
+    found = quantized(
+        module,
+        example,
+        graph,
+        network=network,
+        candidate=candidate,
+        calibration=example.numpy(),
+        runtime=writing("ort-x86", "avx2"),
+    )
+    assert found == graph
 
 
 def test_blocks_go_before_widths() -> None:

@@ -3,7 +3,8 @@
 ``tests/data/golden`` was made by an earlier hwloop and is never made anew when the code moves: a
 run folder that goes on, a table that imports, and digests by which stored figures are found. Only
 where a version in ``hwloop/run/versions.py`` was raised the run is of that version, and what is
-left of the one before (``earlier``) is told and refused.
+left of the one before (``earlier``) is told and refused. A width more on the menu added rows, and
+changed no key before it.
 """
 
 from __future__ import annotations

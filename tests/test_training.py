@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -55,8 +56,7 @@ def damaged(dense: nn.Module, share: float = 0.5) -> nn.Module:
 
 
 def lesson(dense: nn.Module) -> Imitation:
-    torch.manual_seed(1)
-    inputs = torch.randn(64, 12)
+    inputs = torch.randn(64, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         return Imitation(inputs=inputs, teacher=dense(inputs))
 
@@ -81,6 +81,47 @@ def test_code_that_mixes_types_is_trained_in_float32() -> None:
         module.layer.weight.mul_(0.5)
     assert not suits_bfloat16(module, taught)
     train(module, Schedule(steps=5), lambda step: taught, lambda *_: None, frozen=False)
+
+
+class MixesTypesInTraining(MixesTypes):
+    """In eval mode any type would do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self.layer(x)
+
+
+def test_code_that_mixes_types_in_training_alone_is_trained_in_float32() -> None:
+    dense = MixesTypesInTraining().eval()
+    module, taught = copy.deepcopy(dense), lesson(dense)
+    with torch.no_grad():
+        module.layer.weight.mul_(0.5)
+    assert not suits_bfloat16(module, taught)
+
+
+def test_trying_draws_no_random_numbers() -> None:
+    dense = network()
+    module = nn.Sequential(damaged(dense), nn.Dropout(0.5))
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    assert suits_bfloat16(module, lesson(dense))
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_what_diverges_in_bfloat16_is_trained_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training._losses
+    tried: list[bool] = []
+
+    def losses(*arguments: Any, bfloat16: bool, frozen: bool) -> list[float] | None:
+        tried.append(bfloat16)
+        found = real(*arguments, bfloat16=bfloat16, frozen=frozen)
+        return None if bfloat16 else found
+
+    monkeypatch.setattr(training, "_losses", losses)
+    dense = network()
+    module, taught = damaged(dense), lesson(dense)
+    train(module, Schedule(steps=5), lambda step: taught, lambda *_: None, frozen=False)
+    assert tried == [True, True, True, False]
 
 
 def test_what_is_nearly_right_is_trained_in_float32() -> None:

@@ -29,6 +29,8 @@ AREAS: dict[str, tuple[str, ...]] = {
         "compress/refit.py",
         "compress/methods/*.py",
         "compress/apply.py",
+        "compress/branches.py",
+        "compress/calls.py",
         "compress/describe.py",
         "compress/rules.py",
     ),

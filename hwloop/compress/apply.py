@@ -13,10 +13,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from hwloop.compress import methods
-from hwloop.compress.branches import within
-from hwloop.compress.describe import weighted_calls, weighted_nodes
+from hwloop.compress.calls import weighted_calls
+from hwloop.compress.describe import weighted_nodes
 from hwloop.compress.methods.method import Work
 from hwloop.compress.moments import InputMoments
+from hwloop.compress.rows import settled
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import Action, Candidate, Group, Network
 from hwloop.runtimes.fp16 import to_fp16
@@ -52,19 +53,7 @@ def compress(
 
 def _decided(network: Network, candidate: Candidate) -> list[tuple[Group, Action]]:
     """What is done to each group; in a block that is left out nothing else is."""
-    decided = list(zip(network.groups, candidate.actions, strict=True))
-    gone = [
-        group.branch for group, action in decided if methods.method_of(action).leaves_out(action)
-    ]
-    return [
-        (group, action)
-        for group, action in decided
-        if group.branch in gone or not any(_lies_in(group, block) for block in gone)
-    ]
-
-
-def _lies_in(group: Group, block: str) -> bool:
-    return all(within(path, block) for path in group.layers)
+    return list(zip(network.groups, settled(network, candidate.actions).actions, strict=True))
 
 
 def deployable(
@@ -129,6 +118,8 @@ def quantized(
     calls = weighted_calls(module, example)
     pairs = zip(calls, weighted_nodes(graph), strict=True)
     nodes = [node for path, node in pairs if _is_in(path, int8)]
+    if not nodes:  # they were all in blocks that are left out
+        return graph
     return runtime.quantized(graph, nodes, calibration=calibration)
 
 

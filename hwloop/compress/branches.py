@@ -3,33 +3,77 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hwloop.compress.calls import FAILURES, weighted_calls
+from hwloop.compress.coupling import tracing_input
+from hwloop.records import Group
+
 
 def residual_blocks(module: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Paths of the modules whose output is their input once all their parameters are zero.
+    """Paths of the modules that can be left out. Of blocks within blocks, those that hold no other.
 
-    Then f(x) is nothing, and leaving it out is to replace the module by an identity; also where a
-    rectifier follows the sum, on what it has rectified before. Of blocks within blocks, those that
-    hold no other.
+    Their output is their input once all their parameters are zero: then f(x) is nothing, and an
+    identity does the same; also where a rectifier follows the sum, on what it has rectified before.
+    And the network runs, and can be trained, without them, as it did but for their layers: it does
+    not where its code looks into a block, or finds it by another name.
 
     Args:
         module: the dense network, in eval mode.
         example: (N, ...) an input of the deployed shape; its values do not matter.
+
+    Raises:
+        UsageError: torch-pruning cannot trace the network.
     """
-    found: list[str] = []
-    for path, (inputs, output) in _calls(module, _noise_like(example)).items():
-        if _is_residual(module.get_submodule(path), inputs, output):
-            found.append(path)
-    return tuple(path for path in found if not any(within(other, path) for other in found))
+    # Of zeros, or of one image, too much would be alike.
+    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    found = [
+        path
+        for path, inputs in _changed_inputs(module, noise).items()
+        if _is_residual(module.get_submodule(path), inputs)
+    ]
+    innermost = [path for path in found if not any(within(other, path) for other in found)]
+    if not innermost:
+        return ()
+    small, calls = tracing_input(module, example), weighted_calls(module, noise)
+    return tuple(path for path in innermost if _works_without(module, path, noise, small, calls))
 
 
 def within(path: str, block: str) -> bool:
     """Whether a layer is one of a block's."""
     return path.startswith(f"{block}.")
+
+
+def with_branches(groups: tuple[Group, ...], blocks: Iterable[str]) -> tuple[Group, ...]:
+    """Each block goes with the first group that lies within it.
+
+    One without any stays, and so does one with the first layer of a group that goes on after it,
+    which is known by that layer.
+    """
+    found = list(groups)
+    for block in blocks:
+        inner = [
+            (index, all(within(path, block) for path in group.layers))
+            for index, group in enumerate(groups)
+            if within(group.name, block)
+        ]
+        if inner and all(whole for _, whole in inner):
+            first = inner[0][0]
+            found[first] = replace(groups[first], branch=block)
+    return tuple(found)
+
+
+def holder(paths: Sequence[str], groups: tuple[Group, ...]) -> int | None:
+    """The group with which all these layers go."""
+    for index, group in enumerate(groups):
+        if group.branch and paths and all(within(path, group.branch) for path in paths):
+            return index
+    return None
 
 
 def leave_out(module: nn.Module, path: str) -> None:
@@ -38,29 +82,24 @@ def leave_out(module: nn.Module, path: str) -> None:
     setattr(module.get_submodule(parent), name, nn.Identity())
 
 
-def _noise_like(example: Tensor) -> Tensor:
-    """The same for each example of a shape: of zeros, or of one image, too much would be alike."""
-    if not example.is_floating_point():
-        return example
-    return torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+def _changed_inputs(module: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    """What each module is given that makes another tensor of the same shape of it, and once.
 
-
-def _calls(module: nn.Module, example: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Input and output of each module that maps one tensor to one of its shape, and does it once.
-
-    What a module is given may be changed in place by it: a copy is kept.
+    A copy: it may be changed in place.
     """
     given: dict[str, list[Tensor | None]] = {}
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    found: dict[str, Tensor] = {}
 
     def enter(path: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         single = len(inputs) == 1 and not named and isinstance(inputs[0], Tensor)
         given.setdefault(path, []).append(inputs[0].clone() if single else None)
 
     def leave(path: str, output: Any) -> None:
-        value = given[path][0]
-        if value is not None and isinstance(output, Tensor) and output.shape == value.shape:
-            found[path] = value, output.clone()
+        value, given[path][-1] = given[path][-1], None
+        if value is None or not isinstance(output, Tensor) or output.shape != value.shape:
+            return
+        if not torch.equal(value, output):
+            found[path] = value
 
     handles: list[Any] = []
     for path, child in module.named_modules():
@@ -80,14 +119,40 @@ def _calls(module: nn.Module, example: Tensor) -> dict[str, tuple[Tensor, Tensor
     finally:
         for handle in handles:
             handle.remove()
-    return {path: both for path, both in found.items() if len(given[path]) == 1}
+    return {path: inputs for path, inputs in found.items() if len(given[path]) == 1}
 
 
-def _is_residual(block: nn.Module, inputs: Tensor, output: Tensor) -> bool:
-    if torch.equal(inputs, output):  # nothing to leave out
-        return False
+def _is_residual(block: nn.Module, inputs: Tensor) -> bool:
     without = copy.deepcopy(block)
-    with torch.no_grad():
-        for parameter in without.parameters():
-            parameter.zero_()
-        return bool(torch.equal(without(inputs.clone()), inputs))
+    try:
+        with torch.no_grad():
+            for parameter in without.parameters():
+                parameter.zero_()
+            return bool(torch.equal(without(inputs.clone()), inputs))
+    except FAILURES:  # code of its own that zeros are no weights for
+        return False
+
+
+def _works_without(
+    module: nn.Module, path: str, noise: Tensor, small: Tensor, calls: list[str]
+) -> bool:
+    """Whether the network runs, and can be trained, as it did but for the block's layers."""
+    # Nothing of it is changed, so the trial can share its weights.
+    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    trial: nn.Module = copy.deepcopy(module, shared)
+    leave_out(trial, path)
+    left = [call for call in calls if not within(call, path)]
+    try:
+        if not left or weighted_calls(trial, noise) != left:
+            return False
+        with torch.no_grad():
+            if torch.equal(trial(noise), module(noise)):  # it is still there, by another name
+                return False
+        with torch.enable_grad():
+            outputs = trial(small)
+            weights = [value for value in trial.parameters() if value.requires_grad]
+            if weights:
+                torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
+    except FAILURES:
+        return False
+    return True

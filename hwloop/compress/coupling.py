@@ -17,14 +17,10 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from hwloop.compress.calls import FAILURES
 from hwloop.errors import CandidateError, UsageError
 
 PRUNABLE_TYPES = (nn.Conv2d, nn.Linear)
-TRACING_ERRORS = (
-    *(RuntimeError, ValueError, TypeError, AttributeError),
-    *(LookupError, ArithmeticError, AssertionError),
-)
-"""What torch-pruning raises on networks that it does not understand."""
 NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 SMALL_SIZES = (32, 64, 128)
 """Heights and widths to trace at, where that tells the same as the deployed size."""
@@ -105,7 +101,7 @@ def check_fits(module: nn.Module, example: Tensor) -> None:
     try:
         with torch.no_grad():
             module.eval()(example)
-    except TRACING_ERRORS as error:
+    except FAILURES as error:
         raise CandidateError("compress", f"the pruned layers do not fit: {error}") from error
 
 
@@ -227,7 +223,7 @@ class Dependencies:
             if sorted(group[0].idxs) != removed or not self._graph.check_pruning_group(group):
                 raise CandidateError("compress", f"group {path!r} cannot be cut to {len(kept)}")
             group.prune()
-        except TRACING_ERRORS as error:
+        except FAILURES as error:
             raise CandidateError("compress", f"group {path!r} cannot be cut: {error}") from error
 
     def meaning(self) -> list[Any]:
@@ -273,7 +269,7 @@ def _trace(module: nn.Module, example: Tensor) -> Any:
         try:
             with torch.enable_grad():
                 return tp.DependencyGraph().build_dependency(module, (example,))
-        except TRACING_ERRORS as error:
+        except FAILURES as error:
             raise UsageError(
                 f"the network cannot be traced: {type(error).__name__}: {error}",
                 "forward must take one tensor and return one, without data-dependent branches",

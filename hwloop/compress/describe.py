@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import onnx
-import torch
 from torch import Tensor, nn
 
-from hwloop.compress.branches import residual_blocks, within
+from hwloop.compress.branches import holder, residual_blocks, with_branches
+from hwloop.compress.calls import weighted_calls
 from hwloop.compress.coupling import Coupling, couplings
 from hwloop.errors import UsageError
 from hwloop.records import Group, Layer, LayerConfig, Network
@@ -53,28 +53,10 @@ def describe(module: nn.Module, example: Tensor, graph: bytes, *, name: str) -> 
     fixed = {calls[index] for index in reader.output_weighted()}
     coupled = couplings(module, example, layers=set(calls), fixed=fixed)
     groups, group_of = _groups(calls, coupled)
-    groups = _with_branches(groups, residual_blocks(module, example))
+    groups = with_branches(groups, residual_blocks(module, example))
     layers = _layers(reader, calls, group_of, groups)
     shape = tuple(example.shape)
     return Network(name=name, input_shape=shape, layers=layers, groups=groups)
-
-
-def weighted_calls(module: nn.Module, example: Tensor) -> list[str]:
-    """Paths of the convolutions and linear layers, in the order in which forward calls them."""
-    calls: list[str] = []
-    handles = []
-    for path, child in module.named_modules():
-        if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
-            handles.append(
-                child.register_forward_hook(lambda *unused, path=path: calls.append(path))
-            )
-    try:
-        with torch.no_grad():
-            module(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
 
 
 def weighted_nodes(graph: bytes) -> list[str]:
@@ -253,25 +235,6 @@ def _groups(
     return tuple(groups), group_of
 
 
-def _with_branches(groups: tuple[Group, ...], blocks: Iterable[str]) -> tuple[Group, ...]:
-    """Each block goes with the first group that lies within it; one without any stays."""
-    found = list(groups)
-    for block in blocks:
-        for index, group in enumerate(groups):
-            if all(within(path, block) for path in group.layers):
-                found[index] = replace(group, branch=block)
-                break
-    return tuple(found)
-
-
-def _branch(paths: Iterable[str], groups: tuple[Group, ...]) -> int | None:
-    """The group with which all these layers go."""
-    for index, group in enumerate(groups):
-        if group.branch and paths and all(within(path, group.branch) for path in paths):
-            return index
-    return None
-
-
 def _layers(
     reader: GraphReader,
     calls: Sequence[str],
@@ -297,7 +260,7 @@ def _layers(
                 config=reader.config(node),
                 out_group=out_group,
                 in_groups=tuple(sorted(inputs.items())),
-                branch=_branch([path] if path in group_of else pooled, groups),
+                branch=holder([path] if path in group_of else pooled, groups),
             )
         )
     return tuple(layers)

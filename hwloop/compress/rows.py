@@ -65,6 +65,28 @@ def groups_of(layer: Layer) -> list[int]:
     return sorted({*shaping_groups(layer), *holder})
 
 
+def settled(network: Network, actions: Sequence[Action]) -> Candidate:
+    """The candidate; nothing is decided for groups within a block that is left out."""
+    gone = {
+        index
+        for index, action in enumerate(actions)
+        if network.groups[index].branch and method_of(action).leaves_out(action)
+    }
+    if not gone:
+        return Candidate(actions=tuple(actions))
+    holders = {layer.name: layer.branch for layer in network.layers}
+    return Candidate(
+        actions=tuple(
+            KEEP if index not in gone and _all_go(group.layers, holders, gone) else action
+            for index, (group, action) in enumerate(zip(network.groups, actions, strict=True))
+        )
+    )
+
+
+def _all_go(layers: Sequence[str], holders: dict[str, int | None], gone: set[int]) -> bool:
+    return all(holders.get(name) in gone for name in layers)
+
+
 def _is_left_out(layer: Layer, actions: Sequence[Action]) -> bool:
     """Whether its residual block goes."""
     if layer.branch is None:

@@ -14,7 +14,7 @@ import numpy as np
 from hwloop.compress import methods
 from hwloop.compress.methods import method_of
 from hwloop.compress.methods.method import Method
-from hwloop.compress.rows import WEIGHTED, layer_configs, shaping_groups
+from hwloop.compress.rows import WEIGHTED, layer_configs, settled, shaping_groups
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import KEEP, Action, Candidate, Group, Layer, LayerConfig, Network
 from hwloop.runtimes.known import writing
@@ -100,12 +100,11 @@ def uniform(network: Network, action: Action, rules: SpaceRules) -> Candidate:
     """One action for all groups; where it is illegal, its precision alone, or nothing."""
     options = (action, Action(precision=action.precision), KEEP)
     actions = menu(rules)
-    return Candidate(
-        actions=tuple(
-            next(option for option in options if option in actions and mask[actions.index(option)])
-            for mask in masks(network, rules)
-        )
-    )
+    found = [
+        next(option for option in options if option in actions and mask[actions.index(option)])
+        for mask in masks(network, rules)
+    ]
+    return settled(network, found)
 
 
 def random_candidate(
@@ -119,7 +118,7 @@ def random_candidate(
         wanted = "int8" if rng.random() < int8_share else "base"
         options = [index for index in legal if actions[index].precision == wanted] or legal
         choices.append(int(rng.choice(options)))
-    return candidate(choices, rules)
+    return settled(network, [actions[index] for index in choices])
 
 
 # ------------------------------------------------------------------------------------ masks

@@ -12,7 +12,7 @@ from hwloop.compress.apply import in_base_precision
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
 from hwloop.compress.fp16_range import Kept, kept_float
-from hwloop.compress.rows import network_configs
+from hwloop.compress.rows import network_configs, settled
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import Choices, Masks
 from hwloop.errors import CandidateError, UsageError
@@ -69,7 +69,8 @@ class Subject:
         return space.dense_candidate(self.network)
 
     def candidate(self, choices: Choices) -> Candidate:
-        return space.candidate(choices, self.rules)
+        """Choices that come to the same network give one candidate."""
+        return settled(self.network, space.candidate(choices, self.rules).actions)
 
     def choices(self, candidate: Candidate) -> Choices:
         return space.choices_of(candidate, self.rules)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hwloop.compress.calls import FAILURES
 from hwloop.errors import CandidateError
 
 SHRINKS = (1.0, 0.1, 0.01)
@@ -104,19 +105,20 @@ def train(
     """
     inherited = copy.deepcopy(module.state_dict())
     finite = False
-    bfloat16 = suits_bfloat16(module, lesson(0))
-    for shrink in SHRINKS:
-        slower = replace(schedule, peak_lr=schedule.peak_lr * shrink)
-        losses = _losses(module, slower, lesson, tick, bfloat16=bfloat16, frozen=frozen)
-        if losses is not None and not _hurt(losses):
+    for bfloat16 in (True, False) if suits_bfloat16(module, lesson(0)) else (False,):
+        for shrink in SHRINKS:
+            slower = replace(schedule, peak_lr=schedule.peak_lr * shrink)
+            losses = _losses(module, slower, lesson, tick, bfloat16=bfloat16, frozen=frozen)
+            if losses is not None and not _hurt(losses):
+                return
+            finite = finite or losses is not None
+            module.load_state_dict(inherited)
+        if finite:
             return
-        finite = finite or losses is not None
-        module.load_state_dict(inherited)
-    if not finite:
-        raise CandidateError(
-            "recover",
-            f"training diverges at a peak rate of {schedule.peak_lr:g}, and at a hundredth of it",
-        )
+    raise CandidateError(
+        "recover",
+        f"training diverges at a peak rate of {schedule.peak_lr:g}, and at a hundredth of it",
+    )
 
 
 def _losses(
@@ -161,21 +163,36 @@ def _losses(
 
 
 def suits_bfloat16(module: nn.Module, lesson: Lesson) -> bool:
-    """Whether products of bfloat16 are fast here, run, and leave what there is to learn."""
+    """Whether products of bfloat16 are fast here, run, and leave what there is to learn.
+
+    Tried as in training: norms take their statistics from the batch, and gradients flow.
+    """
     if not multiplies_bfloat16():
         return False
-    tried = copy.deepcopy(module).eval()
+    tried = copy.deepcopy(module).train()
     inputs, teacher = lesson.inputs[:TRIED], lesson.teacher[:TRIED]
     try:
-        with torch.no_grad():
-            exact = _outputs(tried, inputs, bfloat16=False)
-            rounded = _outputs(tried, inputs, bfloat16=True)
-    except RuntimeError:  # code of the network's own that mixes types
+        tried.requires_grad_()
+        with torch.random.fork_rng(devices=()):
+            exact = _outputs(tried, inputs, bfloat16=False, seed=0).detach()
+            rounded = _outputs(tried, inputs, bfloat16=True, seed=0)
+        torch.autograd.backward((rounded - teacher).square().mean())
+    except FAILURES:  # code of the network's own that mixes types
         return False
-    return bool(torch.dist(rounded, exact) <= MOST_ROUNDING * torch.dist(exact, teacher))
+    rounding = torch.dist(rounded.detach(), exact)
+    return bool(rounding <= MOST_ROUNDING * torch.dist(exact, teacher))
 
 
-def _outputs(module: nn.Module, inputs: Tensor, *, bfloat16: bool) -> Tensor:
+def _outputs(
+    module: nn.Module, inputs: Tensor, *, bfloat16: bool, seed: int | None = None
+) -> Tensor:
+    """In float32.
+
+    Args:
+        seed: of what is random in training, as dropout is.
+    """
+    if seed is not None:
+        torch.manual_seed(seed)
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         outputs: Tensor = module(inputs)
     return outputs.float() if bfloat16 else outputs

@@ -59,7 +59,7 @@ class Rounds:
         trials, settings = self.trials, self.trials.work.settings
         trials.work.stage("search")
         usual = self._usual()
-        if not self._recovered(usual[:FIRST_LESSONS]):
+        if usual is None or not self._recovered(usual[:FIRST_LESSONS]):
             return
         later = usual[FIRST_LESSONS:]
         reward = Reward(kind=settings.reward, lam=settings.lam)
@@ -80,17 +80,17 @@ class Rounds:
                 return
             later = []
 
-    def _usual(self) -> list[Trial]:
+    def _usual(self) -> list[Trial] | None:
         """What people try without a search, evaluated: what is not trained first, then the fastest.
 
-        Shorter if the time is up.
+        None if the time is up.
         """
         subject = self.trials.evaluator.subject
         try:
             for action in BY_HAND.values():
                 self._evaluated(subject.choices(subject.uniform(action)), USUAL)
         except BudgetSpent:
-            return []
+            return None
         found = [trial for trial in self.trials.by_hand().values() if trial.outcome is not None]
         return sorted(
             found, key=lambda trial: (trial.candidate.is_cut, outcome_of(trial).latency_ms)
@@ -124,6 +124,9 @@ class Rounds:
     def _scorer(self) -> Callable[[Choices, str], Score]:
         return lambda choices, source: self.race.score(self._evaluated(choices, source))
 
+    def _summed(self, choices: Choices) -> float:
+        return float(self.damage[np.arange(len(choices)), choices].sum())
+
     def _problem(self) -> Problem:
         """What the search is told: numbers only, drops as they are expected in the end."""
         evaluator, goal = self.trials.evaluator, self.trials.work.settings.goal
@@ -132,8 +135,8 @@ class Rounds:
         dense = subject.choices(subject.dense_candidate)
         known.setdefault(dense, Score(metric_drop=0.0, latency_ms=baseline_ms))
         damages = {
-            trial.candidate: float(self.damage[np.arange(len(choices)), choices].sum())
-            for choices, trial in self._asked.items()
+            trial.candidate: self._summed(subject.choices(trial.candidate))
+            for trial in self._asked.values()
         }
         return Problem(
             network_features=features.features(subject.network),

@@ -32,11 +32,13 @@ class Drop(Method):
 
     def apply(self, work: Work, chosen: Mapping[Group, Action]) -> None:
         from hwloop.compress.branches import leave_out
+        from hwloop.compress.coupling import check_fits
 
         for group in chosen:
             if not group.branch:
                 raise CandidateError("compress", f"{group.name} is the first within no block")
             leave_out(work.module, group.branch)
+        check_fits(work.module, work.example)
 
     def describe(self, action: Action) -> str:
         return "leave out its block"
