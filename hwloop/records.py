@@ -163,7 +163,7 @@ class Action:
     """What is done to a group: a plain value.
 
     Attributes:
-        kind: keep, or the word of a compression method: drop, prune. Which words are on the menu, the
+        kind: keep, or the word of a compression method: drop, prune. Which words there are, the
             menu decides: :func:`hwloop.compress.space.check_candidate`.
         amount: share of the channels that stays, in (0, 1]; 1.0 for keep.
         precision: base (what the target runs without quantization) or int8.
