@@ -17,8 +17,8 @@ WIDTHS = (0.75, 0.625, 0.5, 0.375, 0.25)
 PLANNED = (5.0, 10.0)
 """Summed damage of the planner's own answers, in goals: one careful, one as bold as widths are."""
 
-EVERY = {"": 1, "second ": 2}
-"""Residual blocks that go: all that can, and half of them."""
+DEPTHS = {"none of the blocks": 1, "half of the blocks": 2}
+"""Of the residual blocks that can be left out every so-manieth is."""
 
 BISECTIONS = 5
 WIDEST_CUT = 0.9
@@ -34,22 +34,24 @@ def rivals(bench: Bench, *, max_drop: float, latency_ms: float) -> dict[str, Can
     int8 = "int8" in bench.subject.rules.precisions
     widths = {f"width {width:.3g}": Action(kind="prune", amount=width) for width in WIDTHS}
     found = {name: uniform(bench, action) for name, action in widths.items()}
-    depths = {f"every {word}block out": shallow(bench, step) for word, step in EVERY.items()}
-    found |= {name: plain for name, plain in depths.items() if plain.is_cut}
+    for name, every in DEPTHS.items():
+        found[name] = bench.subject.shallow(KEEP, every=every)
     ranked = magnitude(bench, latency_ms)
     found["torch-pruning, global magnitude"] = ranked
     if int8:
         found["whole-network INT8"] = uniform(bench, Action(precision="int8"))
         for name, action in widths.items():
             found[f"{name}, INT8"] = uniform(bench, replace(action, precision="int8"))
-        for name in depths.keys() & found.keys():
-            found[f"{name}, INT8"] = _in_int8(bench, depths[name])
+        for name, every in DEPTHS.items():
+            in_int8 = bench.subject.shallow(Action(precision="int8"), every=every)
+            found[f"{name}, INT8"] = in_int8
         found["torch-pruning, global magnitude, INT8"] = _in_int8(bench, ranked)
     problem = bench.problem(max_drop=max_drop)
     for goals in PLANNED:
         plan = Planner(problem).fastest_within(goals * max_drop)
         found[f"planner, {goals:g} goals of damage"] = bench.subject.candidate(plan)
-    return found
+    dense = bench.subject.dense_candidate
+    return {name: candidate for name, candidate in found.items() if candidate != dense}
 
 
 def uniform(bench: Bench, action: Action) -> Candidate:
@@ -61,15 +63,6 @@ def uniform(bench: Bench, action: Action) -> Candidate:
         legal = method_of(action).legal(action, group, (), subject.rules)
         chosen.append(replace(action, precision=plain.precision) if legal else plain)
     return Candidate(actions=tuple(chosen))
-
-
-def shallow(bench: Bench, step: int) -> Candidate:
-    """Without every so many of the residual blocks that can be left out, counted from the end."""
-    groups = bench.subject.network.groups
-    blocks = [index for index, group in enumerate(groups) if group.branch]
-    gone = set(blocks[::-1][::step])
-    drop = Action(kind="drop")
-    return Candidate(actions=tuple(drop if i in gone else KEEP for i in range(len(groups))))
 
 
 def magnitude(bench: Bench, latency_ms: float) -> Candidate:
@@ -120,8 +113,5 @@ def _in_int8(bench: Bench, candidate: Candidate) -> Candidate:
     precisions = bench.subject.uniform(Action(precision="int8")).actions
     pairs = zip(candidate.actions, precisions, strict=True)
     return Candidate(
-        actions=tuple(
-            action if action.kind == "drop" else replace(action, precision=plain.precision)
-            for action, plain in pairs
-        )
+        actions=tuple(replace(action, precision=plain.precision) for action, plain in pairs)
     )

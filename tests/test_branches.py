@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torchvision
 from tiny import TinyNet
 from torch import Tensor, nn
 
+from hwloop.compress import space
 from hwloop.compress.apply import compress, quantized
 from hwloop.compress.branches import leave_out, residual_blocks
 from hwloop.compress.describe import describe
@@ -280,3 +282,26 @@ def test_a_block_is_left_out_once_and_not_in_each_precision() -> None:
     group = next(group for group in network.groups if group.branch)
     assert drop.legal(DROP, group, (), RULES)
     assert not drop.legal(Action(kind="drop", precision="int8"), group, (), RULES)
+
+
+def test_half_of_the_blocks_are_left_out_from_the_last_on_and_the_rest_is_int8() -> None:
+    _, _, network = described()
+    found = space.shallow(network, Action(precision="int8"), RULES, every=2)
+    blocks = [group.branch for group in network.groups if group.branch]
+    gone = [
+        group.branch
+        for group, action in zip(network.groups, found.actions, strict=True)
+        if action == DROP
+    ]
+    assert gone == blocks[::-1][::2][::-1]
+    assert any(action.precision == "int8" for action in found.actions)
+
+
+@pytest.mark.parametrize("changes", [{"kinds": ("keep", "prune")}, {"precisions": ("base",)}])
+def test_where_blocks_or_int8_are_not_possible_half_of_the_blocks_is_the_dense_network(
+    changes: dict[str, tuple[str, ...]],
+) -> None:
+    _, _, network = described()
+    rules = replace(RULES, **changes)
+    found = space.shallow(network, Action(precision="int8"), rules, every=2)
+    assert found == space.dense_candidate(network)

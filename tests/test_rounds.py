@@ -77,9 +77,8 @@ def test_the_first_round_is_taught_by_two_usual_settings_and_the_others_follow_i
     assert kinds[usual:searched] == ["finalist"] * rounds.FIRST_LESSONS
     recovered = kinds.index("finalist", searched)
     assert kinds[searched:recovered] == ["trial"] * rounds.ROUND
-    taught = 1
-    later = kinds[recovered : recovered + taught + usual - rounds.FIRST_LESSONS]
-    assert later == ["finalist"] * len(later)
+    others = usual - rounds.FIRST_LESSONS
+    assert kinds[recovered : recovered + others] == ["finalist"] * others
 
 
 def test_usual_settings_have_the_split_and_the_steps_of_what_ships(tmp_path: Path) -> None:

@@ -78,9 +78,9 @@ def test_widths_are_rounded_up_to_what_the_target_likes() -> None:
         rules = replace(ORT, align=align)
         return [method_of(action).channels(action, group, rules) for action in actions]
 
-    assert widths(8) == [44, 40, 24, 16]
-    assert widths(16) == [44, 44, 32, 16]
-    assert widths(64) == [44] * 4
+    assert widths(8) == [44, 40, 24, 16, 8]
+    assert widths(16) == [44, 44, 32, 16, 16]
+    assert widths(64) == [44] * 5
 
 
 def test_precisions_and_kinds_that_a_target_lacks_are_masked() -> None:

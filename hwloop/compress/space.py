@@ -21,6 +21,7 @@ from hwloop.runtimes.known import writing
 from hwloop.runtimes.rowkinds import kind_of
 
 PRECISIONS = ("base", "int8")
+DROP = "drop"
 MIN_INT8_CHANNELS = 8
 
 Choices = tuple[int, ...]
@@ -105,6 +106,22 @@ def uniform(network: Network, action: Action, rules: SpaceRules) -> Candidate:
         for mask in masks(network, rules)
     ]
     return settled(network, found)
+
+
+def shallow(network: Network, action: Action, rules: SpaceRules, *, every: int) -> Candidate:
+    """One action for all groups, and every so-manieth residual block left out, from the last on.
+
+    The dense network where one of both is not possible.
+    """
+    plain, dense = uniform(network, action, rules), dense_candidate(network)
+    drop = Action(kind=DROP)
+    blocks = [index for index, group in enumerate(network.groups) if group.branch]
+    if drop not in menu(rules) or not blocks or (plain == dense and action != KEEP):
+        return dense
+    actions = list(plain.actions)
+    for index in blocks[::-1][::every]:
+        actions[index] = drop
+    return settled(network, actions)
 
 
 def random_candidate(

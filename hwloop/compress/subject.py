@@ -79,6 +79,10 @@ class Subject:
         """One action for all groups; see :func:`hwloop.compress.space.uniform`."""
         return space.uniform(self.network, action, self.rules)
 
+    def shallow(self, action: Action, *, every: int) -> Candidate:
+        """With residual blocks left out; see :func:`hwloop.compress.space.shallow`."""
+        return space.shallow(self.network, action, self.rules, every=every)
+
     def reachable(self) -> tuple[LayerConfig, ...]:
         """Every row that any candidate can cost."""
         return space.reachable_configs(self.network, self.rules)

@@ -10,14 +10,26 @@ from hwloop.records import Action, Candidate, Trial
 from hwloop.run.settings import Settings
 from hwloop.run.verdict import Verdict
 
+
+@dataclass(frozen=True, kw_only=True)
+class Usual:
+    """What people would try without a search: one action for every group.
+
+    Attributes:
+        without_every: residual blocks that are left out besides: every so-manieth; 0 for none.
+    """
+
+    action: Action
+    without_every: int = 0
+
+
 BY_HAND = {
-    "whole-network INT8": Action(precision="int8"),
-    "uniform width 50 %": Action(kind="prune", amount=0.5),
-    "uniform width 75 %, INT8": Action(kind="prune", amount=0.75, precision="int8"),
-    "uniform width 50 %, INT8": Action(kind="prune", amount=0.5, precision="int8"),
-    "uniform width 25 %, INT8": Action(kind="prune", amount=0.25, precision="int8"),
+    "whole-network INT8": Usual(action=Action(precision="int8")),
+    "half of the blocks, INT8": Usual(action=Action(precision="int8"), without_every=2),
+    "uniform width 50 %": Usual(action=Action(kind="prune", amount=0.5)),
+    "uniform width 50 %, INT8": Usual(action=Action(kind="prune", amount=0.5, precision="int8")),
+    "uniform width 25 %, INT8": Usual(action=Action(kind="prune", amount=0.25, precision="int8")),
 }
-"""What people would try without a search, as one action for every group."""
 
 USUAL = "recipe"
 """Source of the trials that are one of these."""

@@ -20,7 +20,7 @@ from hwloop.run import features
 from hwloop.run.front import outcome_of
 from hwloop.run.race import Race
 from hwloop.run.result import BY_HAND, USUAL
-from hwloop.run.trials import Trials
+from hwloop.run.trials import Trials, usual_candidate
 from hwloop.search.methods import METHODS
 from hwloop.search.problem import BudgetSpent, Choices, Problem, Score
 from hwloop.search.reward import Reward
@@ -87,8 +87,8 @@ class Rounds:
         """
         subject = self.trials.evaluator.subject
         try:
-            for action in BY_HAND.values():
-                self._evaluated(subject.choices(subject.uniform(action)), USUAL)
+            for usual in BY_HAND.values():
+                self._evaluated(subject.choices(usual_candidate(subject, usual)), USUAL)
         except BudgetSpent:
             return None
         found = [trial for trial in self.trials.by_hand().values() if trial.outcome is not None]

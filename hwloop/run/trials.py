@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hwloop.compress import space
-from hwloop.compress.subject import Built
+from hwloop.compress.subject import Built, Subject
 from hwloop.errors import CandidateError
 from hwloop.measure.predict import Predictor
 from hwloop.records import Candidate, Trial, TrialState
@@ -17,7 +17,7 @@ from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.front import described
 from hwloop.run.race import seen_of
-from hwloop.run.result import BY_HAND, USUAL
+from hwloop.run.result import BY_HAND, USUAL, Usual
 from hwloop.run.work import Work
 from hwloop.search.problem import BudgetSpent, Choices
 
@@ -70,8 +70,8 @@ class Trials:
         """Trials of the usual settings by name, each network once and never the dense one."""
         subject = self.evaluator.subject
         found: dict[str, Trial] = {}
-        for name, action in BY_HAND.items():
-            trial = self.find(subject.uniform(action))
+        for name, usual in BY_HAND.items():
+            trial = self.find(usual_candidate(subject, usual))
             # Where a recipe has no legal action anywhere, it is the dense network under its name.
             if trial is None or trial.candidate == subject.dense_candidate:
                 continue
@@ -165,3 +165,10 @@ class Trials:
             baseline_ms=self.evaluator.baseline.latency_ms,
             mark=self.evaluator.source.mark,
         )
+
+
+def usual_candidate(subject: Subject, usual: Usual) -> Candidate:
+    """One of the usual settings on a network; the dense one where it comes to nothing."""
+    if usual.without_every:
+        return subject.shallow(usual.action, every=usual.without_every)
+    return subject.uniform(usual.action)
