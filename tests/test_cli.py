@@ -160,7 +160,7 @@ class TestOptimize:
 
     def test_talks_little_where_nobody_watches(self, finished: tuple[Path, Said]) -> None:
         lines = finished[1].err.splitlines()
-        assert 0 < len(lines) <= 20
+        assert 0 < len(lines) <= 22  # two for each full recovery
         assert "\r" not in finished[1].err
         assert "\x1b" not in finished[1].err
 

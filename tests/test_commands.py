@@ -99,7 +99,7 @@ def test_the_command_that_goes_on_finishes_the_run(
     assert best.startswith("best ")
     done = typed(capsys, last.removeprefix("go on: "))
     assert done.code in (0, 3), done.err
-    assert "7 candidates by random" in inside(capsys, "report", RUN).out
+    assert "8 candidates by random" in inside(capsys, "report", RUN).out
     monkeypatch.chdir(RUN)  # a run's own folder has a name as well
     words = shlex.split(last.removeprefix("go on: hwloop "))
     assert inside(capsys, *words[:-1], ".").code == done.code
@@ -120,7 +120,7 @@ def test_it_is_the_same_typed_elsewhere_and_so_is_what_computes_the_figure_again
     monkeypatch.chdir("/")  # where neither the run nor the report was typed
     assert typed(capsys, command).code in (0, 3)
     first = json.loads(inside(capsys, "report", run, "--json").out)
-    assert first["search"]["evaluations"] == 7
+    assert first["search"]["evaluations"] == 8
     assert typed(capsys, first["command"]).code in (0, 3)
     again = json.loads((run.parent / f"{run.name}-again" / "report.json").read_text())
     for figures in ("best", "baseline", "comparisons"):

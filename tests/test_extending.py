@@ -98,16 +98,16 @@ def test_it_goes_on_after_ctrl_c_and_tells_how_far_it_is(run: Path, capsys: Caps
 
     said = inside(capsys, "report", run)
     assert said.code == 0
-    assert "not finished: search, 8 of 12 candidates evaluated" in said.out
+    assert "not finished: search, 9 of 12 candidates evaluated" in said.out
     assert "--evaluations 7" in said.out
     assert hwloop.load(run, task=MINI)(torch.zeros(1, 1, 8, 8)).shape == (1, 4)
 
     report = extended(run, evaluations=7)
     after = trials(run)
     assert after.items() > between.items()
-    assert sorted(after) == list(range(10))
+    assert sorted(after) == list(range(11))
     assert searched(run) == 7
-    assert report["search"]["evaluations"] == 10
+    assert report["search"]["evaluations"] == 11
     assert report["search"]["asked"] == {
         "evaluations": 7,
         "finalists": 1,

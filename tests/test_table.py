@@ -83,7 +83,7 @@ def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) ->
     with Store(tmp_path / "t.sqlite") as store:
         table = filled(store, space.reachable_configs(network, rules))
         predictor = Predictor(table, network, rules)
-        for choices in [(0, 0, 0, 0), (0, 4, 2, 0), (4, 5, 6, 4)]:
+        for choices in [(0, 0, 0, 0), (0, 5, 2, 0), (5, 6, 7, 5)]:
             rows = network_configs(network, space.candidate(choices, rules), rules)
             blocks = [r for r in rows if r.op not in CASTS]
             base = sum(table.row_ms(r) - 0.001 for r in blocks if r.precision != "int8")

@@ -25,10 +25,10 @@ class Usual:
 
 BY_HAND = {
     "whole-network INT8": Usual(action=Action(precision="int8")),
-    "half of the blocks, INT8": Usual(action=Action(precision="int8"), without_every=2),
     "uniform width 50 %": Usual(action=Action(kind="prune", amount=0.5)),
     "uniform width 50 %, INT8": Usual(action=Action(kind="prune", amount=0.5, precision="int8")),
     "uniform width 25 %, INT8": Usual(action=Action(kind="prune", amount=0.25, precision="int8")),
+    "half of the blocks, INT8": Usual(action=Action(precision="int8"), without_every=2),
 }
 
 USUAL = "recipe"

@@ -75,6 +75,8 @@ def _int8_rows() -> tuple[LayerConfig, ...]:
         _conv(1, "add", "relu", **strided),
         _conv(1, "add"),
         _conv(1, in_shape=(1, 8, 14, 14)),
+        _conv(1, "relu", in_shape=(1, 8, 14, 14)),
+        _conv(1, "add", "relu", in_shape=(1, 8, 14, 14)),
         _conv(1, "add", "relu", in_shape=(1, 8, 14, 14), **strided),
         _conv(3, in_shape=(1, 8, 14, 14)),
         _conv(3, "add", "relu", in_shape=(1, 8, 14, 14)),
