@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from hwloop.compress.training import multiplies_bfloat16
+from hwloop.compress.training import multiplies_bfloat16, outputs_of
 from hwloop.task import ClassificationTask, Task, load_model
 from hwloop.tasks.load import load_task
 
@@ -164,9 +164,8 @@ def _trained(
             if isinstance(task, ClassificationTask):
                 flipped = torch.rand(len(inputs)) < 0.5
                 inputs = torch.where(flipped[:, None, None, None], inputs.flip(3), inputs)
-            with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16()):
-                outputs = network(inputs)
-            loss = task.loss(outputs.float(), targets)
+            outputs = outputs_of(network, inputs, bfloat16=multiplies_bfloat16())
+            loss = task.loss(outputs, targets)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()

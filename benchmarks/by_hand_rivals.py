@@ -43,8 +43,7 @@ def rivals(bench: Bench, *, max_drop: float, latency_ms: float) -> dict[str, Can
         for name, action in widths.items():
             found[f"{name}, INT8"] = uniform(bench, replace(action, precision="int8"))
         for name, every in DEPTHS.items():
-            in_int8 = bench.subject.shallow(Action(precision="int8"), every=every)
-            found[f"{name}, INT8"] = in_int8
+            found[f"{name}, INT8"] = bench.subject.shallow(Action(precision="int8"), every=every)
         found["torch-pruning, global magnitude, INT8"] = _in_int8(bench, ranked)
     problem = bench.problem(max_drop=max_drop)
     for goals in PLANNED:

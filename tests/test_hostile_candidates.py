@@ -63,11 +63,19 @@ def actions(*values: dict[str, Any]) -> Alter:
     return note(candidate={"actions": full})
 
 
+def both(*alters: Alter) -> Alter:
+    def alter(run: Path) -> None:
+        for each_of_them in alters:
+            each_of_them(run)
+
+    return alter
+
+
 KEPT: dict[str, Any] = {}
 HALVED: dict[str, Any] = {"kind": "prune", "amount": 0.5}
 CANDIDATES: dict[str, Alter] = {
     "align 0": note(align=0),
-    "align 1024": lambda run: (note(align=1024)(run), actions(*[HALVED] * 3, KEPT)(run))[-1],
+    "align 1024": both(note(align=1024), actions(*[HALVED] * 3, KEPT)),
     "align 1e308": note(align=1e308),
     "align true": note(align=True),
     "huge input": note(input_shape=[1, 1, 100_000, 100_000]),

@@ -79,7 +79,7 @@ def test_code_that_mixes_types_is_trained_in_float32() -> None:
     module, taught = copy.deepcopy(dense), lesson(dense)
     with torch.no_grad():
         module.layer.weight.mul_(0.5)
-    assert not suits_bfloat16(module, taught)
+    assert not suits_bfloat16(module, lambda step: taught)
     train(module, Schedule(steps=5), lambda step: taught, lambda *_: None, frozen=False)
 
 
@@ -95,7 +95,7 @@ def test_code_that_mixes_types_in_training_alone_is_trained_in_float32() -> None
     module, taught = copy.deepcopy(dense), lesson(dense)
     with torch.no_grad():
         module.layer.weight.mul_(0.5)
-    assert not suits_bfloat16(module, taught)
+    assert not suits_bfloat16(module, lambda step: taught)
 
 
 def test_trying_draws_no_random_numbers() -> None:
@@ -104,7 +104,7 @@ def test_trying_draws_no_random_numbers() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    assert suits_bfloat16(module, lesson(dense))
+    assert suits_bfloat16(module, lambda step: lesson(dense))
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -127,8 +127,8 @@ def test_what_diverges_in_bfloat16_is_trained_in_float32(monkeypatch: pytest.Mon
 def test_what_is_nearly_right_is_trained_in_float32() -> None:
     """Less is left to learn than bfloat16 rounds off."""
     dense = network()
-    assert suits_bfloat16(damaged(dense), lesson(dense))
-    assert not suits_bfloat16(damaged(dense, 0.999), lesson(dense))
+    assert suits_bfloat16(damaged(dense), lambda step: lesson(dense))
+    assert not suits_bfloat16(damaged(dense, 0.999), lambda step: lesson(dense))
 
 
 def test_a_processor_without_its_instructions_trains_in_float32(
@@ -136,4 +136,4 @@ def test_a_processor_without_its_instructions_trains_in_float32(
 ) -> None:
     monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)
     dense = network()
-    assert not suits_bfloat16(damaged(dense), lesson(dense))
+    assert not suits_bfloat16(damaged(dense), lambda step: lesson(dense))

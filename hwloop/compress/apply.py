@@ -19,7 +19,7 @@ from hwloop.compress.methods.method import Work
 from hwloop.compress.moments import InputMoments
 from hwloop.compress.rows import settled
 from hwloop.compress.rules import SpaceRules
-from hwloop.records import Action, Candidate, Group, Network
+from hwloop.records import Candidate, Network
 from hwloop.runtimes.fp16 import to_fp16
 from hwloop.runtimes.runtime import Runtime
 
@@ -43,17 +43,13 @@ def compress(
     """
     module = copy.deepcopy(dense)
     work = Work(module=module, dense=dense, example=example, rules=rules, moments=moments)
-    decided = _decided(network, candidate)
+    settled_actions = settled(network, candidate.actions).actions
+    decided = list(zip(network.groups, settled_actions, strict=True))
     for method in methods.METHODS:
         chosen = {group: action for group, action in decided if action.kind == method.kind}
         if chosen:
             method.apply(work, chosen)
     return module.eval()
-
-
-def _decided(network: Network, candidate: Candidate) -> list[tuple[Group, Action]]:
-    """What is done to each group; in a block that is left out nothing else is."""
-    return list(zip(network.groups, settled(network, candidate.actions).actions, strict=True))
 
 
 def deployable(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hwloop.compress.calls import FAILURES, weighted_calls
+from hwloop.compress.calls import FAILURES, calls_and_outputs, sharing_copy
 from hwloop.compress.coupling import tracing_input
 from hwloop.records import Group
 
@@ -40,8 +40,8 @@ def residual_blocks(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     innermost = [path for path in found if not any(within(other, path) for other in found)]
     if not innermost:
         return ()
-    small, calls = tracing_input(module, example), weighted_calls(module, noise)
-    return tuple(path for path in innermost if _works_without(module, path, noise, small, calls))
+    small, whole = tracing_input(module, example), calls_and_outputs(module, noise)
+    return tuple(path for path in innermost if _works_without(module, path, noise, small, whole))
 
 
 def within(path: str, block: str) -> bool:
@@ -115,7 +115,7 @@ def _changed_inputs(module: nn.Module, example: Tensor) -> dict[str, Tensor]:
             ]
     try:
         with torch.no_grad():
-            module.eval()(example)
+            module(example)
     finally:
         for handle in handles:
             handle.remove()
@@ -134,20 +134,21 @@ def _is_residual(block: nn.Module, inputs: Tensor) -> bool:
 
 
 def _works_without(
-    module: nn.Module, path: str, noise: Tensor, small: Tensor, calls: list[str]
+    module: nn.Module, path: str, noise: Tensor, small: Tensor, whole: tuple[list[str], Tensor]
 ) -> bool:
-    """Whether the network runs, and can be trained, as it did but for the block's layers."""
-    # Nothing of it is changed, so the trial can share its weights.
-    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
-    trial: nn.Module = copy.deepcopy(module, shared)
+    """Whether the network runs, and can be trained, as it did but for the block's layers.
+
+    Args:
+        whole: the calls and the outputs of the network with it, for ``noise``.
+    """
+    trial = sharing_copy(module)
     leave_out(trial, path)
-    left = [call for call in calls if not within(call, path)]
+    left = [call for call in whole[0] if not within(call, path)]
     try:
-        if not left or weighted_calls(trial, noise) != left:
+        calls, answered = calls_and_outputs(trial, noise)
+        # Equal outputs: the block is still there, by another name.
+        if not left or calls != left or torch.equal(answered, whole[1]):
             return False
-        with torch.no_grad():
-            if torch.equal(trial(noise), module(noise)):  # it is still there, by another name
-                return False
         with torch.enable_grad():
             outputs = trial(small)
             weights = [value for value in trial.parameters() if value.requires_grad]

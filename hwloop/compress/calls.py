@@ -1,6 +1,8 @@
-"""Which layers with weights a network runs, in the order in which forward calls them."""
+"""A network on trial: which layers with weights it runs, in order, and copies to try things on."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,11 @@ WEIGHTED_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 def weighted_calls(module: nn.Module, example: Tensor) -> list[str]:
     """Paths of the convolutions and linear layers, in the order in which forward calls them."""
+    return calls_and_outputs(module, example)[0]
+
+
+def calls_and_outputs(module: nn.Module, example: Tensor) -> tuple[list[str], Tensor]:
+    """:func:`weighted_calls`, and what the network answers in the same run."""
     calls: list[str] = []
     handles = []
     for path, child in module.named_modules():
@@ -25,8 +32,15 @@ def weighted_calls(module: nn.Module, example: Tensor) -> list[str]:
             )
     try:
         with torch.no_grad():
-            module(example)
+            outputs: Tensor = module(example)
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return calls, outputs
+
+
+def sharing_copy(module: nn.Module) -> nn.Module:
+    """A copy with the same weights in memory: for trials that replace some and change none."""
+    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    copied: nn.Module = copy.deepcopy(module, shared)
+    return copied

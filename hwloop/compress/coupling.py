@@ -5,7 +5,6 @@ Only this file and ``cut.py`` know torch-pruning (Fang et al., CVPR 2023).
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from hwloop.compress.calls import FAILURES
+from hwloop.compress.calls import FAILURES, sharing_copy
 from hwloop.errors import CandidateError, UsageError
 
 PRUNABLE_TYPES = (nn.Conv2d, nn.Linear)
@@ -78,9 +77,7 @@ def _survives_a_cut(module: nn.Module, example: Tensor, small: Tensor, path: str
 
     A reshape to sizes that forward computes itself, as in an attention with heads, is seen only so.
     """
-    # Cutting replaces weights and changes none, so the trial can share them.
-    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
-    trial: nn.Module = copy.deepcopy(module, shared)
+    trial = sharing_copy(module)
     width = out_channels(module.get_submodule(path))
     shuffled = torch.randperm(width, generator=torch.Generator().manual_seed(0)).tolist()
     try:

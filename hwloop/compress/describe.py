@@ -252,15 +252,16 @@ def _layers(
             out = dense[0] if reader.weighted[index].op_type != "MatMul" else dense[-1]
             inputs[group] = inputs.get(group, 0) + per_channel * out // groups[group].channels
         out_group = group_of.get(path)
+        weighted = path in group_of
         # A pool has no path of its own: it goes with all that reads it.
-        pooled = [calls[index] for index in sorted(reader.readers(node.output[0]))]
+        goes_with = [path] if weighted else [calls[i] for i in reader.readers(node.output[0])]
         layers.append(
             Layer(
                 name=path,
                 config=reader.config(node),
                 out_group=out_group,
                 in_groups=tuple(sorted(inputs.items())),
-                branch=holder([path] if path in group_of else pooled, groups),
+                branch=holder(goes_with, groups),
             )
         )
     return tuple(layers)

@@ -70,7 +70,7 @@ def settled(network: Network, actions: Sequence[Action]) -> Candidate:
     gone = {
         index
         for index, action in enumerate(actions)
-        if network.groups[index].branch and method_of(action).leaves_out(action)
+        if network.groups[index].branch and method_of(action).leaves_out
     }
     if not gone:
         return Candidate(actions=tuple(actions))
@@ -89,10 +89,7 @@ def _all_go(layers: Sequence[str], holders: dict[str, int | None], gone: set[int
 
 def _is_left_out(layer: Layer, actions: Sequence[Action]) -> bool:
     """Whether its residual block goes."""
-    if layer.branch is None:
-        return False
-    action = actions[layer.branch]
-    return method_of(action).leaves_out(action)
+    return layer.branch is not None and method_of(actions[layer.branch]).leaves_out
 
 
 def _resized(

@@ -21,7 +21,6 @@ from hwloop.runtimes.known import writing
 from hwloop.runtimes.rowkinds import kind_of
 
 PRECISIONS = ("base", "int8")
-DROP = "drop"
 MIN_INT8_CHANNELS = 8
 
 Choices = tuple[int, ...]
@@ -114,9 +113,9 @@ def shallow(network: Network, action: Action, rules: SpaceRules, *, every: int) 
     The dense network where one of both is not possible.
     """
     plain, dense = uniform(network, action, rules), dense_candidate(network)
-    drop = Action(kind=DROP)
+    drop = next((action for action in menu(rules) if method_of(action).leaves_out), None)
     blocks = [index for index, group in enumerate(network.groups) if group.branch]
-    if drop not in menu(rules) or not blocks or (plain == dense and action != KEEP):
+    if drop is None or not blocks or (plain == dense and action != KEEP):
         return dense
     actions = list(plain.actions)
     for index in blocks[::-1][::every]:

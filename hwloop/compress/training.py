@@ -105,7 +105,7 @@ def train(
     """
     inherited = copy.deepcopy(module.state_dict())
     finite = False
-    for bfloat16 in (True, False) if suits_bfloat16(module, lesson(0)) else (False,):
+    for bfloat16 in (True, False) if suits_bfloat16(module, lesson) else (False,):
         for shrink in SHRINKS:
             slower = replace(schedule, peak_lr=schedule.peak_lr * shrink)
             losses = _losses(module, slower, lesson, tick, bfloat16=bfloat16, frozen=frozen)
@@ -149,7 +149,7 @@ def _losses(
     limit, losses = math.inf, []
     for step in range(schedule.steps):
         taught = lesson(step)
-        loss = taught.loss(_outputs(module, taught.inputs, bfloat16=bfloat16))
+        loss = taught.loss(outputs_of(module, taught.inputs, bfloat16=bfloat16))
         losses.append(loss.item())
         if not losses[-1] < limit:
             return None
@@ -162,7 +162,7 @@ def _losses(
     return losses
 
 
-def suits_bfloat16(module: nn.Module, lesson: Lesson) -> bool:
+def suits_bfloat16(module: nn.Module, lesson: Callable[[int], Lesson]) -> bool:
     """Whether products of bfloat16 are fast here, run, and leave what there is to learn.
 
     Tried as in training: norms take their statistics from the batch, and gradients flow.
@@ -170,12 +170,15 @@ def suits_bfloat16(module: nn.Module, lesson: Lesson) -> bool:
     if not multiplies_bfloat16():
         return False
     tried = copy.deepcopy(module).train()
-    inputs, teacher = lesson.inputs[:TRIED], lesson.teacher[:TRIED]
+    first = lesson(0)
+    inputs, teacher = first.inputs[:TRIED], first.teacher[:TRIED]
     try:
         tried.requires_grad_()
         with torch.random.fork_rng(devices=()):
-            exact = _outputs(tried, inputs, bfloat16=False, seed=0).detach()
-            rounded = _outputs(tried, inputs, bfloat16=True, seed=0)
+            torch.manual_seed(0)  # of what is random in training, as dropout is
+            exact = outputs_of(tried, inputs, bfloat16=False).detach()
+            torch.manual_seed(0)
+            rounded = outputs_of(tried, inputs, bfloat16=True)
         torch.autograd.backward((rounded - teacher).square().mean())
     except FAILURES:  # code of the network's own that mixes types
         return False
@@ -183,16 +186,8 @@ def suits_bfloat16(module: nn.Module, lesson: Lesson) -> bool:
     return bool(rounding <= MOST_ROUNDING * torch.dist(exact, teacher))
 
 
-def _outputs(
-    module: nn.Module, inputs: Tensor, *, bfloat16: bool, seed: int | None = None
-) -> Tensor:
-    """In float32.
-
-    Args:
-        seed: of what is random in training, as dropout is.
-    """
-    if seed is not None:
-        torch.manual_seed(seed)
+def outputs_of(module: nn.Module, inputs: Tensor, *, bfloat16: bool) -> Tensor:
+    """What a network answers, in float32, however its products were multiplied."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         outputs: Tensor = module(inputs)
     return outputs.float() if bfloat16 else outputs

@@ -18,6 +18,7 @@ class Drop(Method):
     """
 
     kind = "drop"
+    leaves_out = True
 
     def actions(self) -> tuple[Action, ...]:
         return (Action(kind=self.kind),)
@@ -26,9 +27,6 @@ class Drop(Method):
         self, action: Action, group: Group, layers: tuple[Layer, ...], rules: SpaceRules
     ) -> bool:
         return bool(group.branch) and action.precision == "base"
-
-    def leaves_out(self, action: Action) -> bool:
-        return True
 
     def apply(self, work: Work, chosen: Mapping[Group, Action]) -> None:
         from hwloop.compress.branches import leave_out

@@ -50,10 +50,13 @@ class Method:
         kind: of its actions; the word that profiles list under ``[space] kinds``.
         told_by_amount: a search tells its actions from leaving a group alone by their amount;
             every other kind is a feature of its own.
+        leaves_out: the residual block goes that a group is the first within, with all its layers:
+            they cost nothing then, and nobody decides about them.
     """
 
     kind = KEEP.kind
     told_by_amount = False
+    leaves_out = False
 
     def actions(self) -> tuple[Action, ...]:
         """Its actions in base precision, gentlest first; the menu has each in every precision."""
@@ -76,12 +79,6 @@ class Method:
     def channels(self, action: Action, group: Group, rules: SpaceRules) -> int:
         """Channels of the group that stay."""
         return group.channels
-
-    def leaves_out(self, action: Action) -> bool:
-        """Whether the residual block goes that the group is the first within, with all its layers:
-        they cost nothing then, and nobody decides about them.
-        """
-        return False
 
     def rows(
         self, config: LayerConfig, action: Action, rules: SpaceRules
