@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hwloop.compress import training
-from hwloop.compress.training import Schedule, suits_bfloat16, train
+from hwloop.compress.training import Schedule, rounds_little, suits_bfloat16, train
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,3 +137,20 @@ def test_a_processor_without_its_instructions_trains_in_float32(
     monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)
     dense = network()
     assert not suits_bfloat16(damaged(dense), lambda step: lesson(dense))
+
+
+def test_a_teacher_answers_in_bfloat16_where_that_changes_little() -> None:
+    inputs = torch.randn(64, 12, generator=torch.Generator().manual_seed(1))
+    assert rounds_little(network(), inputs)
+    far = network()
+    with torch.no_grad():  # answers that hardly differ, far from zero
+        far.get_submodule("2").get_parameter("bias").add_(100.0)
+    assert not rounds_little(far, inputs)
+    assert not rounds_little(MixesTypes(), inputs)
+
+
+def test_without_its_instructions_a_teacher_answers_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)
+    assert not rounds_little(network(), torch.randn(64, 12))

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwloop.compress.training import Schedule, batch_norms, train
+from hwloop.compress.training import TRIED, Schedule, batch_norms, outputs_of, rounds_little, train
 from hwloop.task import Task
 from hwloop.tasks.calls import call_user
 
@@ -174,11 +174,15 @@ class Recovery:
             return self._teacher[key]
         self.dense.eval()
         with torch.no_grad():
-            outputs: Tensor = self.dense(inputs)
+            outputs = outputs_of(self.dense, inputs, bfloat16=self._teaches_in_bfloat16)
         if self._teacher_bytes + outputs.nbytes <= MOST_TEACHER_BYTES:
             self._teacher[key] = outputs
             self._teacher_bytes += outputs.nbytes
         return outputs
+
+    @cached_property
+    def _teaches_in_bfloat16(self) -> bool:
+        return rounds_little(self.dense, self._batch(0, TRIED)[0])
 
     def _batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Batch number ``step`` of the seeded sequence of shuffled epochs."""

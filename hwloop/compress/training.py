@@ -34,6 +34,9 @@ WORSE = 1.1
 TRIED = 32
 """Inputs on which bfloat16 is tried."""
 
+MOST_TEACHER_ROUNDING = 0.01
+"""Of bfloat16 in a teacher's outputs, as a share of how far they differ from one another."""
+
 MOST_ROUNDING = 0.1
 """Of bfloat16 in the outputs, as a share of how far they are from the teacher's."""
 
@@ -184,6 +187,21 @@ def suits_bfloat16(module: nn.Module, lesson: Callable[[int], Lesson]) -> bool:
         return False
     rounding = torch.dist(rounded.detach(), exact)
     return bool(rounding <= MOST_ROUNDING * torch.dist(exact, teacher))
+
+
+def rounds_little(module: nn.Module, inputs: Tensor) -> bool:
+    """Whether bfloat16 is fast here, runs, and changes the answers to these inputs by little."""
+    if not multiplies_bfloat16():
+        return False
+    module.eval()
+    try:
+        with torch.no_grad():
+            exact = outputs_of(module, inputs, bfloat16=False)
+            rounded = outputs_of(module, inputs, bfloat16=True)
+    except FAILURES:
+        return False
+    spread = torch.dist(exact, exact.mean(0, keepdim=True))
+    return bool(torch.dist(rounded, exact) <= MOST_TEACHER_ROUNDING * spread)
 
 
 def outputs_of(module: nn.Module, inputs: Tensor, *, bfloat16: bool) -> Tensor:

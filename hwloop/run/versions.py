@@ -12,7 +12,7 @@ RESULTS: dict[str, int] = {
     "export": 1,
     "prune": 2,
     "quantize": 1,
-    "recover": 3,
+    "recover": 4,
     "score": 2,
     "search": 4,
 }
