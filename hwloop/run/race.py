@@ -100,6 +100,11 @@ class Race:
         """A trial's last full recovery, which is its longest."""
         return self._recovered.get(trial.candidate)
 
+    @property
+    def known(self) -> frozenset[tuple[Candidate, int]]:
+        """What was recovered so far, each with its steps."""
+        return frozenset((seen.candidate, seen.steps) for seen in self._recovered.values())
+
     def is_stored(self, trial: Trial) -> bool:
         """Whether the first full recovery of a trial was done in an earlier process."""
         schedule = Schedule(steps=self.first_steps)
