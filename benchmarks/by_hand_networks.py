@@ -1,4 +1,4 @@
-"""The networks of by_hand.py: the demo, and four that are trained here on its images or made ones.
+"""The networks of by_hand.py: the demo, and five that are trained here on its images or made ones.
 
 Each is trained once and kept, some minutes each.
 """
@@ -13,10 +13,11 @@ import torch
 from by_hand_tasks import Blobs, Fashion
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import VisionTransformer, resnet18
 
 from hwloop.compress.training import multiplies_bfloat16, outputs_of
 from hwloop.task import ClassificationTask, Task, load_model
+from hwloop.tasks.explicit import explicit
 from hwloop.tasks.load import load_task
 
 BATCH = 128
@@ -113,6 +114,22 @@ def resnet() -> nn.Module:
     return network
 
 
+def vit() -> nn.Module:
+    """torchvision's vision transformer, small, for patches of 4x4 pixels of one channel."""
+    network: nn.Module = VisionTransformer(
+        image_size=32,
+        patch_size=4,
+        num_layers=6,
+        num_heads=4,
+        hidden_dim=96,
+        mlp_dim=384,
+        num_classes=10,
+    )
+    network.conv_proj = nn.Conv2d(1, 96, 4, stride=4)
+    nn.init.normal_(network.get_submodule("heads.head").get_parameter("weight"), std=0.02)
+    return network
+
+
 class Regressor(nn.Module):
     """Depthwise, grouped, gated and shared layers, then where the blob is."""
 
@@ -141,7 +158,13 @@ def _convolution(c_in: int, c_out: int, *, stride: int = 1, groups: int = 1) -> 
 
 
 def _trained(
-    make: Callable[[], nn.Module], task: Task, folder: Path, *, epochs: int = 8, lr: float = PEAK_LR
+    make: Callable[[], nn.Module],
+    task: Task,
+    folder: Path,
+    *,
+    epochs: int = 8,
+    lr: float = PEAK_LR,
+    adam: bool = False,
 ) -> Trained:
     """The network with the weights of an earlier training, or trained now."""
     torch.manual_seed(0)
@@ -149,12 +172,15 @@ def _trained(
     path = folder / f"{make.__name__}.safetensors"
     if path.is_file():
         network.load_state_dict(load_file(path))
-        return Trained(network=network.eval(), task=task)
+        return Trained(network=explicit(network.eval()), task=task)
     split = task.train()
     steps = len(split) // BATCH
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
+    parameters = list(network.parameters())
+    optimizer: torch.optim.Optimizer
+    if adam:
+        optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.05)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
     for _ in range(epochs):
         network.train()
@@ -172,7 +198,7 @@ def _trained(
             rate.step()
     network.eval()
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
-    return Trained(network=network, task=task)
+    return Trained(network=explicit(network), task=task)
 
 
 def _demo(folder: Path) -> Trained:
@@ -183,6 +209,10 @@ def _demo(folder: Path) -> Trained:
 def _resnet(folder: Path) -> Trained:
     trained = _trained(resnet, Fashion(64), folder, epochs=4)
     return replace(trained, steps=100)  # of three seconds each on two cores
+
+
+def _vit(folder: Path) -> Trained:
+    return _trained(vit, Fashion(32), folder, epochs=12, lr=2e-3, adam=True)
 
 
 def _float_only(known: Callable[[Path], Trained], folder: Path) -> Trained:
@@ -200,6 +230,7 @@ NETWORKS: dict[str, Callable[[Path], Trained]] = {
     "mobile": lambda folder: _trained(mobile, Fashion(32), folder),
     "vgg": _vgg,
     "resnet": _resnet,
+    "vit": _vit,
     "regressor": lambda folder: _trained(Regressor, Blobs(), folder, epochs=15, lr=0.02),
     "demo-float": lambda folder: _float_only(_demo, folder),
     "vgg-float": lambda folder: _float_only(_vgg, folder),

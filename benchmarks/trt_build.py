@@ -20,9 +20,9 @@ import torch
 import torchvision
 from common import print_table, write_result
 
-from hwloop.compress import space
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
+from hwloop.compress.reachable import row_plan
 from hwloop.compress.rules import SpaceRules
 from hwloop.device import trt_build
 from hwloop.errors import CandidateError, EnvironmentProblem
@@ -83,7 +83,7 @@ def rows(
     network = describe(module, example, export_onnx(module, example), name=name)
     proofs: list[Proof] = []
     refused: list[str] = []
-    for config in (REFERENCE, EMPTY, *space.reachable_configs(network, RULES)):
+    for config in (REFERENCE, EMPTY, *row_plan(network, RULES).measured):
         try:
             record = trt_build.prove(
                 writing(RULES.recipe).row_graph(config), trt=bindings(), row=True

@@ -7,6 +7,7 @@ The network, what may be done to it, what was tried, and the goal; what was foun
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,10 @@ class LayerConfig:
     ``quantize``, ``dequantize``) keep the neutral defaults.
 
     Attributes:
-        op: conv, linear, maxpool, avgpool, globalavgpool, quantize, dequantize, elementwise
-            (the tail alone), or empty (what one call of the runtime costs without any work).
-        in_shape: (N, C, H, W), or (N, C) for linear.
+        op: conv, linear, attention (from the linear layers' outputs to what the last one reads),
+            maxpool, avgpool, globalavgpool, quantize, dequantize, elementwise (the tail alone), or
+            empty (what one call of the runtime costs without any work).
+        in_shape: (N, C, H, W), (N, C) for linear, or (N, C, queries, keys) for attention.
         out_channels: channels (features) of the output.
         kernel, stride, padding: (height, width); padding is symmetric.
         precision_in, precision, precision_out: fp32, fp16 or int8 - of the input tensor, of the
@@ -74,6 +76,8 @@ class LayerConfig:
         """Multiply-accumulate operations of one inference; 0 for operators without weights."""
         if self.op == "linear":
             return self.in_shape[0] * self.in_shape[1] * self.out_channels
+        if self.op == "attention":
+            return 2 * math.prod(self.in_shape)
         if self.op != "conv":
             return 0
         n, channels, height, width = self.in_shape
@@ -87,7 +91,7 @@ _SIZE = an_int(1)
 _PRECISION = one_of("fp32", "fp16", "int8")
 _LAYER: dict[str, Check] = {
     "op": one_of(
-        *("conv", "linear", "maxpool", "avgpool", "globalavgpool"),
+        *("conv", "linear", "attention", "maxpool", "avgpool", "globalavgpool"),
         *("quantize", "dequantize", "elementwise", "empty"),
     ),
     "in_shape": a_list(_SIZE, 2, 4),
@@ -138,6 +142,9 @@ class Group:
         block: the block it belongs to, e.g. ``stage1.0``.
         branch: path of the residual block that can be left out with this group, the first within
             it; empty where there is none.
+        bundle: channels that can only go together, side by side: those of an attention's head, or
+            of a grouped convolution's group.
+        fixed_by: in words, why its width cannot change; empty where it can.
     """
 
     name: str
@@ -146,6 +153,8 @@ class Group:
     prunable: bool
     block: str
     branch: str = ""
+    bundle: int = 1
+    fixed_by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ from typing import Any
 from graphs import row_onnx
 
 from hwloop.compress.methods import describe
+from hwloop.compress.reachable import reachable_configs
 from hwloop.compress.rows import network_configs
 from hwloop.compress.rules import SpaceRules
-from hwloop.compress.space import legal_actions, masks, reachable_configs
+from hwloop.compress.space import legal_actions, masks
 from hwloop.findings import Fingerprint
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.table import population
@@ -80,7 +81,10 @@ def rules() -> dict[str, SpaceRules]:
 def keys() -> dict[str, Any]:
     """Everything by name; plain JSON values."""
     dense = network()
-    reachable = {name: reachable_configs(dense, each) for name, each in rules().items()}
+    reachable = {
+        name: sorted(reachable_configs(dense, each), key=LayerConfig.key)
+        for name, each in rules().items()
+    }
     return {
         "fingerprint": FOUND.digest(),
         "candidates": [candidate.digest() for candidate in candidates()],

@@ -13,6 +13,7 @@ from test_space import INT8, TENSORRT, chain
 from tiny import ON_FAKE, SPEC, Said, inside, network, profile
 
 from hwloop.compress import space
+from hwloop.compress.reachable import reachable_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.subject import Subject, subject
 from hwloop.errors import CandidateError, TargetError, UsageError
@@ -75,7 +76,7 @@ def again(folder: Path) -> LatencyTable:
 
 
 def rows() -> tuple[LayerConfig, ...]:
-    return space.reachable_configs(chain(), TENSORRT)
+    return reachable_configs(chain(), TENSORRT)
 
 
 def tried(session: Builder, table: LatencyTable) -> dict[str, str]:
@@ -154,7 +155,7 @@ def test_without_a_quantize_there_is_no_int8_and_widths_are_left() -> None:
 
 def test_no_reachable_row_is_of_a_kind_that_every_group_lost() -> None:
     rules = replace(TENSORRT, refused_kinds=("conv 3x3, relu", "thin conv 3x3, relu"))
-    assert all(c.precision != "int8" for c in space.reachable_configs(chain(), rules))
+    assert all(c.precision != "int8" for c in reachable_configs(chain(), rules))
 
 
 def on_tensorrt(precisions: tuple[str, ...] = ("base", "int8"), *kinds: str) -> TargetProfile:

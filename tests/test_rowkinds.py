@@ -12,9 +12,9 @@ import torchvision
 from graphs import needs_builder, row_onnx
 from torch import nn
 
-from hwloop.compress import space
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
+from hwloop.compress.reachable import reachable_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import LayerConfig
 from hwloop.runtimes.proof import prove
@@ -93,7 +93,7 @@ def test_no_int8_row_of_a_common_network_is_of_a_kind_that_is_left_out(
     module, example = factory().eval(), torch.zeros(shape)
     network = describe(module, example, export_onnx(module, example), name="network")
     rules = SpaceRules(base_precision="fp16", recipe="tensorrt")
-    rows = space.reachable_configs(network, rules)
+    rows = reachable_configs(network, rules)
     found = {kind_of(config) for config in rows if config.precision == "int8"}
     assert found
     assert found <= set(KINDS)

@@ -14,9 +14,9 @@ import torch
 from graphs import needs_builder, optimized_ops, quantize, row_onnx
 from torch import nn
 
-from hwloop.compress import space
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx, host_run
+from hwloop.compress.reachable import reachable_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.measure.table import EMPTY, REFERENCE
 from hwloop.records import LayerConfig
@@ -258,7 +258,7 @@ def test_rows_that_the_demo_can_need_are_built() -> None:
     rules = SpaceRules(base_precision="fp16", recipe="tensorrt")
     module, example = ResNet20().eval(), torch.zeros(1, 1, 28, 28)
     network = describe(module, example, export_onnx(module, example), name="demo")
-    reachable = space.reachable_configs(network, rules)
+    reachable = reachable_configs(network, rules)
     assert {config.op for config in reachable} == {"conv", "linear", "globalavgpool", "quantize"}
     assert {config.precision for config in reachable} == {"fp16", "int8"}
     # All of them, and ResNet-18's, are in benchmarks/trt_build.py.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hwloop.compress import space
 from hwloop.compress.methods import method_of
+from hwloop.compress.reachable import reachable_configs
 from hwloop.compress.rows import network_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.parsing import digest
@@ -174,7 +175,7 @@ def test_masks_of_tensorrt_forbid_int8_where_one_layer_of_a_group_is_thin() -> N
 @pytest.mark.parametrize("rules", [ORT, TENSORRT])
 def test_every_row_of_any_candidate_is_reachable(rules: SpaceRules) -> None:
     network = chain((16, 32))
-    reachable = set(space.reachable_configs(network, rules))
+    reachable = set(reachable_configs(network, rules))
     menus = [[i for i, ok in enumerate(mask) if ok] for mask in space.masks(network, rules)]
     for choices in itertools.product(*menus):
         assert set(network_configs(network, space.candidate(choices, rules), rules)) <= reachable

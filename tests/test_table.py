@@ -10,6 +10,7 @@ import pytest
 from test_space import chain
 
 from hwloop.compress import space
+from hwloop.compress.reachable import reachable_configs
 from hwloop.compress.rows import layer_configs, network_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.errors import TargetError, UsageError
@@ -81,7 +82,7 @@ def test_one_observation_gives_one_scale() -> None:
 def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) -> None:
     network, rules = chain(), SpaceRules(recipe="ort-x86")
     with Store(tmp_path / "t.sqlite") as store:
-        table = filled(store, space.reachable_configs(network, rules))
+        table = filled(store, reachable_configs(network, rules))
         predictor = Predictor(table, network, rules)
         for choices in [(0, 0, 0, 0), (0, 5, 2, 0), (5, 6, 7, 5)]:
             rows = network_configs(network, space.candidate(choices, rules), rules)
@@ -96,7 +97,7 @@ def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) ->
 
 def test_a_refused_block_costs_what_the_dense_one_costs(tmp_path: Path) -> None:
     network, rules = chain(), SpaceRules(recipe="ort-x86")
-    configs = space.reachable_configs(network, rules)
+    configs = reachable_configs(network, rules)
     dense = network_configs(network, space.dense_candidate(network), rules)
     (refused,) = layer_configs(
         network, network.layers[1], space.candidate((0, 2, 0, 0), rules).actions, rules
@@ -114,7 +115,7 @@ def test_a_refused_block_costs_what_the_dense_one_costs(tmp_path: Path) -> None:
 
 def test_a_refused_block_of_the_dense_network_ends_it(tmp_path: Path) -> None:
     network, rules = chain(), SpaceRules(recipe="ort-x86")
-    configs = space.reachable_configs(network, rules)
+    configs = reachable_configs(network, rules)
     with Store(tmp_path / "t.sqlite") as store:
         table = filled(store, configs[1:])
         table.refuse(configs[0], "build: no kernel")

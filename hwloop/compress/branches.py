@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hwloop.compress.calls import FAILURES, calls_and_outputs, sharing_copy
-from hwloop.compress.coupling import tracing_input
+from hwloop.compress.calls import FAILURES, calls_and_outputs, sharing_copy, within
+from hwloop.compress.tracing import tracing_input
+from hwloop.errors import UsageError
 from hwloop.records import Group
 
 
@@ -26,9 +27,6 @@ def residual_blocks(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     Args:
         module: the dense network, in eval mode.
         example: (N, ...) an input of the deployed shape; its values do not matter.
-
-    Raises:
-        UsageError: torch-pruning cannot trace the network.
     """
     # Of zeros, or of one image, too much would be alike.
     noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
@@ -40,13 +38,12 @@ def residual_blocks(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     innermost = [path for path in found if not any(within(other, path) for other in found)]
     if not innermost:
         return ()
-    small, whole = tracing_input(module, example), calls_and_outputs(module, noise)
+    try:
+        small = tracing_input(module, example)
+    except UsageError:
+        small = noise
+    whole = calls_and_outputs(module, noise)
     return tuple(path for path in innermost if _works_without(module, path, noise, small, whole))
-
-
-def within(path: str, block: str) -> bool:
-    """Whether a layer is one of a block's."""
-    return path.startswith(f"{block}.")
 
 
 def with_branches(groups: tuple[Group, ...], blocks: Iterable[str]) -> tuple[Group, ...]:

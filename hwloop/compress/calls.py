@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 FAILURES = (
     *(RuntimeError, ValueError, TypeError, AttributeError),
@@ -15,6 +18,13 @@ FAILURES = (
 
 WEIGHTED_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
+_FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    nn.functional.linear,
+    nn.functional.conv1d,
+    nn.functional.conv2d,
+    nn.functional.conv3d,
+)
+
 
 def weighted_calls(module: nn.Module, example: Tensor) -> list[str]:
     """Paths of the convolutions and linear layers, in the order in which forward calls them."""
@@ -22,21 +32,59 @@ def weighted_calls(module: nn.Module, example: Tensor) -> list[str]:
 
 
 def calls_and_outputs(module: nn.Module, example: Tensor) -> tuple[list[str], Tensor]:
-    """:func:`weighted_calls`, and what the network answers in the same run."""
-    calls: list[str] = []
-    handles = []
+    """:func:`weighted_calls`, and what the network answers in the same run.
+
+    Layers whose weights forward gives to a function itself are called as well.
+    """
+    paths: dict[int, str] = {}
+    calls = _Calls(paths)
+    handles: list[Any] = []
     for path, child in module.named_modules():
         if isinstance(child, WEIGHTED_TYPES):
-            handles.append(
-                child.register_forward_hook(lambda *unused, path=path: calls.append(path))
-            )
+            paths.setdefault(id(child.weight), path)
+            handles += [
+                child.register_forward_pre_hook(lambda *unused, path=path: calls.enter(path)),
+                child.register_forward_hook(lambda *unused: calls.leave()),
+            ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), calls:
             outputs: Tensor = module(example)
     finally:
         for handle in handles:
             handle.remove()
-    return calls, outputs
+    return calls.found, outputs
+
+
+class _Calls(TorchFunctionMode):
+    """What is called: a layer, or a function with a layer's weight."""
+
+    def __init__(self, paths: Mapping[int, str]) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._paths = paths
+        self._within = 0
+
+    def enter(self, path: str) -> None:
+        self.found.append(path)
+        self._within += 1
+
+    def leave(self) -> None:
+        self._within -= 1
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func in _FUNCTIONS and not self._within:
+            weight = args[1] if len(args) > 1 else named.get("weight")
+            path = self._paths.get(id(weight))
+            if path is not None:
+                self.found.append(path)
+        return func(*args, **named)
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:
@@ -44,3 +92,8 @@ def sharing_copy(module: nn.Module) -> nn.Module:
     shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
     copied: nn.Module = copy.deepcopy(module, shared)
     return copied
+
+
+def within(path: str, module: str) -> bool:
+    """Whether a layer is one of a module's."""
+    return path.startswith(f"{module}.")

@@ -1,31 +1,28 @@
-"""Which channels can only change together: torch-pruning's dependency graph.
+"""Which channels can only change together.
 
-Only this file and ``cut.py`` know torch-pruning (Fang et al., CVPR 2023).
+A group is looked for in the whole network; where torch-pruning cannot follow that, or not this
+group, in ever smaller parts of it. A part that gives the same shapes as before with fewer channels
+inside is no other to the rest of the network.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
-from hwloop.compress.calls import FAILURES, sharing_copy
+from hwloop.compress.calls import FAILURES, calls_and_outputs, sharing_copy, within
+from hwloop.compress.tracing import Scope, dependencies, out_channels, tracing_input
 from hwloop.errors import CandidateError, UsageError
 
-PRUNABLE_TYPES = (nn.Conv2d, nn.Linear)
-NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-SMALL_SIZES = (32, 64, 128)
-"""Heights and widths to trace at, where that tells the same as the deployed size."""
-
-_traced_at: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Tensor]] = WeakKeyDictionary()
-"""Network → shape of the example, and what :func:`tracing_input` found for it."""
+OUTPUT = "the network's output has this width"
+UNHANDLED = "what reads its channels needs all of them"
+UNFIT = "without half of its channels the network does not run, or answers in another shape"
+UNMET = "a function uses its weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,58 +32,203 @@ class Coupling:
     Attributes:
         layers: paths of the convolutions and linear layers.
         channels: output channels of the first.
-        prunable: False when the width is fixed or the dependency is one that is not handled.
+        bundle: channels that can only go together, side by side: a head, say.
+        fixed_by: in words, why the width cannot change; empty where it can.
     """
 
     layers: tuple[str, ...]
     channels: int
-    prunable: bool
+    bundle: int = 1
+    fixed_by: str = ""
+
+    @property
+    def prunable(self) -> bool:
+        return not self.fixed_by
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Found:
+    """What is known of one network, whatever of it is part of an interface."""
+
+    shape: tuple[int, ...]
+    couplings: tuple[Coupling, ...]
+    scopes: Mapping[str, Scope]
+
+
+_known: WeakKeyDictionary[nn.Module, _Found] = WeakKeyDictionary()
 
 
 def couplings(
     module: nn.Module, example: Tensor, *, layers: Collection[str], fixed: Collection[str]
 ) -> tuple[Coupling, ...]:
-    """Each of ``layers`` in exactly one coupling.
+    """Each of ``layers`` in exactly one coupling; alone, and fixed, where nothing is known of it.
 
     Args:
         layers: paths of the layers that forward uses (training-only branches are none of them).
         fixed: layers whose width is part of the network's interface.
+    """
+    return tuple(
+        _fixed(item) if set(item.layers) & set(fixed) else item
+        for item in _explored(module, example).couplings
+        if set(item.layers) & set(layers)
+    )
+
+
+def _fixed(item: Coupling) -> Coupling:
+    return Coupling(layers=item.layers, channels=item.channels, bundle=item.bundle, fixed_by=OUTPUT)
+
+
+def scopes_of(module: nn.Module, example: Tensor, paths: Collection[str]) -> dict[str, Scope]:
+    """Where in a dense network the groups of these layers are looked for.
 
     Raises:
-        UsageError: torch-pruning cannot trace the network.
+        CandidateError: stage ``compress``: one of them cannot be cut.
     """
-    small = tracing_input(module, example)
+    found = _explored(module, example).scopes
+    lacking = [path for path in paths if path not in found]
+    if lacking:
+        raise CandidateError("compress", f"group {lacking[0]!r} cannot be cut")
+    return {path: found[path] for path in paths}
+
+
+def _explored(module: nn.Module, example: Tensor) -> _Found:
+    """Remembered while the network lives."""
+    known = _known.get(module)
+    if known is None or known.shape != tuple(example.shape):
+        explorer = _Explorer(module, example)
+        explorer.explore()
+        known = _known[module] = _Found(
+            shape=tuple(example.shape),
+            couplings=tuple(explorer.in_order()),
+            scopes=explorer.scopes,
+        )
+    return known
+
+
+class _Explorer:
+    """Looks for groups from the whole network down to its smallest parts."""
+
+    def __init__(self, module: nn.Module, example: Tensor) -> None:
+        self.module = module
+        self.example = example
+        self.scopes: dict[str, Scope] = {}
+        self._found: dict[str, Coupling] = {}
+        try:
+            called = set(calls_and_outputs(module, example)[0])
+        except FAILURES as error:
+            raise UsageError(
+                f"the network cannot be run: {type(error).__name__}: {error}",
+                "forward must take one tensor",
+            ) from error
+        self._left = {path: UNMET for path, _ in module.named_modules() if path in called}
+        self._inputs: dict[str, Tensor] | None = None
+
+    def explore(self) -> None:
+        try:
+            small = tracing_input(self.module, self.example)
+        except UsageError as error:
+            self._left.update(dict.fromkeys(self._left, error.message))
+        else:
+            self._look(Scope(path="", example=small))
+        self._descend("")
+
+    def in_order(self) -> Iterator[Coupling]:
+        """Every coupling, by its first layer in the order of modules."""
+        done: set[str] = set()
+        for path, child in self.module.named_modules():
+            if path in self._left:
+                why = self._left[path]
+                yield Coupling(layers=(path,), channels=out_channels(child), fixed_by=why)
+            elif path in self._found and path not in done:
+                done.update(self._found[path].layers)
+                yield self._found[path]
+
+    def _descend(self, path: str) -> None:
+        for name, child in self.module.get_submodule(path).named_children():
+            inner = f"{path}.{name}" if path else name
+            if not any(within(left, inner) for left in self._left):
+                continue
+            if self._inputs is None:
+                self._inputs = _single_inputs(self.module, self.example)
+            if inner in self._inputs and any(True for _ in child.children()):
+                self._look(Scope(path=inner, example=self._inputs[inner]))
+            self._descend(inner)
+
+    def _look(self, scope: Scope) -> None:
+        """Take the groups of one part that can change, and those that reach its end."""
+        wanted = [path for path in self._left if not scope.path or within(path, scope.path)]
+        try:
+            groups = _groups_in(self.module, scope, wanted)
+        except UsageError:
+            return
+        for coupled, bundle, doubt in groups:
+            why = doubt
+            if any(path in self._found for path in coupled):  # of another group, elsewhere
+                why = UNHANDLED
+            if why != UNHANDLED and (scope.path or why):
+                why = "" if self._survives_a_cut(scope, coupled[0], bundle) else UNFIT
+            if why:
+                self._left.update({path: why for path in coupled if path in self._left})
+                continue
+            width = out_channels(self.module.get_submodule(coupled[0]))
+            item = Coupling(layers=coupled, channels=width, bundle=bundle)
+            for path in coupled:
+                self._found[path] = item
+                self.scopes[path] = scope
+                self._left.pop(path, None)
+
+    def _survives_a_cut(self, scope: Scope, path: str, bundle: int) -> bool:
+        """Whether a group can lose half of its channels alone, and nobody else notices.
+
+        A reshape to sizes that forward computes itself is seen only so.
+        """
+        trial = sharing_copy(self.module)
+        count = out_channels(self.module.get_submodule(path)) // bundle
+        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+        kept = in_channels_of(shuffled[: max(count // 2, 1)], bundle)
+        example = scope.example if scope.path else self.example
+        try:
+            with torch.no_grad():
+                before = self.module.get_submodule(scope.path)(example)
+            with dependencies(trial, {path: scope}) as graph:
+                graph.cut(path, kept)
+            check_fits(trial.get_submodule(scope.path), example)
+            with torch.no_grad():
+                after = trial.get_submodule(scope.path)(example)
+        except (CandidateError, UsageError):
+            return False
+        return not scope.path or shapes(before) == shapes(after)
+
+
+def _groups_in(
+    module: nn.Module, scope: Scope, wanted: Sequence[str]
+) -> list[tuple[tuple[str, ...], int, str]]:
+    """(layers, bundle, doubt) of every group of a part that a layer of ``wanted`` begins.
+
+    Raises:
+        UsageError: torch-pruning cannot trace the part.
+    """
     seen: set[str] = set()
     found = []
-    with dependencies(module, small) as graph:
-        for path, child in module.named_modules():
-            if path not in layers or path in seen:
+    with dependencies(module, dict.fromkeys(wanted, scope)) as graph:
+        for path in wanted:
+            if path in seen or not graph.knows(path):
                 continue
-            members, clean, reshaped = graph.members(path)
+            try:
+                members, clean, reshaped = graph.members(path)
+                bundle = graph.bundle(path)
+            except FAILURES:
+                members, clean, reshaped, bundle = [], False, False, 1
             coupled = tuple(dict.fromkeys([path, *members]))
             seen.update(coupled)
-            prunable = clean and not set(coupled) & set(fixed)
-            if prunable and reshaped:
-                prunable = _survives_a_cut(module, example, small, path)
-            found.append(Coupling(layers=coupled, channels=out_channels(child), prunable=prunable))
-    return tuple(found)
+            doubt = UNHANDLED if not clean else UNFIT if reshaped else ""
+            found.append((coupled, bundle, doubt))
+    return found
 
 
-def _survives_a_cut(module: nn.Module, example: Tensor, small: Tensor, path: str) -> bool:
-    """Whether a group can lose half of its channels alone.
-
-    A reshape to sizes that forward computes itself, as in an attention with heads, is seen only so.
-    """
-    trial = sharing_copy(module)
-    width = out_channels(module.get_submodule(path))
-    shuffled = torch.randperm(width, generator=torch.Generator().manual_seed(0)).tolist()
-    try:
-        with dependencies(trial, small) as graph:
-            graph.cut(path, shuffled[: max(width // 2, 1)])
-        check_fits(trial, example)
-    except (CandidateError, UsageError):
-        return False
-    return True
+def in_channels_of(bundles: Sequence[int], size: int) -> list[int]:
+    """The channels of numbered bundles."""
+    return [size * index + offset for index in bundles for offset in range(size)]
 
 
 def check_fits(module: nn.Module, example: Tensor) -> None:
@@ -102,192 +244,40 @@ def check_fits(module: nn.Module, example: Tensor) -> None:
         raise CandidateError("compress", f"the pruned layers do not fit: {error}") from error
 
 
-def tracing_input(module: nn.Module, example: Tensor) -> Tensor:
-    """The smallest part of an image that tells the same dependencies as the image itself.
-
-    Tracing takes a forward pass, with everything that its gradient would need kept in memory.
-    What was found for a network is remembered while it lives.
-
-    Args:
-        example: (N, ...); returned itself where it is no image, or a smaller one tells otherwise.
-
-    Raises:
-        UsageError: torch-pruning cannot trace the network.
-    """
-    shape = tuple(example.shape)
-    known = _traced_at.get(module)
-    if known is None or known[0] != shape:
-        known = _traced_at[module] = shape, _smallest(module, example)
-    return known[1]
+def shapes(value: Any) -> Any:
+    """Of all tensors in an answer."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        return {key: shapes(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [shapes(item) for item in value]
+    return None
 
 
-def _smallest(module: nn.Module, example: Tensor) -> Tensor:
-    with dependencies(module, example) as graph:
-        wanted = graph.meaning()
-    sizes = SMALL_SIZES if example.ndim == 4 else ()
-    for size in sizes:
-        if size >= min(example.shape[2:]):
-            break
-        part = example[:, :, :size, :size].clone()
-        try:
-            with dependencies(module, part) as graph:
-                if graph.meaning() == wanted:
-                    return part
-        except UsageError:
-            continue
-    return example
+def _single_inputs(module: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    """What each part is given that is called once, with one tensor."""
+    given: dict[str, list[Tensor | None]] = {}
 
+    def enter(path: str, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        single = len(inputs) == 1 and not named and isinstance(inputs[0], Tensor)
+        given.setdefault(path, []).append(inputs[0].clone() if single else None)
 
-@contextmanager
-def dependencies(module: nn.Module, example: Tensor) -> Iterator[Dependencies]:
-    """The dependencies within a network, until the block ends.
-
-    Args:
-        example: what :func:`tracing_input` gives for the network that this one was copied from.
-
-    Raises:
-        UsageError: torch-pruning cannot trace the network.
-    """
-    found = Dependencies(module, example)
+    handles = [
+        child.register_forward_pre_hook(
+            lambda child, inputs, named, path=path: enter(path, inputs, named), with_kwargs=True
+        )
+        for path, child in module.named_modules()
+        if path and any(True for _ in child.children())
+    ]
     try:
-        yield found
+        with torch.no_grad():
+            module(example)
     finally:
-        found.forget()
-
-
-class Dependencies:
-    """torch-pruning's graph of one network, which can be cut group by group."""
-
-    def __init__(self, module: nn.Module, example: Tensor) -> None:
-        self._module = module
-        self._names = {child: path for path, child in module.named_modules()}
-        self._graph = _trace(module, example)
-
-    def group(self, path: str, channels: Sequence[int] | None = None) -> Any:
-        """torch-pruning's group: every dependency of a layer's output channels, all by default."""
-        layer = self._module.get_submodule(path)
-        indices = list(range(out_channels(layer)) if channels is None else channels)
-        return self._graph.get_pruning_group(layer, _cuts_outputs_of(layer), idxs=indices)
-
-    def members(self, path: str) -> tuple[list[str], bool, bool]:
-        """Paths of the layers coupled to a layer, whether all its dependencies are handled, and
-        whether something between them changes shapes.
-        """
-        members, clean, reshaped = [], True, False
-        for dependency, indices in self.group(path):
-            target = dependency.target.module
-            if not isinstance(target, PRUNABLE_TYPES):
-                handled = isinstance(target, NORM_TYPES) or _is(dependency.target, "ELEMENTWISE")
-                clean = clean and (handled or _is_reshaping(target))
-                reshaped = reshaped or not handled
-                continue
-            if self._graph.is_out_channel_pruning_fn(dependency.handler):
-                members.append(self._names[target])
-                clean = clean and sorted(indices) == list(range(out_channels(target)))
-            grouped = getattr(target, "groups", 1)
-            clean = clean and (grouped == 1 or grouped == getattr(target, "out_channels", 0))
-        return members, clean, reshaped
-
-    def readers(
-        self, path: str, channels: Sequence[int] | None = None
-    ) -> dict[str, list[tuple[int, int]]]:
-        """The layers that read a group's channels, all by default.
-
-        Returns:
-            Path of a layer → pairs of its input and the group's channel.
-        """
-        found: dict[str, list[tuple[int, int]]] = {}
-        for item in self.group(path, channels):
-            target = item.dep.target.module
-            reads = self._graph.is_in_channel_pruning_fn(item.dep.handler)
-            if isinstance(target, PRUNABLE_TYPES) and reads:
-                pairs = zip(item.idxs, item.root_idxs, strict=True)
-                known = [(own, root) for own, root in pairs if root is not None]
-                found.setdefault(self._names[target], []).extend(known)
-        return found
-
-    def cut(self, path: str, kept: Collection[int]) -> None:
-        """Leave a group these channels, in place; other groups can be cut afterwards.
-
-        Raises:
-            CandidateError: stage ``compress``: the group cannot be cut so.
-        """
-        try:
-            width = out_channels(self._module.get_submodule(path))
-            removed = sorted(set(range(width)) - set(kept))
-            group = self.group(path, removed)
-            # Halves that are multiplied with each other take more channels along.
-            if sorted(group[0].idxs) != removed or not self._graph.check_pruning_group(group):
-                raise CandidateError("compress", f"group {path!r} cannot be cut to {len(kept)}")
-            group.prune()
-        except FAILURES as error:
-            raise CandidateError("compress", f"group {path!r} cannot be cut: {error}") from error
-
-    def meaning(self) -> list[Any]:
-        """What the graph says, to be compared with that of the same network on another input."""
-        nodes = list(self._graph.module2node.values())
-        index = {node: position for position, node in enumerate(nodes)}
-        return [
-            (
-                *(node.type, self._names.get(node.module), node.enable_index_mapping),
-                *([index[other] for other in side] for side in (node.inputs, node.outputs)),
-                *(_mappings(dependency) for dependency in node.dependencies),
-            )
-            for node in nodes
-        ]
-
-    def forget(self) -> None:
-        """Let go of what forward computed, which the graph's circles would keep for long."""
-        for node in self._graph.module2node.values():
-            node.grad_fn = None
-            if _is(node, "SLICE"):
-                node.module.grad_fn = None
-
-
-def _mappings(dependency: Any) -> list[Any]:
-    return [item and (type(item).__name__, vars(item)) for item in dependency.index_mapping]
-
-
-def _is(node: Any, kind: str) -> bool:
-    return bool(node.type == tp.ops.OPTYPE[kind])
-
-
-def _is_reshaping(target: Any) -> bool:
-    """torch-pruning's own placeholder operations: reshape, concat, split, element-wise."""
-    return type(target).__module__.startswith("torch_pruning")
-
-
-def _trace(module: nn.Module, example: Tensor) -> Any:
-    before = [parameter.requires_grad for parameter in module.parameters()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # torch-pruning traces through autograd, so every parameter must take part.
-        module.requires_grad_(True)
-        try:
-            with torch.enable_grad():
-                return tp.DependencyGraph().build_dependency(module, (example,))
-        except FAILURES as error:
-            raise UsageError(
-                f"the network cannot be traced: {type(error).__name__}: {error}",
-                "forward must take one tensor and return one, without data-dependent branches",
-            ) from error
-        finally:
-            for parameter, flag in zip(module.parameters(), before, strict=True):
-                parameter.requires_grad_(flag)
-
-
-def _cuts_outputs_of(layer: nn.Module) -> Any:
-    if isinstance(layer, nn.Linear):
-        return tp.prune_linear_out_channels
-    if _is_depthwise(layer):
-        return tp.prune_depthwise_conv_out_channels
-    return tp.prune_conv_out_channels
-
-
-def _is_depthwise(layer: Any) -> bool:
-    return bool(layer.groups > 1 and layer.groups == layer.out_channels)
-
-
-def out_channels(layer: Any) -> int:
-    """Of a convolution or a linear layer."""
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+        for handle in handles:
+            handle.remove()
+    return {
+        path: values[0]
+        for path, values in given.items()
+        if len(values) == 1 and values[0] is not None
+    }

@@ -9,15 +9,10 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from hwloop.compress.coupling import (
-    Dependencies,
-    check_fits,
-    dependencies,
-    out_channels,
-    tracing_input,
-)
+from hwloop.compress.coupling import check_fits, in_channels_of, scopes_of
 from hwloop.compress.moments import InputMoments
 from hwloop.compress.refit import Reader, by_loss, refit
+from hwloop.compress.tracing import Dependencies, dependencies, out_channels
 from hwloop.compress.training import batch_norms
 from hwloop.errors import CandidateError, UsageError
 
@@ -54,27 +49,33 @@ def ranking(
         known = _rankings[dense] = state, {}
     orders = known[1]
     if not orders.keys() >= set(wanted):
-        with dependencies(dense, tracing_input(dense, example)) as graph:
+        with dependencies(dense, scopes_of(dense, example, wanted)) as graph:
             for path in wanted:
                 orders[path] = _order(dense, graph, path, moments or {})
     return {path: orders[path] for path in wanted}
 
 
 def _order(dense: nn.Module, graph: Dependencies, path: str, moments: InputMoments) -> Order:
+    width, bundle = out_channels(dense.get_submodule(path)), graph.bundle(path)
     readers = []
     for reader, pairs in graph.readers(path).items():
         if reader in moments and pairs:
             inputs, channels = torch.tensor(sorted(pairs)).T
             weight = dense.get_submodule(reader).get_parameter("weight")
             readers.append(
-                Reader(weight=weight, moments=moments[reader], inputs=inputs, channels=channels)
+                Reader(
+                    weight=weight,
+                    moments=moments[reader],
+                    inputs=inputs,
+                    channels=channels // bundle,
+                )
             )
     if readers:
-        return by_loss(readers, out_channels(dense.get_submodule(path)))
+        return tuple(in_channels_of(by_loss(readers, width // bundle), bundle))
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
-    return tuple(
-        torch.argsort(importance(graph.group(path)), descending=True, stable=True).tolist()
-    )
+    scores = importance(graph.group(path)).reshape(-1, bundle).sum(1)
+    ordered = torch.argsort(scores, descending=True, stable=True).tolist()
+    return tuple(in_channels_of(ordered, bundle))
 
 
 def cut(
@@ -103,7 +104,7 @@ def cut(
     orders = ranking(dense, example, widths, moments)
     if widths:
         try:
-            with dependencies(module, tracing_input(dense, example)) as graph:
+            with dependencies(module, scopes_of(dense, example, widths)) as graph:
                 gone = {path: orders[path][width:] for path, width in widths.items()}
                 _refit_readers(module, graph, gone, moments or {})
                 for path, width in widths.items():

@@ -34,13 +34,15 @@ def layer_configs(
         return ()
     action = KEEP if layer.out_group is None else actions[layer.out_group]
     sources = _sources(network, layer, actions, rules)
-    own = _precision(action, rules)
-    if layer.config.op not in WEIGHTED:
+    own = precision_of(action, rules)
+    if layer.config.op == "attention":  # its softmax is sensitive
+        own = rules.base_precision
+    elif layer.config.op not in WEIGHTED:
         own = sources[0][1] if sources else rules.base_precision
-    config = _resized(network, layer, actions, rules)
+    config = _in_candidate(network, layer, actions, rules)
     config = replace(config, precision_in=own, precision=own, precision_out=own)
     rows = method_of(action).rows(config, action, rules)
-    return (*rows, *_casts(config, sources, rules))
+    return (*rows, *casts(config, sources, rules))
 
 
 def network_configs(
@@ -92,25 +94,31 @@ def _is_left_out(layer: Layer, actions: Sequence[Action]) -> bool:
     return layer.branch is not None and method_of(actions[layer.branch]).leaves_out
 
 
-def _resized(
+def _in_candidate(
     network: Network, layer: Layer, actions: Sequence[Action], rules: SpaceRules
 ) -> LayerConfig:
     """The layer with the channels that it reads and writes in a candidate."""
-    dense = layer.config
-    in_channels = dense.in_shape[1]
+    in_channels, out_channels = layer.config.in_shape[1], layer.config.out_channels
     for index, per_channel in layer.in_groups:
         kept = width(network, index, actions[index], rules)
         in_channels -= (network.groups[index].channels - kept) * per_channel
-    out_channels = dense.out_channels
     if layer.out_group is not None:
         kept = width(network, layer.out_group, actions[layer.out_group], rules)
         out_channels = out_channels * kept // network.groups[layer.out_group].channels
-    depthwise = dense.groups == dense.in_shape[1] and dense.groups > 1
+    return resized(layer.config, in_channels=in_channels, out_channels=out_channels)
+
+
+def resized(dense: LayerConfig, *, in_channels: int, out_channels: int) -> LayerConfig:
+    """A layer with other channels: of grouped ones, whole groups go.
+
+    Args:
+        out_channels: of a layer without weights they are those that it reads.
+    """
     return replace(
         dense,
         in_shape=(dense.in_shape[0], in_channels, *dense.in_shape[2:]),
         out_channels=out_channels if dense.op in WEIGHTED else in_channels,
-        groups=in_channels if depthwise else dense.groups,
+        groups=dense.groups * in_channels // dense.in_shape[1] if dense.groups > 1 else 1,
     )
 
 
@@ -121,17 +129,21 @@ def _sources(
     return [
         (
             width(network, index, actions[index], rules) * per_channel,
-            _precision(actions[index], rules),
+            precision_of(actions[index], rules),
         )
         for index, per_channel in layer.in_groups
     ]
 
 
-def _casts(
-    config: LayerConfig, sources: list[tuple[int, str]], rules: SpaceRules
+def casts(
+    config: LayerConfig, sources: Sequence[tuple[int, str]], rules: SpaceRules
 ) -> list[LayerConfig]:
-    """The changes of precision in front of a layer with weights."""
-    if config.op not in WEIGHTED:
+    """The changes of precision in front of a layer with weights.
+
+    Args:
+        sources: (channels, precision) of each group that it reads; of none, the network's input.
+    """
+    if config.op not in (*WEIGHTED, "attention"):
         return []
     own = config.precision
     rows = []
@@ -139,12 +151,18 @@ def _casts(
         quantizes = own == "int8" and precision != "int8"
         dequantizes = precision == "int8" and own != "int8"
         if quantizes or (dequantizes and writing(rules.recipe).dequantizes):
-            shape = (config.in_shape[0], channels, *config.in_shape[2:])
-            rows.append(_cast(shape, precision, own))
+            rows.append(_cast(_read_shape(config, channels), precision, own))
     return rows
 
 
-def _precision(action: Action, rules: SpaceRules) -> str:
+def _read_shape(config: LayerConfig, channels: int) -> tuple[int, ...]:
+    if config.op == "attention":  # by its tokens
+        return (config.in_shape[0] * config.in_shape[3], channels)
+    return (config.in_shape[0], channels, *config.in_shape[2:])
+
+
+def precision_of(action: Action, rules: SpaceRules) -> str:
+    """Of the arithmetic of a group under an action."""
     return rules.base_precision if action.precision == "base" else action.precision
 
 

@@ -16,7 +16,7 @@ from hwloop.compress.methods import method_of
 from hwloop.compress.methods.method import Method
 from hwloop.compress.rows import WEIGHTED, layer_configs, settled, shaping_groups
 from hwloop.compress.rules import SpaceRules
-from hwloop.records import KEEP, Action, Candidate, Group, Layer, LayerConfig, Network
+from hwloop.records import KEEP, Action, Candidate, Group, Layer, Network
 from hwloop.runtimes.known import writing
 from hwloop.runtimes.rowkinds import kind_of
 
@@ -228,31 +228,3 @@ def _int8_pays(action: Action, group: Group, rules: SpaceRules, layers: Iterable
         )
         for layer in layers
     )
-
-
-# ------------------------------------------------------------------------- all that may cost
-
-
-def reachable_configs(network: Network, rules: SpaceRules) -> tuple[LayerConfig, ...]:
-    """Every distinct row that any candidate can cost, in forward order."""
-    found: dict[LayerConfig, None] = {}
-    legal = masks(network, rules)
-    keep = (KEEP,) * len(network.groups)
-    for layer in network.layers:
-        for actions in _combinations(keep, shaping_groups(layer), legal, rules):
-            found.update(dict.fromkeys(layer_configs(network, layer, actions, rules)))
-    return tuple(found)
-
-
-def _combinations(
-    keep: tuple[Action, ...], involved: list[int], legal: Masks, rules: SpaceRules
-) -> list[tuple[Action, ...]]:
-    variants = [keep]
-    for index in involved:
-        options = [action for action, ok in zip(menu(rules), legal[index], strict=True) if ok]
-        variants = [
-            (*actions[:index], option, *actions[index + 1 :])
-            for actions in variants
-            for option in options
-        ]
-    return variants

@@ -12,6 +12,7 @@ from hwloop.compress.apply import in_base_precision
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
 from hwloop.compress.fp16_range import Kept, kept_float
+from hwloop.compress.reachable import RowPlan, row_plan
 from hwloop.compress.rows import network_configs, settled
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import Choices, Masks
@@ -83,9 +84,14 @@ class Subject:
         """With residual blocks left out; see :func:`hwloop.compress.space.shallow`."""
         return space.shallow(self.network, action, self.rules, every=every)
 
+    @property
+    def plan(self) -> RowPlan:
+        """Which rows are measured; all that any candidate can cost follow from them."""
+        return row_plan(self.network, self.rules)
+
     def reachable(self) -> tuple[LayerConfig, ...]:
-        """Every row that any candidate can cost."""
-        return space.reachable_configs(self.network, self.rules)
+        """Every row that is to be measured."""
+        return self.plan.measured
 
     def model(self, candidate: Candidate, graph: bytes) -> OnnxModel:
         return OnnxModel(graph, network_configs(self.network, candidate, self.rules))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hwloop.compress import space
+from hwloop.compress.reachable import row_plan
 from hwloop.compress.rows import groups_of, layer_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.errors import TargetError
@@ -118,6 +119,7 @@ class Predictor:
         self.menu = space.menu(rules)
         self.fit = Fit()
         self._empty_ms = table.row_ms(EMPTY)
+        self._plan = row_plan(network, rules)
         self._layers = [_LayerSums(self, layer, table) for layer in network.layers]
         self._sums: list[Sums] = []
         self._latencies_ms: list[float] = []
@@ -153,9 +155,12 @@ class _LayerSums:
         self.table = table
         keep = (KEEP,) * len(predictor.network.groups)
         self.dense = layer_configs(predictor.network, layer, keep, predictor.rules)[0]
-        reason = table.refusal(self.dense)
-        if reason is not None:
-            raise TargetError(f"the target does not run layer {layer.name!r}: {reason}")
+        parts = predictor._plan.parts(self.dense)
+        for row, _ in parts:
+            reason = table.refusal(row)
+            if reason is not None:
+                raise TargetError(f"the target does not run layer {layer.name!r}: {reason}")
+        self._dense_ms = sum(weight * table.row_ms(row) for row, weight in parts)
         self.known: dict[tuple[int, ...], Sums] = {}
 
     def __call__(self, choices: Sequence[int]) -> Sums:
@@ -175,14 +180,18 @@ class _LayerSums:
         return add_up(rows, self.predictor._empty_ms)
 
     def _priced_ms(self, config: LayerConfig) -> float:
+        parts = self.predictor._plan.parts(config)
+        return sum(weight * self._measured_ms(row) for row, weight in parts)
+
+    def _measured_ms(self, row: LayerConfig) -> float:
         """The row, or the dense one's price for a block that the target refused.
 
         It gains nothing in the prediction, so nothing draws the search there. A candidate that
         has it is built all the same, and fails with its reason or runs: a row is not the network.
         """
-        if self.table.refusal(config) is None:
-            return self.table.row_ms(config)
-        return self.predictor._empty_ms if config.op in CASTS else self.table.row_ms(self.dense)
+        if self.table.refusal(row) is None:
+            return self.table.row_ms(row)
+        return self.predictor._empty_ms if row.op in CASTS else self._dense_ms
 
 
 def prediction_error(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from hwloop.measure.table import (
     stored_populations,
     stored_refused_kinds,
 )
+from hwloop.records import Network
 from hwloop.run import config, identity, reading
 from hwloop.run.admission import check_store, checked, expected_isa
 from hwloop.run.estimate import WORKER_S, Times, seconds_left, times_of
@@ -174,6 +175,21 @@ def _rows(store: Store, profile: TargetProfile, known: Fingerprint | None) -> fr
     return max(found, key=len, default=frozenset())
 
 
+def _fixed(network: Network) -> str:
+    """Groups whose width cannot change, by reason."""
+    names: dict[str, list[str]] = {}
+    for group in network.groups:
+        if group.fixed_by:
+            names.setdefault(group.fixed_by, []).append(group.name)
+    found = [f"{len(those)}, as {those[0]}: {why}" for why, those in names.items()]
+    return "; ".join(found) or "none"
+
+
+def _between(found: Subject) -> str:
+    more = found.plan.interpolated
+    return f"; {more} more lie between them and are interpolated" if more else ""
+
+
 def _as_text(
     settings: Settings,
     profile: TargetProfile,
@@ -202,8 +218,9 @@ def _as_text(
         "target": f"{profile.name} ({profile.runtime}): {known.says}{assumed}",
         "network": f"{found.network.name}, {len(found.network.layers)} layers, {len(masks)} "
         f"groups, {sum(map(sum, masks))} legal actions",
+        "widths that stay": _fixed(found.network),
         "candidates": f"{float(math.prod(map(sum, masks))):.2e}",
-        "latency table": f"{len(needed)} rows, {missing} of them missing",
+        "latency table": f"{len(needed)} rows, {missing} of them missing{_between(found)}",
         "evaluations": f"{settings.evaluations} and {len(BY_HAND)} usual settings, "
         f"{known.done.get('trials', 0)} done",
         "goal": ", ".join(f"{limit} {value}" for limit, value in limits.items()),

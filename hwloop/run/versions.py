@@ -10,7 +10,7 @@ from __future__ import annotations
 
 RESULTS: dict[str, int] = {
     "export": 1,
-    "prune": 2,
+    "prune": 3,
     "quantize": 1,
     "recover": 4,
     "score": 2,

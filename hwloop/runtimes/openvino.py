@@ -55,7 +55,7 @@ class OpenVinoRow(OrtRow):
 
     def build(self) -> bytes:
         config = self.config
-        if config.op == "empty":
+        if config.op in ("empty", "attention"):
             return super().build()
         if config.op == "quantize":
             value = self._input("input", config.in_shape, "fp32")

@@ -13,6 +13,8 @@ from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import ACTIVATIONS, OPSET
 
 TAIL_OPS = {word: op for op, word in ACTIVATIONS.items()}
+TAIL_CHAINS = ("gelu", "silu")
+"""Activations that are several operators of ONNX, and one kernel of a runtime."""
 
 
 class RowGraph:
@@ -69,6 +71,46 @@ class RowGraph:
         weight = self._quantizable((config.out_channels, per_group, *config.kernel))
         inputs = [value, weight, *self._bias()]
         return shape, self._node("Conv", inputs, "conv", group=config.groups, **window(config))
+
+    def _activated(self, word: str, value: str, name: str) -> str:
+        """An activation, as exporters write it."""
+        if word == "silu":
+            gate = self._node("Sigmoid", [value], f"{name}_gate")
+            return self._node("Mul", [value, gate], name)
+        if word == "gelu":
+            root, one, half = (self._weight(self.floats(x)) for x in (2**0.5, 1.0, 0.5))
+            scaled = self._node("Div", [value, root], f"{name}_scaled")
+            error = self._node("Erf", [scaled], f"{name}_erf")
+            gate = self._node("Add", [error, one], f"{name}_gate")
+            return self._node(
+                "Mul", [self._node("Mul", [value, gate], f"{name}_whole"), half], name
+            )
+        return self._node(TAIL_OPS[word], [value], name)
+
+    def _attention(self) -> bytes:
+        """All heads' products and their softmax, between what the linear layers give and read."""
+        config, precision = self.config, self.config.precision
+        batch, channels, queries, keys = config.in_shape
+        heads = config.groups
+        split = self._weight(np.array([batch, -1, heads, channels // heads]))
+        parts = []
+        for name, tokens, order in (
+            ("input", queries, [0, 2, 1, 3]),
+            ("keys", keys, [0, 2, 3, 1]),
+            ("values", keys, [0, 2, 1, 3]),
+        ):
+            value = self._input(name, (batch, tokens, channels), precision)
+            value = self._node("Reshape", [value, split], f"{name}_split")
+            parts.append(self._node("Transpose", [value], f"{name}_heads", perm=order))
+        scale = self._weight(self.floats((channels // heads) ** 0.5))
+        logits = self._node("MatMul", parts[:2], "products")
+        logits = self._node("Div", [logits, scale], "logits")
+        weights = self._node("Softmax", [logits], "weights", axis=-1)
+        mixed = self._node("MatMul", [weights, parts[2]], "mixed")
+        mixed = self._node("Transpose", [mixed], "mixed_tokens", perm=[0, 2, 1, 3])
+        joined = self._weight(np.array([batch, queries, channels]))
+        self._node("Reshape", [mixed, joined], "output")
+        return self._finish((batch, queries, channels), precision)
 
     def _quantizable(self, shape: tuple[int, ...]) -> str:
         if self.int8:

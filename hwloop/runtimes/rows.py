@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hwloop.runtimes.rowgraph import TAIL_OPS, RowGraph, spatial, window
+from hwloop.runtimes.rowgraph import TAIL_CHAINS, TAIL_OPS, RowGraph, spatial, window
 
 _ACTIVATION_SCALE, _WEIGHT_SCALE, ZERO_POINT = 0.02, 0.01, 128
 _WEIGHT_LIMIT = 63  # reduce_range: seven bits, as the x86 recipe without VNNI quantizes
@@ -43,6 +43,8 @@ class OrtRow(RowGraph):
         if config.op == "empty":
             self._node("Identity", [self._input("input", config.in_shape, "fp32")], "output")
             return self._finish(config.in_shape, "fp32")
+        if config.op == "attention":
+            return self._attention()
         if config.op == "quantize":
             value = self._input("input", config.in_shape, "fp32")
             self._int8_output(self._node("QuantizeLinear", [value, *self._scale()], "quantized"))
@@ -80,10 +82,10 @@ class OrtRow(RowGraph):
         if word == "clip" and not self.int8:
             limits = [self._weight(np.float32(item)) for item in bounds]
             return self._node("Clip", [value, *limits], name)
-        if word in TAIL_OPS and not (self.int8 and word == "relu"):
+        if (word in TAIL_OPS or word in TAIL_CHAINS) and not (self.int8 and word == "relu"):
             if self.int8:
                 value = self._dequantized(self._quantized(value, f"{name}_q", ZERO_POINT))
-            return self._node(TAIL_OPS[word], [value], name)
+            return self._activated(word, value, name)
         return value
 
     def _int8_pool(self) -> tuple[int, ...]:
@@ -162,6 +164,8 @@ class TensorRTRow(RowGraph):
         if config.op == "empty":
             self._node("Identity", [self._input("input", config.in_shape, base)], "output")
             return self._finish(config.in_shape, base)
+        if config.op == "attention":
+            return self._attention()
         if config.op == "quantize":
             self._quantized(self._input("input", config.in_shape, base), "output")
             return self._finish(config.in_shape, "int8")
@@ -185,7 +189,8 @@ class TensorRTRow(RowGraph):
         if word == "clip":
             limits = [self._weight(self.floats(item)) for item in bounds]
             return self._node("Clip", [value, *limits], name)
-        return self._node(TAIL_OPS[word], [value], name) if word in TAIL_OPS else value
+        known = word in TAIL_OPS or word in TAIL_CHAINS
+        return self._activated(word, value, name) if known else value
 
     def _operand(self, name: str, shape: tuple[int, ...]) -> str:
         if not self.int8:

@@ -13,6 +13,7 @@ from torch import nn
 from hwloop.errors import UsageError, closest
 from hwloop.tasks import TASKS
 from hwloop.tasks.calls import call_factory, call_user, shown
+from hwloop.tasks.explicit import explicit
 from hwloop.tasks.protocol import Task, TaskModel
 from hwloop.tasks.spec import load_object
 
@@ -98,7 +99,7 @@ def load_model(task: Task, spec: str | TaskModel | Maker | None = None) -> TaskM
     """
     if spec is None:
         what = f"model() of the task {task.name}"
-        return _network(call_user(task.model, what=what), what).eval()
+        return explicit(_network(call_user(task.model, what=what), what)).eval()
     if isinstance(spec, str):
         return as_model(load_object(spec, what="the model"), spec=spec)
     return as_model(spec)
@@ -119,9 +120,9 @@ def as_model(found: TaskModel | Maker, *, spec: str | None = None) -> TaskModel:
     if isinstance(found, nn.Module):
         what = f"the model {spec or type(found).__name__}"
         copied: TaskModel = call_user(copy.deepcopy, found, what=f"copying {what}")
-        return copied.eval()
+        return explicit(copied).eval()
     made: Any = call_factory(found, what=what, spec=spec) if callable(found) else found
-    return _network(made, what).eval()
+    return explicit(_network(made, what)).eval()
 
 
 def _network(found: Any, what: str) -> TaskModel:

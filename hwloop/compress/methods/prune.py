@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 
 from hwloop.compress.methods.method import Method, Work
@@ -33,9 +34,8 @@ class Prune(Method):
         return self.kind, self.channels(action, group, rules)
 
     def channels(self, action: Action, group: Group, rules: SpaceRules) -> int:
-        wanted = round(group.channels * action.amount)
-        aligned = -(-wanted // rules.align) * rules.align
-        return min(group.channels, max(rules.align, aligned))
+        wanted, step = round(group.channels * action.amount), _step(group, rules.align)
+        return min(group.channels, max(step, -(-wanted // step) * step))
 
     def apply(self, work: Work, chosen: Mapping[Group, Action]) -> None:
         from hwloop.compress.cut import cut
@@ -47,3 +47,9 @@ class Prune(Method):
 
     def describe(self, action: Action) -> str:
         return f"{self.kind} to {100 * action.amount:g}%"
+
+
+def _step(group: Group, align: int) -> int:
+    """Widths are multiples of it: whole bundles, aligned where that leaves a choice."""
+    both = math.lcm(group.bundle, align)
+    return both if 2 * both <= group.channels else group.bundle if group.bundle > 1 else align

@@ -1,0 +1,273 @@
+"""Reads layers, shapes and what is fused behind them from an exported FP32 graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from hwloop.records import LayerConfig
+from hwloop.runtimes.graph import ACTIVATIONS, GraphIndex
+from hwloop.runtimes.host import open_on_cpu
+
+WEIGHTED = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear"}
+POOLS = {"MaxPool": "maxpool", "AveragePool": "avgpool", "GlobalAveragePool": "globalavgpool"}
+
+
+class GraphReader:
+    """Reads layers, shapes and fused tails from an exported FP32 graph."""
+
+    def __init__(self, model: Any) -> None:
+        model, self.shapes = _with_shapes(model)
+        graph = model.graph
+        self.graph = graph
+        self.constants = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+        self.index = GraphIndex(graph)
+        self.weighted = [node for node in graph.node if self._is_weighted(node)]
+        self.rows = [
+            node
+            for node in graph.node
+            if self._is_weighted(node) or node.op_type in POOLS or self._is_attention(node)
+        ]
+
+    def config(self, node: Any) -> LayerConfig:
+        """The dense FP32 configuration of a weighted or pooling node with its fused tail."""
+        shape = self.shapes[node.input[0]]
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        if self._is_attention(node):
+            batch, heads, queries, keys = shape
+            width = heads * self.shapes[node.input[1]][3]
+            size = (batch, width, queries, keys)
+            return LayerConfig(op="attention", in_shape=size, out_channels=width, groups=heads)
+        if node.op_type in ("Gemm", "MatMul"):
+            out = self._out_channels(node)
+            # A linear layer over tokens is one over as many rows.
+            rows, tail = math.prod(shape[:-1]), self._tail(node)
+            return LayerConfig(op="linear", in_shape=(rows, shape[-1]), out_channels=out, tail=tail)
+        if node.op_type == "GlobalAveragePool":
+            return LayerConfig(op="globalavgpool", in_shape=shape, out_channels=shape[1])
+        window = LayerConfig(
+            op=WEIGHTED.get(node.op_type) or POOLS[node.op_type],
+            in_shape=_as_image(shape),
+            out_channels=shape[1],
+            **_window(attributes),
+        )
+        if node.op_type in POOLS:
+            return window
+        return replace(
+            window,
+            out_channels=self._out_channels(node),
+            groups=int(attributes.get("group", 1)),
+            tail=self._tail(node),
+        )
+
+    def sources(self, tensor: str, per_channel: int = 1) -> list[tuple[int, int]]:
+        """(index of the weighted node, inputs per channel) for all that feed a tensor."""
+        node = self.index.producers.get(tensor)
+        if node is None:
+            return []
+        if self._is_weighted(node):
+            return [(self.weighted.index(node), per_channel)]
+        dynamic = [name for name in node.input if name and name not in self.constants]
+        if node.op_type in ("Flatten", "Reshape"):
+            before, after = self.shapes.get(dynamic[0], ()), self.shapes.get(tensor, ())
+            if len(after) == 2 < len(before) and after[1] == math.prod(before[1:]):
+                per_channel *= math.prod(before[2:])  # not where the last sizes are channels
+        if node.op_type == "Concat":
+            return self._concatenated(node, [self.sources(name, per_channel) for name in dynamic])
+        return self.sources(dynamic[0], per_channel) if dynamic else []
+
+    def _concatenated(self, node: Any, parts: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+        """Of the channels; or of one part, where it is positions that are put side by side."""
+        axis = next(item.i for item in node.attribute if item.name == "axis")
+        for name, sources in zip(node.input, parts, strict=False):
+            shape = self.shapes.get(name, ())
+            channels = sum(self.width(index) * times for index, times in sources)
+            if sources and shape and shape[axis] != channels:
+                return sources
+        return [item for sources in parts for item in sources]
+
+    def width(self, index: int) -> int:
+        """Channels that a weighted node writes."""
+        return self._out_channels(self.weighted[index])
+
+    def _out_channels(self, node: Any) -> int:
+        dims = self.constants[node.input[1]]
+        transposed = any(item.name == "transB" and item.i for item in node.attribute)
+        return int(dims[0] if node.op_type == "Conv" or transposed else dims[-1])
+
+    def readers(self, tensor: str) -> set[int]:
+        """Weighted nodes that a tensor reaches with no other one between."""
+        found: set[int] = set()
+        reached, waiting = {tensor}, [tensor]
+        while waiting:
+            for user in self.index.users.get(waiting.pop(), ()):
+                if self._is_weighted(user):
+                    found.add(self.weighted.index(user))
+                    continue
+                waiting += [name for name in user.output if name not in reached]
+                reached.update(user.output)
+        return found
+
+    def output_weighted(self) -> set[int]:
+        """Weighted nodes whose channels reach an output of the network: their width is fixed."""
+        found: set[int] = set()
+        for output in self.graph.output:
+            found.update(self._reaching(output.name, set()))
+        return found
+
+    def _reaching(self, tensor: str, seen: set[str]) -> set[int]:
+        node = self.index.producers.get(tensor)
+        if node is None or tensor in seen:
+            return set()
+        seen.add(tensor)
+        if self._is_weighted(node):
+            return {self.weighted.index(node)}
+        dynamic = [name for name in node.input if name and name not in self.constants]
+        return {index for name in dynamic for index in self._reaching(name, seen)}
+
+    def _tail(self, node: Any) -> tuple[str, ...]:
+        """What runtimes fuse behind a weighted node: bias, one residual add, activation."""
+        tail = ["bias"] if len(node.input) > 2 and node.input[2] else []
+        output = node.output[0]
+        add = self._only_consumer(output, "Add")
+        if node.op_type == "MatMul" and add is not None and self._is_bias(add):
+            tail.append("bias")
+            output = add.output[0]
+        if node.op_type == "Conv" and add is not None and self._closes(add, output):
+            tail.append("add")
+            output = add.output[0]
+        for op, word in ACTIVATIONS.items():
+            activation = self._only_consumer(output, op)
+            if activation is not None:
+                tail.append(word)
+        clip = self._only_consumer(output, "Clip")
+        if clip is not None:
+            tail.append("clip:0:6")
+        return (*tail, *self._chain(output))
+
+    def _is_bias(self, add: Any) -> bool:
+        """A constant for each feature."""
+        return any(len(self.constants.get(name, ())) == 1 for name in add.input)
+
+    def _chain(self, tensor: str) -> tuple[str, ...]:
+        """An activation that multiplies a tensor with a gate of itself."""
+        users = self.index.users.get(tensor, [])
+        ops = sorted(user.op_type for user in users)
+        if ops == ["Mul", "Sigmoid"]:
+            gate = next(user for user in users if user.op_type == "Sigmoid")
+            product = next(user for user in users if user.op_type == "Mul")
+            return ("silu",) if gate.output[0] in product.input else ()
+        for user in users if len(users) == 2 else []:
+            scaled = user.op_type in ("Div", "Mul") and user.output[0]
+            if scaled and self._only_consumer(scaled, "Erf") is not None:
+                return ("gelu",)
+        return ()
+
+    def _closes(self, add: Any, tensor: str) -> bool:
+        """True when ``tensor`` is the last computed operand: its producer takes the add in."""
+        other = next((name for name in add.input if name != tensor), None)
+        if other is None or other in self.constants:
+            return False
+        if self.shapes.get(other) != self.shapes.get(tensor):
+            return False
+        producer = self.index.producers.get(other)
+        if producer is None or producer.op_type != "Conv":
+            return True
+        if len(self.index.users.get(other, ())) > 1:
+            return True
+        own = self.index.producers[tensor]
+        return bool(self.index.order[own.name] > self.index.order[producer.name])
+
+    def _only_consumer(self, tensor: str, op: str) -> Any:
+        user = self.index.only_user(tensor)
+        return user if user is not None and user.op_type == op else None
+
+    def _is_weighted(self, node: Any) -> bool:
+        return node.op_type in WEIGHTED and node.input[1] in self.constants
+
+    def _is_attention(self, node: Any) -> bool:
+        """The product of a softmax, (N, heads, queries, keys), with values of as many heads."""
+        if node.op_type != "MatMul" or node.input[1] in self.constants:
+            return False
+        source = self.index.producers.get(node.input[0])
+        shapes = [self.shapes.get(name, ()) for name in node.input]
+        if source is None or source.op_type != "Softmax":
+            return False
+        return all(len(shape) == 4 and min(shape) > 0 for shape in shapes)
+
+
+def _with_shapes(model: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """A graph, with its shapes inferred where they were not written into it; and all of them.
+
+    Sizes that the graph computes, as ``x.flatten(2)`` does, are found by following the numbers as
+    well, or else by running it. The file itself stays as it was exported.
+    """
+    shapes = _shapes(model.graph)
+    if all(min(shape, default=1) > 0 for shape in shapes.values()):
+        return model, shapes
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    shapes = _shapes(model.graph)
+    read = [node for node in model.graph.node if node.op_type in (*WEIGHTED, *POOLS)]
+    unknown = [name for node in read for name in node.input if name not in shapes]
+    weights = {weight.name for weight in model.graph.initializer}
+    if set(unknown) - weights or any(
+        min(shapes.get(name, ()), default=1) < 1 for node in read for name in node.input
+    ):
+        shapes.update(_seen_shapes(model, shapes))
+    return model, shapes
+
+
+def _seen_shapes(model: Any, known: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Of all values that are not known, in a run of the graph.
+
+    Raises:
+        EnvironmentProblem: ONNX Runtime is not installed.
+    """
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    names = [
+        name
+        for node in model.graph.node
+        for name in node.output
+        if name and min(known.get(name, (0,)), default=1) < 1
+    ]
+    outputs = {value.name for value in model.graph.output}
+    shown.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in names if name not in outputs
+    )
+    session = open_on_cpu(
+        shown.SerializeToString(), needed_for="the sizes within this network need", optimized=False
+    )
+    inputs = {value.name: np.zeros(_dims(value), np.float32) for value in model.graph.input}
+    found = session.run(names, inputs)
+    return {name: tuple(np.shape(value)) for name, value in zip(names, found, strict=True)}
+
+
+def _as_image(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A signal (N, C, L) is an image of one row."""
+    return shape if len(shape) != 3 else (*shape[:2], 1, shape[2])
+
+
+def _window(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """How a kernel moves over an image."""
+    kernel = tuple(attributes["kernel_shape"])
+    strides = tuple(attributes.get("strides", (1,) * len(kernel)))
+    pads = tuple(attributes.get("pads", (0,) * len(kernel)))[: len(kernel)]
+    if len(kernel) == 1:
+        kernel, strides, pads = (1, *kernel), (1, *strides), (0, *pads)
+    return {"kernel": kernel, "stride": strides, "padding": pads}
+
+
+def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
+    """Of every value that the graph says something about; 0 where a size is not known."""
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {v.name: _dims(v) for v in values if v.type.tensor_type.HasField("shape")}
+
+
+def _dims(value: Any) -> tuple[int, ...]:
+    return tuple(int(dim.dim_value) for dim in value.type.tensor_type.shape.dim)

@@ -1,0 +1,254 @@
+"""Every row that a candidate can cost, and the few of them that are measured.
+
+Channels come in sums: what a concatenation brings is as many as its parts, whichever they are. So
+rows are enumerated by sums, never by combinations. Where even these are many, kinds of rows that
+differ in channels alone are measured on a grid, and what lies between is interpolated.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+
+from hwloop.compress import space
+from hwloop.compress.methods import method_of
+from hwloop.compress.rows import WEIGHTED, casts, precision_of, resized, width
+from hwloop.compress.rules import SpaceRules
+from hwloop.compress.space import Masks
+from hwloop.records import KEEP, Action, Layer, LayerConfig, Network
+
+MOST_ROWS = 1000
+"""Of a table; measuring them takes minutes."""
+
+GRIDS = ((64, 2), (32, 2), (32, 1), (12, 1))
+"""(kinds with more points than this lie on a grid, steps of it for each doubling): the first that
+leaves few enough rows."""
+
+Point = tuple[int, int]
+"""Channels in and out; a kind that has them tied has the same number twice."""
+
+Source = tuple[int, str]
+"""Channels that a group brings, and their precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Axes:
+    """The widths of one kind of row that are measured, in order."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowPlan:
+    """What of a network's rows is measured, and how the others follow.
+
+    Attributes:
+        measured: distinct, in forward order.
+        interpolated: how many more can be needed.
+    """
+
+    measured: tuple[LayerConfig, ...]
+    interpolated: int
+    _grids: Mapping[LayerConfig, _Axes]
+
+    def parts(self, config: LayerConfig) -> tuple[tuple[LayerConfig, float], ...]:
+        """Measured rows and their weights, which add up to a row; one alone where it is measured.
+
+        Between neighbours on the grid it is linear in the channels in and in the channels out.
+        """
+        kind, point = _kind(config), _point(config)
+        axes = self._grids.get(kind)
+        if axes is None:
+            return ((config, 1.0),)
+        if _tied(kind):
+            return tuple(
+                (_at(kind, (value, value)), weight)
+                for value, weight in _between(axes.inputs, point[0])
+            )
+        return tuple(
+            (_at(kind, (inputs, outputs)), share * weight)
+            for inputs, share in _between(axes.inputs, point[0])
+            for outputs, weight in _between(axes.outputs, point[1])
+        )
+
+    def is_measured(self, config: LayerConfig) -> bool:
+        return len(self.parts(config)) == 1
+
+
+@lru_cache(maxsize=4)
+def row_plan(network: Network, rules: SpaceRules) -> RowPlan:
+    """The rows of a network on a target."""
+    every = reachable_configs(network, rules)
+    kinds: dict[LayerConfig, set[Point]] = {}
+    for config in every:
+        kinds.setdefault(_kind(config), set()).add(_point(config))
+    grids: dict[LayerConfig, _Axes] = {}
+    for most, steps in GRIDS:
+        if _count(kinds, grids) <= MOST_ROWS:
+            break
+        grids = {kind: _axes(points, steps) for kind, points in kinds.items() if len(points) > most}
+    measured: dict[LayerConfig, None] = {}
+    for config in every:
+        kind = _kind(config)
+        rows = _on_grid(kind, grids[kind]) if kind in grids else (config,)
+        measured.update(dict.fromkeys(rows))
+    further = sum(config not in measured for config in every)
+    return RowPlan(measured=tuple(measured), interpolated=further, _grids=grids)
+
+
+def reachable_configs(network: Network, rules: SpaceRules) -> tuple[LayerConfig, ...]:
+    """Every distinct row that any candidate can cost, in forward order."""
+    legal = space.masks(network, rules)
+    found: dict[LayerConfig, None] = {}
+    for layer in network.layers:
+        found.update(dict.fromkeys(_of_layer(network, layer, legal, rules)))
+    return tuple(found)
+
+
+def _of_layer(
+    network: Network, layer: Layer, legal: Masks, rules: SpaceRules
+) -> Iterator[LayerConfig]:
+    own = [KEEP] if layer.out_group is None else _options(layer.out_group, legal, rules)
+    brought = {
+        index: _brought(network, index, per_channel, _options(index, legal, rules), rules)
+        for index, per_channel in layer.in_groups
+    }
+    for action in own:
+        known = dict(brought)
+        for index, per_channel in layer.in_groups:
+            if index == layer.out_group:  # it reads its own group
+                known[index] = _brought(network, index, per_channel, [action], rules)
+        yield from _under(network, layer, action, tuple(known.values()), rules)
+
+
+def _under(
+    network: Network,
+    layer: Layer,
+    action: Action,
+    brought: Sequence[Sequence[Source]],
+    rules: SpaceRules,
+) -> Iterator[LayerConfig]:
+    """The rows of a layer with one action of its own group."""
+    dense = layer.config
+    outputs = dense.out_channels
+    if layer.out_group is not None:
+        kept = width(network, layer.out_group, action, rules)
+        outputs = outputs * kept // network.groups[layer.out_group].channels
+    fixed = dense.in_shape[1] - sum(
+        network.groups[index].channels * per_channel for index, per_channel in layer.in_groups
+    )
+    weighted = dense.op in (*WEIGHTED, "attention")
+    first = [None] if weighted or not brought else brought[0]
+    rest = brought if weighted or not brought else brought[1:]
+    for source in first:  # a pool runs in the precision of the first that it reads
+        own = precision_of(action, rules) if source is None else source[1]
+        if dense.op == "attention" or not (weighted or brought):
+            own = rules.base_precision
+        begun = fixed + (0 if source is None else source[0])
+        for inputs in sorted(_sums(begun, rest), reverse=True):
+            config = resized(dense, in_channels=inputs, out_channels=outputs)
+            config = replace(config, precision_in=own, precision=own, precision_out=own)
+            yield from method_of(action).rows(config, action, rules)
+            if not brought:
+                yield from casts(config, [], rules)
+    own = rules.base_precision if dense.op == "attention" else precision_of(action, rules)
+    shape = replace(dense, precision=own)
+    for sources in brought:
+        for source in sources:
+            yield from casts(shape, [source], rules)
+
+
+def _options(group: int, legal: Masks, rules: SpaceRules) -> list[Action]:
+    pairs = zip(space.menu(rules), legal[group], strict=True)
+    return [action for action, allowed in pairs if allowed]
+
+
+def _brought(
+    network: Network, group: int, per_channel: int, actions: Iterable[Action], rules: SpaceRules
+) -> list[Source]:
+    return list(
+        dict.fromkeys(
+            (width(network, group, action, rules) * per_channel, precision_of(action, rules))
+            for action in actions
+        )
+    )
+
+
+def _sums(begun: int, parts: Iterable[Sequence[Source]]) -> set[int]:
+    sums = {begun}
+    for sources in parts:
+        sums = {total + channels for total in sums for channels, _ in sources}
+    return sums
+
+
+# ------------------------------------------------------------------------------------ grids
+
+
+def _kind(config: LayerConfig) -> LayerConfig:
+    """The row without its channels; of a grouped convolution, with those of one of its groups."""
+    one = config.in_shape[1] // config.groups if config.groups > 1 else 1
+    shape = (config.in_shape[0], one, *config.in_shape[2:])
+    return replace(config, in_shape=shape, out_channels=1, groups=min(config.groups, 2))
+
+
+def _tied(kind: LayerConfig) -> bool:
+    """Whether a row of this kind has as many channels out as in."""
+    return kind.op not in WEIGHTED or kind.groups > 1
+
+
+def _point(config: LayerConfig) -> Point:
+    inputs = config.in_shape[1]
+    return (inputs, inputs) if _tied(config) else (inputs, config.out_channels)
+
+
+def _at(kind: LayerConfig, point: Point) -> LayerConfig:
+    """Inverse of the two."""
+    inputs, outputs = point
+    groups = inputs // kind.in_shape[1] if kind.groups > 1 else 1
+    shape = (kind.in_shape[0], inputs, *kind.in_shape[2:])
+    return replace(kind, in_shape=shape, out_channels=outputs, groups=groups)
+
+
+def _axes(points: Iterable[Point], steps: int) -> _Axes:
+    inputs, outputs = zip(*points, strict=True)
+    return _Axes(inputs=_axis(inputs, steps), outputs=_axis(outputs, steps))
+
+
+def _axis(values: Iterable[int], steps: int) -> tuple[int, ...]:
+    """The least and the greatest, and between them powers of two, halved by ``steps``.
+
+    They are the same for every layer, so that layers share their rows.
+    """
+    ordered = sorted(set(values))
+    if len(ordered) <= 4:
+        return tuple(ordered)
+    least, greatest = ordered[0], ordered[-1]
+    marks = [2**power * (2 + step) // 2 for power in range(24) for step in range(steps)]
+    return (least, *(mark for mark in marks if least < mark < greatest), greatest)
+
+
+def _between(axis: Sequence[int], value: int) -> list[tuple[int, float]]:
+    """The neighbours of a value and their weights."""
+    index = bisect_left(axis, value)
+    if index < len(axis) and axis[index] == value:
+        return [(value, 1.0)]
+    below, above = axis[index - 1], axis[index]
+    share = (value - below) / (above - below)
+    return [(below, 1 - share), (above, share)]
+
+
+def _on_grid(kind: LayerConfig, axes: _Axes) -> tuple[LayerConfig, ...]:
+    if _tied(kind):
+        return tuple(_at(kind, (value, value)) for value in axes.inputs)
+    return tuple(_at(kind, point) for point in product(axes.inputs, axes.outputs))
+
+
+def _count(kinds: Mapping[LayerConfig, set[Point]], grids: Mapping[LayerConfig, _Axes]) -> int:
+    return sum(
+        len(_on_grid(kind, grids[kind])) if kind in grids else len(points)
+        for kind, points in kinds.items()
+    )

@@ -1,0 +1,283 @@
+"""torch-pruning's dependency graph of a network, or of parts of it where the whole defies it.
+
+Only this file and ``cut.py`` know torch-pruning (Fang et al., CVPR 2023).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from hwloop.compress.calls import FAILURES
+from hwloop.compress.standins import standing_in
+from hwloop.errors import CandidateError, UsageError
+from hwloop.tasks.explicit import ExplicitAttention
+
+PRUNABLE_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear)
+NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+SMALL_SIZES = (32, 64, 128)
+"""Heights and widths to trace at, where that tells the same as the deployed size."""
+
+_traced_at: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Tensor]] = WeakKeyDictionary()
+"""Network → shape of the example, and what :func:`tracing_input` found for it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scope:
+    """A part of a network that can be traced.
+
+    Attributes:
+        path: of the module; empty for the whole network.
+        example: an input of it.
+    """
+
+    path: str
+    example: Tensor
+
+
+def tracing_input(module: nn.Module, example: Tensor) -> Tensor:
+    """The smallest part of an image that tells the same dependencies as the image itself.
+
+    Tracing takes a forward pass, with everything that its gradient would need kept in memory.
+    What was found for a network is remembered while it lives.
+
+    Args:
+        example: (N, ...); returned itself where it is no image, or a smaller one tells otherwise.
+
+    Raises:
+        UsageError: torch-pruning cannot trace the network.
+    """
+    shape = tuple(example.shape)
+    known = _traced_at.get(module)
+    if known is None or known[0] != shape:
+        known = _traced_at[module] = shape, _smallest(module, example)
+    return known[1]
+
+
+def _smallest(module: nn.Module, example: Tensor) -> Tensor:
+    def meaning(part: Tensor) -> list[Any]:
+        with dependencies(module, {"": Scope(path="", example=part)}) as graph:
+            return graph.meaning()
+
+    wanted = meaning(example)
+    sizes = SMALL_SIZES if example.ndim == 4 else ()
+    for size in sizes:
+        if size >= min(example.shape[2:]):
+            break
+        part = example[:, :, :size, :size].clone()
+        try:
+            if meaning(part) == wanted:
+                return part
+        except UsageError:
+            continue
+    return example
+
+
+@contextmanager
+def dependencies(module: nn.Module, scopes: Mapping[str, Scope]) -> Iterator[Dependencies]:
+    """The dependencies within parts of a network, until the block ends.
+
+    Until then other layers stand in for some; the network must be run afterwards only.
+
+    Args:
+        scopes: path of a layer → where its group is looked for.
+
+    Raises:
+        UsageError: torch-pruning cannot trace one of them.
+    """
+    with standing_in(module) as bundles:
+        found = Dependencies(module, scopes, bundles)
+        try:
+            found.trace()
+            yield found
+        finally:
+            found.forget()
+
+
+class Dependencies:
+    """torch-pruning's graphs of one network, which can be cut group by group."""
+
+    def __init__(
+        self, module: nn.Module, scopes: Mapping[str, Scope], bundles: Mapping[nn.Module, int]
+    ) -> None:
+        self._module = module
+        self._scopes = scopes
+        self._names = {child: path for path, child in module.named_modules()}
+        self._bundles = bundles
+        self._graphs: dict[str, Any] = {}
+        self._attentions: dict[nn.Module, ExplicitAttention] = {
+            child.query: child for child in module.modules() if isinstance(child, ExplicitAttention)
+        }
+
+    def trace(self) -> None:
+        """All parts, before any is cut. Raises UsageError where torch-pruning cannot."""
+        for scope in self._scopes.values():
+            if scope.path not in self._graphs:
+                part = self._module.get_submodule(scope.path)
+                self._graphs[scope.path] = _trace(part, scope.example)
+
+    def knows(self, path: str) -> bool:
+        """Whether a layer was met."""
+        return self._module.get_submodule(path) in self._graph(path).module2node
+
+    def group(self, path: str, channels: Sequence[int] | None = None) -> Any:
+        """torch-pruning's group: every dependency of a layer's output channels, all by default."""
+        layer, graph = self._module.get_submodule(path), self._graph(path)
+        indices = list(range(out_channels(layer)) if channels is None else channels)
+        return graph.get_pruning_group(layer, _cuts_outputs_of(layer), idxs=indices)
+
+    def members(self, path: str) -> tuple[list[str], bool, bool]:
+        """Paths of the layers coupled to a layer, whether all its dependencies are handled, and
+        whether something between them changes shapes.
+        """
+        graph = self._graph(path)
+        members, clean, reshaped = [], True, False
+        for dependency, indices in self.group(path):
+            target = dependency.target.module
+            if not isinstance(target, PRUNABLE_TYPES):
+                handled = isinstance(target, NORM_TYPES) or _is(dependency.target, "ELEMENTWISE")
+                clean = clean and (handled or _is_reshaping(target))
+                reshaped = reshaped or not handled
+                continue
+            if graph.is_out_channel_pruning_fn(dependency.handler):
+                members.append(self._names[target])
+                clean = clean and sorted(indices) == list(range(out_channels(target)))
+            grouped = getattr(target, "groups", 1)
+            clean = clean and (grouped == 1 or grouped == getattr(target, "out_channels", 0))
+        return members, clean, reshaped
+
+    def bundle(self, path: str) -> int:
+        """Channels of a group that can only go together: a grouped convolution's, or a head's."""
+        return math.lcm(
+            *(self._bundles.get(layer, 1) for layer in self._writers(path, self.group(path)))
+        )
+
+    def readers(
+        self, path: str, channels: Sequence[int] | None = None
+    ) -> dict[str, list[tuple[int, int]]]:
+        """The layers that read a group's channels, all by default.
+
+        Returns:
+            Path of a layer → pairs of its input and the group's channel.
+        """
+        graph = self._graph(path)
+        found: dict[str, list[tuple[int, int]]] = {}
+        for item in self.group(path, channels):
+            target = item.dep.target.module
+            reads = graph.is_in_channel_pruning_fn(item.dep.handler)
+            if isinstance(target, PRUNABLE_TYPES) and reads:
+                pairs = zip(item.idxs, item.root_idxs, strict=True)
+                known = [(own, root) for own, root in pairs if root is not None]
+                found.setdefault(self._names[target], []).extend(known)
+        return found
+
+    def cut(self, path: str, kept: Collection[int]) -> None:
+        """Leave a group these channels, in place; other groups can be cut afterwards.
+
+        Raises:
+            CandidateError: stage ``compress``: the group cannot be cut so.
+        """
+        try:
+            width = out_channels(self._module.get_submodule(path))
+            removed = sorted(set(range(width)) - set(kept))
+            group = self.group(path, removed)
+            # Halves that are multiplied with each other take more channels along.
+            if sorted(group[0].idxs) != removed or not self._graph(path).check_pruning_group(group):
+                raise CandidateError("compress", f"group {path!r} cannot be cut to {len(kept)}")
+            writers = self._writers(path, group)
+            group.prune()
+        except FAILURES as error:
+            raise CandidateError("compress", f"group {path!r} cannot be cut: {error}") from error
+        for query in writers & self._attentions.keys():
+            attention = self._attentions[query]
+            attention.keep_heads(sorted({index // attention.head_channels for index in kept}))
+
+    def _writers(self, path: str, group: Any) -> set[nn.Module]:
+        """What of a group loses outputs."""
+        cuts_outputs = self._graph(path).is_out_channel_pruning_fn
+        return {item.dep.target.module for item in group if cuts_outputs(item.dep.handler)}
+
+    def meaning(self) -> list[Any]:
+        """What the graphs say, to be compared with that of the same network on another input."""
+        found = []
+        for graph in self._graphs.values():
+            nodes = list(graph.module2node.values())
+            index = {node: position for position, node in enumerate(nodes)}
+            found += [
+                (
+                    *(node.type, self._names.get(node.module), node.enable_index_mapping),
+                    *([index[other] for other in side] for side in (node.inputs, node.outputs)),
+                    *(_mappings(dependency) for dependency in node.dependencies),
+                )
+                for node in nodes
+            ]
+        return found
+
+    def forget(self) -> None:
+        """Let go of what forward computed, which the graphs' circles would keep for long."""
+        for graph in self._graphs.values():
+            for node in graph.module2node.values():
+                node.grad_fn = None
+                if _is(node, "SLICE"):
+                    node.module.grad_fn = None
+
+    def _graph(self, path: str) -> Any:
+        return self._graphs[self._scopes[path].path]
+
+
+def _mappings(dependency: Any) -> list[Any]:
+    return [item and (type(item).__name__, vars(item)) for item in dependency.index_mapping]
+
+
+def _is(node: Any, kind: str) -> bool:
+    return bool(node.type == tp.ops.OPTYPE[kind])
+
+
+def _is_reshaping(target: Any) -> bool:
+    """torch-pruning's own placeholder operations: reshape, concat, split, element-wise."""
+    return type(target).__module__.startswith("torch_pruning")
+
+
+def _trace(module: nn.Module, example: Tensor) -> Any:
+    before = [parameter.requires_grad for parameter in module.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # torch-pruning traces through autograd, so every parameter must take part.
+        module.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                return tp.DependencyGraph().build_dependency(module, (example,))
+        except FAILURES as error:
+            raise UsageError(
+                f"the network cannot be traced: {type(error).__name__}: {error}",
+                "forward must take one tensor and return one, without data-dependent branches",
+            ) from error
+        finally:
+            for parameter, flag in zip(module.parameters(), before, strict=True):
+                parameter.requires_grad_(flag)
+
+
+def _cuts_outputs_of(layer: nn.Module) -> Any:
+    if isinstance(layer, nn.Linear):
+        return tp.prune_linear_out_channels
+    if _is_depthwise(layer):
+        return tp.prune_depthwise_conv_out_channels
+    return tp.prune_conv_out_channels
+
+
+def _is_depthwise(layer: Any) -> bool:
+    return bool(layer.groups > 1 and layer.groups == layer.out_channels)
+
+
+def out_channels(layer: Any) -> int:
+    """Of a convolution or a linear layer."""
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)

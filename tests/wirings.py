@@ -1,0 +1,292 @@
+"""Small networks, each with one way to wire layers that plain convolutions do not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def _image(width: int = 32) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+
+
+class Wired(nn.Module):
+    """An image, something in the middle, and a classifier."""
+
+    width = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _image()
+        self.build()
+        self.last = nn.Linear(self.width, 5)
+
+    def build(self) -> None:
+        raise NotImplementedError
+
+    def middle(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.stem(x)).mean((2, 3)))
+
+
+class Concat(Wired):
+    width = 56
+
+    def build(self) -> None:
+        self.left, self.right = nn.Conv2d(32, 16, 1), nn.Conv2d(32, 24, 3, padding=1)
+        self.third = nn.Conv2d(40, 16, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        both = torch.cat([self.left(x), self.right(x)], 1)
+        return torch.cat([both, self.third(both)], 1)
+
+
+class AddOfThree(Wired):
+    def build(self) -> None:
+        self.a, self.b, self.c = (nn.Conv2d(32, 32, 1) for _ in range(3))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.relu(self.a(x) + self.b(x) + self.c(x))
+
+
+class Shared(Wired):
+    def build(self) -> None:
+        self.inner, self.outer = nn.Conv2d(32, 24, 1), nn.Conv2d(24, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = torch.relu(x + self.outer(torch.relu(self.inner(x))))
+        return x
+
+
+class Grouped(Wired):
+    def build(self) -> None:
+        self.before = nn.Conv2d(32, 64, 1)
+        self.grouped = nn.Conv2d(64, 64, 3, padding=1, groups=8)
+        self.norm = nn.BatchNorm2d(64)
+        self.after = nn.Conv2d(64, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.after(torch.relu(self.norm(self.grouped(torch.relu(self.before(x))))))
+
+
+class GroupedWider(Wired):
+    """Each group writes more channels than it reads."""
+
+    width = 64
+
+    def build(self) -> None:
+        self.grouped = nn.Conv2d(32, 64, 3, padding=1, groups=4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.relu(self.grouped(x))
+
+
+class ShuffleUnit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(16, 48, 1),
+            nn.BatchNorm2d(48),
+            nn.ReLU(),
+            nn.Conv2d(48, 48, 3, padding=1, groups=48),
+            nn.BatchNorm2d(48),
+            nn.Conv2d(48, 16, 1),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=1)
+        both = torch.cat([left, self.branch(right)], 1)
+        n, c, h, w = both.shape
+        return both.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class Shuffle(Wired):
+    def build(self) -> None:
+        self.units = nn.Sequential(ShuffleUnit(), ShuffleUnit())
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.units(x)
+
+
+class Chunk(Wired):
+    """As in C2f: a layer's halves, one of which goes on."""
+
+    width = 16
+
+    def build(self) -> None:
+        self.both = nn.Conv2d(32, 32, 1)
+        self.inner = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 16, 1))
+        self.out = nn.Conv2d(48, 16, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        left, right = self.both(x).chunk(2, dim=1)
+        return self.out(torch.cat([left, right, self.inner(right)], 1))
+
+
+class SqueezeExcite(Wired):
+    def build(self) -> None:
+        self.conv = nn.Conv2d(32, 32, 3, padding=1)
+        self.down, self.up = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = torch.nn.functional.silu(self.conv(x))
+        gate = self.up(torch.relu(self.down(y.mean((2, 3), keepdim=True))))
+        return x + y * torch.sigmoid(gate)
+
+
+class Tokens(nn.Module):
+    """Patches of an image, as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 48, 4, stride=4)
+        self.norm = nn.LayerNorm(48)
+        self.up, self.down = nn.Linear(48, 96), nn.Linear(96, 48)
+        self.build()
+        self.last = nn.Linear(48, 5)
+
+    def build(self) -> None:
+        raise NotImplementedError
+
+    def mixed(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = x + self.mixed(self.norm(x))
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return self.last(x.mean(1))
+
+
+class Heads(Tokens):
+    """``nn.MultiheadAttention``, as torchvision's ViT has it."""
+
+    def build(self) -> None:
+        self.attention = nn.MultiheadAttention(48, 3, batch_first=True)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+class FusedQkv(Tokens):
+    """One layer for queries, keys and values, as timm's ViT has it."""
+
+    def build(self) -> None:
+        self.qkv, self.out = nn.Linear(48, 144), nn.Linear(48, 48)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, 3, width // 3).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) * 4**-0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(n, tokens, width))
+
+
+class LayerScale(Tokens):
+    def build(self) -> None:
+        self.scale = nn.Parameter(torch.rand(48))
+        self.one = nn.Linear(48, 48)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return self.scale * torch.relu(self.one(x))
+
+
+class Functional(Tokens):
+    """A layer's weights, given to a function."""
+
+    def build(self) -> None:
+        self.one = nn.Linear(48, 48)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.one.weight, self.one.bias)
+
+
+class Signal(nn.Module):
+    """Convolutions in one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 32, 5, padding=2), nn.Conv1d(32, 48, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm1d(48)
+        self.last = nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x.flatten(2)))
+        return self.last(torch.relu(self.norm(self.b(x))).mean(2))
+
+
+class Transposed(Wired):
+    def build(self) -> None:
+        self.down = nn.Conv2d(32, 48, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(48, 32, 2, stride=2)
+        self.after = nn.Conv2d(32, 32, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.after(torch.relu(self.up(torch.relu(self.down(x)))))
+
+
+class Recurrent(Tokens):
+    """An LSTM, which is left alone."""
+
+    def build(self) -> None:
+        self.lstm = nn.LSTM(48, 48, batch_first=True)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
+
+class Window(nn.Module):
+    """torchvision's attention in shifted windows, with a bias for each pair of positions."""
+
+    version = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import swin_transformer as swin
+
+        kind = swin.SwinTransformerBlock if self.version == 1 else swin.SwinTransformerBlockV2
+        self.stem = nn.Conv2d(3, 48, 2, stride=2)
+        self.blocks = nn.Sequential(
+            *(
+                kind(
+                    48, 3, window_size=[4, 4], shift_size=[shift, shift], stochastic_depth_prob=0.0
+                )
+                for shift in (0, 2)
+            )
+        )
+        self.last = nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x).permute(0, 2, 3, 1))
+        return self.last(x.mean((1, 2)))
+
+
+class WindowV2(Window):
+    version = 2
+
+
+WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
+    "concat": (Concat, frozenset({"stem.0", "left", "right", "third"})),
+    "add of three": (AddOfThree, frozenset({"stem.0", "a"})),
+    "shared": (Shared, frozenset({"stem.0", "inner"})),
+    "grouped": (Grouped, frozenset({"stem.0", "before", "after"})),
+    "grouped wider": (GroupedWider, frozenset()),
+    "shuffle": (Shuffle, frozenset({"units.0.branch.0", "units.1.branch.0"})),
+    "chunk": (Chunk, frozenset({"stem.0", "inner.0", "out"})),
+    "squeeze-excite": (SqueezeExcite, frozenset({"stem.0", "down"})),
+    "heads": (Heads, frozenset({"attention.query", "up"})),
+    "fused qkv": (FusedQkv, frozenset({"up"})),
+    "layer scale": (LayerScale, frozenset({"up"})),
+    "functional": (Functional, frozenset({"up"})),
+    "signal": (Signal, frozenset({"a", "b"})),
+    "transposed": (Transposed, frozenset({"stem.0", "after"})),
+    "recurrent": (Recurrent, frozenset({"up"})),
+    "windows": (Window, frozenset({"blocks.0.attn.query", "blocks.1.attn.query"})),
+    "windows of the second version": (WindowV2, frozenset({"blocks.0.attn.query"})),
+}
+"""Name → network, and the groups whose width can change at the least."""
