@@ -212,7 +212,7 @@ def _resnet(folder: Path) -> Trained:
 
 
 def _vit(folder: Path) -> Trained:
-    return _trained(vit, Fashion(32), folder, epochs=12, lr=2e-3, adam=True)
+    return _trained(vit, Fashion(32), folder, epochs=20, lr=1e-3, adam=True)
 
 
 def _float_only(known: Callable[[Path], Trained], folder: Path) -> Trained:

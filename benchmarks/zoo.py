@@ -91,8 +91,8 @@ FAMILIES: dict[str, Family] = {
     "ResNet": _model("resnet18", 128),
     "ResNeXt": _model("resnext50_32x4d", 128),
     "WideResNet": _model("wide_resnet50_2", 128),
-    "VGG": _model("vgg11_bn", 128),
-    "AlexNet": _model("alexnet", 128),
+    "VGG": _model("vgg11_bn", 224),
+    "AlexNet": _model("alexnet", 224),
     "DenseNet": _model("densenet121", 128),
     "MobileNetV2": _model("mobilenet_v2", 128),
     "MobileNetV3": _model("mobilenet_v3_small", 128),
@@ -276,6 +276,34 @@ def kept(name: str, rules: SpaceRules) -> dict[str, Any]:
     return found
 
 
+COLUMNS = (
+    *("family", "groups", "of free width", "blocks that can go", "MACs that can change"),
+    *("rows measured", "between them", "enumerated in", "candidate / export"),
+    *("latency", "wrong outputs", "NVIDIA's builder"),
+)
+
+
+def line(name: str, item: dict[str, Any]) -> list[str]:
+    """One family, as a row of the table in docs/networks.md."""
+    if "refused" in item:
+        return [name, item["refused"][:60], *("" for _ in COLUMNS[2:])]
+    wrong = item["wrong_outputs"]
+    return [
+        f"{name} ({item['pixels']} pixels)",
+        str(item["groups"]),
+        str(item["groups_of_free_width"]),
+        str(item["blocks_that_can_go"]),
+        f"{item['macs_that_can_change']:.0%}",
+        str(item["rows_measured"]),
+        str(item["rows_interpolated"]),
+        f"{item['enumerate_s']:.1f} s",
+        str(item["candidate_s_by_export"]),
+        f"{item['dense_ms']:.1f} ms",
+        f"{wrong} of {1 + len(item['candidates_ms'])}",
+        f"{item.get('nvidia_built', 'not tried')} of {PROOFS}",
+    ]
+
+
 def main() -> None:
     started = time.monotonic()
     names = sys.argv[1:] or list(FAMILIES)
@@ -285,24 +313,7 @@ def main() -> None:
     for name in names:
         found[name] = kept(name, rules)
         print(name, json.dumps(found[name]), file=sys.stderr)
-    shown = (
-        "groups",
-        "groups_of_free_width",
-        "macs_that_can_change",
-        "rows_measured",
-        "enumerate_s",
-        "candidate_s_by_export",
-        "dense_ms",
-        "wrong_outputs",
-        "nvidia_built",
-    )
-    print_table(
-        [["family", *shown]]
-        + [
-            [name, *(str(item.get(key, item.get("refused", "")[:40])) for key in shown)]
-            for name, item in found.items()
-        ]
-    )
+    print_table([list(COLUMNS), *(line(name, item) for name, item in found.items())])
     if len(names) == len(FAMILIES):
         write_result("zoo", {"families": found}, started=started)
 

@@ -214,6 +214,9 @@ def test_rows_that_hold_more_than_their_block_are_counted_and_named(
 
 def test_rows_of_a_runtime_that_tells_nothing_raise_no_doubt() -> None:
     assert row_doubts([(REFERENCE, measured())]) == []
+    assert row_doubts([], interpolated=7) == [
+        "7 more rows lie between measured widths and are interpolated"
+    ]
 
 
 # ------------------------------------------------------------------------------- trtexec

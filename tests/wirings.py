@@ -106,6 +106,15 @@ class ShuffleUnit(nn.Module):
         return both.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+class GroupNormed(Wired):
+    def build(self) -> None:
+        self.before, self.norm = nn.Conv2d(32, 48, 3, padding=1), nn.GroupNorm(6, 48)
+        self.after = nn.Conv2d(48, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x + self.after(torch.relu(self.norm(self.before(x))))
+
+
 class Shuffle(Wired):
     def build(self) -> None:
         self.units = nn.Sequential(ShuffleUnit(), ShuffleUnit())
@@ -276,6 +285,7 @@ WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
     "shared": (Shared, frozenset({"stem.0", "inner"})),
     "grouped": (Grouped, frozenset({"stem.0", "before", "after"})),
     "grouped wider": (GroupedWider, frozenset()),
+    "group norm": (GroupNormed, frozenset({"stem.0", "before"})),
     "shuffle": (Shuffle, frozenset({"units.0.branch.0", "units.1.branch.0"})),
     "chunk": (Chunk, frozenset({"stem.0", "inner.0", "out"})),
     "squeeze-excite": (SqueezeExcite, frozenset({"stem.0", "down"})),

@@ -43,7 +43,10 @@ def residual_blocks(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     except UsageError:
         small = noise
     whole = calls_and_outputs(module, noise)
-    return tuple(path for path in innermost if _works_without(module, path, noise, small, whole))
+    found = [path for path in innermost if _runs_without(module, path, noise, whole)]
+    if not _trains_without(module, found, small):  # mostly all together do
+        found = [path for path in found if _trains_without(module, [path], small)]
+    return tuple(found)
 
 
 def with_branches(groups: tuple[Group, ...], blocks: Iterable[str]) -> tuple[Group, ...]:
@@ -130,10 +133,10 @@ def _is_residual(block: nn.Module, inputs: Tensor) -> bool:
         return False
 
 
-def _works_without(
-    module: nn.Module, path: str, noise: Tensor, small: Tensor, whole: tuple[list[str], Tensor]
+def _runs_without(
+    module: nn.Module, path: str, noise: Tensor, whole: tuple[list[str], Tensor]
 ) -> bool:
-    """Whether the network runs, and can be trained, as it did but for the block's layers.
+    """Whether the network runs as it did but for the block's layers.
 
     Args:
         whole: the calls and the outputs of the network with it, for ``noise``.
@@ -143,9 +146,17 @@ def _works_without(
     left = [call for call in whole[0] if not within(call, path)]
     try:
         calls, answered = calls_and_outputs(trial, noise)
-        # Equal outputs: the block is still there, by another name.
-        if not left or calls != left or torch.equal(answered, whole[1]):
-            return False
+    except FAILURES:
+        return False
+    # Equal outputs: the block is still there, by another name.
+    return bool(left) and calls == left and not torch.equal(answered, whole[1])
+
+
+def _trains_without(module: nn.Module, paths: Sequence[str], small: Tensor) -> bool:
+    trial = sharing_copy(module)
+    for path in paths:
+        leave_out(trial, path)
+    try:
         with torch.enable_grad():
             outputs = trial(small)
             weights = [value for value in trial.parameters() if value.requires_grad]

@@ -97,3 +97,42 @@ def sharing_copy(module: nn.Module) -> nn.Module:
 def within(path: str, module: str) -> bool:
     """Whether a layer is one of a module's."""
     return path.startswith(f"{module}.")
+
+
+def shapes(value: Any) -> Any:
+    """Of all tensors in an answer."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        return {key: shapes(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [shapes(item) for item in value]
+    return None
+
+
+def single_inputs(module: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    """What each part is given that is called once, with one tensor."""
+    given: dict[str, list[Tensor | None]] = {}
+
+    def enter(path: str, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        single = len(inputs) == 1 and not named and isinstance(inputs[0], Tensor)
+        given.setdefault(path, []).append(inputs[0].clone() if single else None)
+
+    handles = [
+        child.register_forward_pre_hook(
+            lambda child, inputs, named, path=path: enter(path, inputs, named), with_kwargs=True
+        )
+        for path, child in module.named_modules()
+        if path and any(True for _ in child.children())
+    ]
+    try:
+        with torch.no_grad():
+            module(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        path: values[0]
+        for path, values in given.items()
+        if len(values) == 1 and values[0] is not None
+    }

@@ -8,14 +8,21 @@ inside is no other to the rest of the network.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from hwloop.compress.calls import FAILURES, calls_and_outputs, sharing_copy, within
+from hwloop.compress.calls import (
+    FAILURES,
+    calls_and_outputs,
+    shapes,
+    sharing_copy,
+    single_inputs,
+    within,
+)
 from hwloop.compress.tracing import Scope, dependencies, out_channels, tracing_input
 from hwloop.errors import CandidateError, UsageError
 
@@ -68,14 +75,10 @@ def couplings(
         fixed: layers whose width is part of the network's interface.
     """
     return tuple(
-        _fixed(item) if set(item.layers) & set(fixed) else item
+        replace(item, fixed_by=OUTPUT) if set(item.layers) & set(fixed) else item
         for item in _explored(module, example).couplings
         if set(item.layers) & set(layers)
     )
-
-
-def _fixed(item: Coupling) -> Coupling:
-    return Coupling(layers=item.layers, channels=item.channels, bundle=item.bundle, fixed_by=OUTPUT)
 
 
 def scopes_of(module: nn.Module, example: Tensor, paths: Collection[str]) -> dict[str, Scope]:
@@ -149,61 +152,84 @@ class _Explorer:
             if not any(within(left, inner) for left in self._left):
                 continue
             if self._inputs is None:
-                self._inputs = _single_inputs(self.module, self.example)
+                self._inputs = single_inputs(self.module, self.example)
             if inner in self._inputs and any(True for _ in child.children()):
                 self._look(Scope(path=inner, example=self._inputs[inner]))
             self._descend(inner)
 
     def _look(self, scope: Scope) -> None:
-        """Take the groups of one part that can change, and those that reach its end."""
+        """Take the groups of one part that can change."""
         wanted = [path for path in self._left if not scope.path or within(path, scope.path)]
         try:
             groups = _groups_in(self.module, scope, wanted)
         except UsageError:
             return
-        for coupled, bundle, doubt in groups:
-            why = doubt
-            if any(path in self._found for path in coupled):  # of another group, elsewhere
-                why = UNHANDLED
-            if why != UNHANDLED and (scope.path or why):
-                why = "" if self._survives_a_cut(scope, coupled[0], bundle) else UNFIT
-            if why:
-                self._left.update({path: why for path in coupled if path in self._left})
-                continue
-            width = out_channels(self.module.get_submodule(coupled[0]))
-            item = Coupling(layers=coupled, channels=width, bundle=bundle)
-            for path in coupled:
-                self._found[path] = item
+        elsewhere = self._found.keys()
+        sure, doubtful = [], []
+        for item in groups:
+            if item.fixed_by == UNHANDLED or elsewhere & set(item.layers):
+                self._leave(item, UNHANDLED)
+            elif item.fixed_by or scope.path:
+                doubtful.append(item)
+            else:
+                sure.append(item)
+        surviving = self._surviving(scope, doubtful)
+        for item in doubtful:
+            if item not in surviving:
+                self._leave(item, UNFIT)
+        for item in (*sure, *surviving):
+            for path in item.layers:
+                self._found[path] = replace(item, fixed_by="")
                 self.scopes[path] = scope
                 self._left.pop(path, None)
 
-    def _survives_a_cut(self, scope: Scope, path: str, bundle: int) -> bool:
-        """Whether a group can lose half of its channels alone, and nobody else notices.
+    def _leave(self, item: Coupling, why: str) -> None:
+        self._left.update({path: why for path in item.layers if path in self._left})
+
+    def _surviving(self, scope: Scope, items: Sequence[Coupling]) -> list[Coupling]:
+        """Those that can be cut; all are tried together, and halves of them where that fails."""
+        if not items:
+            return []
+        if self._survive(scope, items):
+            return list(items)
+        middle = len(items) // 2
+        if not middle:
+            return []
+        return [*self._surviving(scope, items[:middle]), *self._surviving(scope, items[middle:])]
+
+    def _survive(self, scope: Scope, items: Sequence[Coupling]) -> bool:
+        """Whether groups can lose channels, each another share of them, and nobody else notices.
 
         A reshape to sizes that forward computes itself is seen only so.
         """
-        trial = sharing_copy(self.module)
-        count = out_channels(self.module.get_submodule(path)) // bundle
-        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-        kept = in_channels_of(shuffled[: max(count // 2, 1)], bundle)
+        trial, generator = sharing_copy(self.module), torch.Generator().manual_seed(0)
         example = scope.example if scope.path else self.example
         try:
-            with torch.no_grad():
-                before = self.module.get_submodule(scope.path)(example)
-            with dependencies(trial, {path: scope}) as graph:
-                graph.cut(path, kept)
+            before = shapes(_answer(self.module, scope, example))
+            with dependencies(trial, {item.layers[0]: scope for item in items}) as graph:
+                for item in items:
+                    count = item.channels // item.bundle
+                    shuffled = torch.randperm(count, generator=generator).tolist()
+                    share = (
+                        0.5
+                        if len(items) == 1
+                        else 0.3 + 0.4 * float(torch.rand(1, generator=generator))
+                    )
+                    kept = shuffled[: max(round(count * share), 1)]
+                    graph.cut(item.layers[0], in_channels_of(kept, item.bundle))
             check_fits(trial.get_submodule(scope.path), example)
-            with torch.no_grad():
-                after = trial.get_submodule(scope.path)(example)
+            return not scope.path or before == shapes(_answer(trial, scope, example))
         except (CandidateError, UsageError):
             return False
-        return not scope.path or shapes(before) == shapes(after)
 
 
-def _groups_in(
-    module: nn.Module, scope: Scope, wanted: Sequence[str]
-) -> list[tuple[tuple[str, ...], int, str]]:
-    """(layers, bundle, doubt) of every group of a part that a layer of ``wanted`` begins.
+def _answer(module: nn.Module, scope: Scope, example: Tensor) -> Any:
+    with torch.no_grad():
+        return module.get_submodule(scope.path)(example)
+
+
+def _groups_in(module: nn.Module, scope: Scope, wanted: Sequence[str]) -> list[Coupling]:
+    """Every group of a part that a layer of ``wanted`` begins; with its doubt, where there is one.
 
     Raises:
         UsageError: torch-pruning cannot trace the part.
@@ -219,10 +245,16 @@ def _groups_in(
                 bundle = graph.bundle(path)
             except FAILURES:
                 members, clean, reshaped, bundle = [], False, False, 1
-            coupled = tuple(dict.fromkeys([path, *members]))
-            seen.update(coupled)
-            doubt = UNHANDLED if not clean else UNFIT if reshaped else ""
-            found.append((coupled, bundle, doubt))
+            layers = tuple(dict.fromkeys([path, *members]))
+            seen.update(layers)
+            found.append(
+                Coupling(
+                    layers=layers,
+                    channels=out_channels(module.get_submodule(path)),
+                    bundle=bundle,
+                    fixed_by=UNHANDLED if not clean else UNFIT if reshaped else "",
+                )
+            )
     return found
 
 
@@ -242,42 +274,3 @@ def check_fits(module: nn.Module, example: Tensor) -> None:
             module.eval()(example)
     except FAILURES as error:
         raise CandidateError("compress", f"the pruned layers do not fit: {error}") from error
-
-
-def shapes(value: Any) -> Any:
-    """Of all tensors in an answer."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, Mapping):
-        return {key: shapes(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [shapes(item) for item in value]
-    return None
-
-
-def _single_inputs(module: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """What each part is given that is called once, with one tensor."""
-    given: dict[str, list[Tensor | None]] = {}
-
-    def enter(path: str, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        single = len(inputs) == 1 and not named and isinstance(inputs[0], Tensor)
-        given.setdefault(path, []).append(inputs[0].clone() if single else None)
-
-    handles = [
-        child.register_forward_pre_hook(
-            lambda child, inputs, named, path=path: enter(path, inputs, named), with_kwargs=True
-        )
-        for path, child in module.named_modules()
-        if path and any(True for _ in child.children())
-    ]
-    try:
-        with torch.no_grad():
-            module(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {
-        path: values[0]
-        for path, values in given.items()
-        if len(values) == 1 and values[0] is not None
-    }

@@ -1,8 +1,8 @@
 """What stands in for layers while channels are followed and cut, and is put back afterwards.
 
-torch-pruning follows channels through what treats each for itself. A grouped convolution and an
-attention of heads treat whole bundles so; with a channel at a time in their places, what is coupled
-is the same, and a bundle is what must be cut as a whole.
+torch-pruning follows channels through what treats each for itself. A grouped convolution, a group
+norm and an attention of heads treat whole bundles so; with a channel at a time in their places,
+what is coupled is the same, and a bundle is what must be cut as a whole.
 """
 
 from __future__ import annotations
@@ -34,11 +34,19 @@ def standing_in(module: nn.Module) -> Iterator[dict[nn.Module, int]]:
         CandidateError: stage ``compress``: less than a whole bundle was cut.
     """
     grouped: list[Any] = [child for child in module.modules() if _is_grouped(child)]
+    norms = [
+        child
+        for child in module.modules()
+        if isinstance(child, nn.GroupNorm) and child.num_groups > 1
+    ]
     attentions = [child for child in module.modules() if isinstance(child, ExplicitAttention)]
     originals = [(conv, conv.weight, conv.groups) for conv in grouped]
     bundles: dict[nn.Module, int] = {
         conv: conv.out_channels // groups for conv, _, groups in originals
     }
+    bundles.update((norm, norm.num_channels // norm.num_groups) for norm in norms)
+    for norm in norms:
+        norm.num_groups = norm.num_channels
     for attention in attentions:
         layers = (attention.get_submodule(name) for name in BY_HEADS)
         bundles.update(dict.fromkeys(layers, attention.head_channels))
@@ -54,6 +62,8 @@ def standing_in(module: nn.Module) -> Iterator[dict[nn.Module, int]]:
     finally:
         for attention in attentions:
             attention.channelwise = False
+        for norm in norms:
+            norm.num_groups = norm.num_channels // bundles[norm]
         for conv, weight, groups in originals:
             _put_back(conv, weight, groups)
 

@@ -143,8 +143,12 @@ def host_bound(measurement: Measurement) -> bool:
     return any(reason.startswith(HOST_BOUND) for reason in measurement.unstable)
 
 
-def row_doubts(rows: Iterable[Row]) -> list[str]:
-    """What is known to be in rows besides their block, as sentences with counts."""
+def row_doubts(rows: Iterable[Row], *, interpolated: int = 0) -> list[str]:
+    """What is known to be in rows besides their block, as sentences with counts.
+
+    Args:
+        interpolated: rows that a network can need and that lie between measured ones.
+    """
     measured = [measurement for _, measurement in rows]
     told = [m.reformats for m in measured if m.reformats is not None]
     paying, bound = sum(count > 0 for count in told), sum(map(host_bound, measured))
@@ -156,6 +160,8 @@ def row_doubts(rows: Iterable[Row]) -> list[str]:
         found.append(f"{bound} of {len(measured)} rows are {HOST_BOUND}: launching took longest")
     if disturbed > 0:
         found.append(f"{disturbed} of {len(measured)} rows were disturbed, also when taken again")
+    if interpolated:
+        found.append(f"{interpolated} more rows lie between measured widths and are interpolated")
     return found
 
 

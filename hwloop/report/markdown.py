@@ -31,8 +31,14 @@ def markdown(report: dict[str, Any]) -> str:
         "| group | layers | action |",
         "|---|---|---|",
         *(
-            f"| {item['group']} | {len(item['layers'])} | {item['action']} |"
+            f"| {item['group']} | {len(item['layers'])} | {item['action']}{_stays(item)} |"
             for item in report["best"]["actions"]
         ),
     ]
     return printable("\n".join(lines) + "\n")
+
+
+def _stays(item: dict[str, Any]) -> str:
+    """Why a group's width could not change; an older report does not say."""
+    why = item.get("fixed_by")
+    return f"; its width stays: {why}" if why else ""

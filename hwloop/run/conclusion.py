@@ -75,7 +75,9 @@ def conclusion(
     )
 
 
-def table_use(work: Work, table: LatencyTable, trials: list[Trial]) -> TableUse:
+def table_use(
+    work: Work, table: LatencyTable, trials: list[Trial], *, interpolated: int
+) -> TableUse:
     """What the latency table had and what it was worth, on networks outside the fit."""
     rows, hits = len(table), work.notes.rows_before()
     pairs = [
@@ -87,7 +89,7 @@ def table_use(work: Work, table: LatencyTable, trials: list[Trial]) -> TableUse:
         rows=rows,
         hits=hits,
         misses=rows - hits,
-        row_doubts=row_doubts(table.rows()),
+        row_doubts=row_doubts(table.rows(), interpolated=interpolated),
         error=prediction_error(
             [predicted_ms for predicted_ms, _ in pairs], [measured_ms for _, measured_ms in pairs]
         ),
@@ -111,7 +113,12 @@ def _network(
 
 def _done(subject: Subject, candidate: Candidate) -> tuple[Done, ...]:
     return tuple(
-        Done(group=group.name, layers=group.layers, action=describe(action))
+        Done(
+            group=group.name,
+            layers=group.layers,
+            action=describe(action),
+            fixed_by=group.fixed_by,
+        )
         for group, action in zip(subject.network.groups, candidate.actions, strict=True)
     )
 

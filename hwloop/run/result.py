@@ -104,11 +104,16 @@ class Recovered:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What was done to one group of layers."""
+    """What was done to one group of layers.
+
+    Attributes:
+        fixed_by: in words, why its width could not change; empty where it could.
+    """
 
     group: str
     layers: tuple[str, ...]
     action: str
+    fixed_by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

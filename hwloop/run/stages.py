@@ -108,7 +108,8 @@ def _through(work: Work, found: Subject, warnings: tuple[str, ...]) -> Result:
         race = _race(trials, predictor)
         Rounds(trials=trials, race=race, damage=damage, predictor=predictor).search()
         shipped = _finalists(trials, race)
-        use = table_use(work, table, trials.all())
+        further = evaluator.subject.plan.interpolated
+        use = table_use(work, table, trials.all(), interpolated=further)
         figures = final.figures_of(shipped, work, evaluator)
         by_hand = final.by_hand(trials, race, work, shipped=shipped, final=figures)
     return conclusion(

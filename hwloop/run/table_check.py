@@ -61,7 +61,7 @@ def build(
             "measured": measured,
             "rows": len(opened.table),
             "table": str(table),
-            "row_doubts": row_doubts(opened.table.rows()),
+            "row_doubts": _doubts(opened),
         }
 
 
@@ -90,7 +90,7 @@ def check(
     with _opened(model, task, data, profile, table, progress) as opened:
         progress.stage("latency table")
         _build_rows(opened, progress)
-        doubts = row_doubts(opened.table.rows())
+        doubts = _doubts(opened)
         progress.stage("random networks")
         found = _measured_networks(opened, networks, seed, progress)
     fitted = max(networks // 3, 2) + 1
@@ -151,6 +151,10 @@ def _build_rows(opened: _Opened, progress: Progress) -> int:
         runtime=found.runtime,
         progress=progress.advance,
     )
+
+
+def _doubts(opened: _Opened) -> list[str]:
+    return row_doubts(opened.table.rows(), interpolated=opened.subject.plan.interpolated)
 
 
 def _told(predictor: Predictor, rest: Sequence[tuple[Choices, float]]) -> dict[str, Any]:
