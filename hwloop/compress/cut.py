@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,8 +20,20 @@ from hwloop.errors import CandidateError, UsageError
 Order = tuple[int, ...]
 """Channels of a group's first layer, the most important first."""
 
-_rankings: WeakKeyDictionary[nn.Module, tuple[object, dict[str, Order]]] = WeakKeyDictionary()
-"""Dense network → its weights' state, and the orders that were asked for."""
+Pairs = list[tuple[int, int]]
+"""A layer's input, and the group's channel that it is of."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Ranked:
+    """What of a group decides a cut, in the dense network: its channels, and who reads them."""
+
+    order: Order
+    readers: Mapping[str, Pairs]
+
+
+_rankings: WeakKeyDictionary[nn.Module, tuple[object, dict[str, _Ranked]]] = WeakKeyDictionary()
+"""Dense network → its weights' state, and the groups that were asked for."""
 
 
 def ranking(
@@ -42,23 +55,43 @@ def ranking(
     Raises:
         UsageError: torch-pruning cannot trace the network.
     """
+    return {path: ranked.order for path, ranked in _ranked(dense, example, paths, moments).items()}
+
+
+def _ranked(
+    dense: nn.Module, example: Tensor, paths: Iterable[str], moments: InputMoments | None
+) -> dict[str, _Ranked]:
     wanted = list(paths)
     state = (moments, [(value.data_ptr(), value._version) for value in dense.parameters()])
     known = _rankings.get(dense)
     if known is None or known[0] != state:
         known = _rankings[dense] = state, {}
-    orders = known[1]
-    if not orders.keys() >= set(wanted):
-        with dependencies(dense, scopes_of(dense, example, wanted)) as graph:
-            for path in wanted:
-                orders[path] = _order(dense, graph, path, moments or {})
-    return {path: orders[path] for path in wanted}
+    groups = known[1]
+    lacking = [path for path in wanted if path not in groups]
+    if lacking:
+        with dependencies(dense, scopes_of(dense, example, lacking)) as graph:
+            for path in lacking:
+                groups[path] = _ranked_group(dense, graph, path, moments or {})
+    return {path: groups[path] for path in wanted}
 
 
-def _order(dense: nn.Module, graph: Dependencies, path: str, moments: InputMoments) -> Order:
+def _ranked_group(
+    dense: nn.Module, graph: Dependencies, path: str, moments: InputMoments
+) -> _Ranked:
+    readers = graph.readers(path)
+    return _Ranked(order=_order(dense, graph, path, readers, moments), readers=readers)
+
+
+def _order(
+    dense: nn.Module,
+    graph: Dependencies,
+    path: str,
+    found: Mapping[str, Pairs],
+    moments: InputMoments,
+) -> Order:
     width, bundle = out_channels(dense.get_submodule(path)), graph.bundle(path)
     readers = []
-    for reader, pairs in graph.readers(path).items():
+    for reader, pairs in found.items():
         if reader in moments and pairs:
             inputs, channels = torch.tensor(sorted(pairs)).T
             weight = dense.get_submodule(reader).get_parameter("weight")
@@ -101,14 +134,13 @@ def cut(
     Raises:
         CandidateError: stage ``compress``: a group cannot be cut to that width.
     """
-    orders = ranking(dense, example, widths, moments)
+    groups = _ranked(dense, example, widths, moments)
     if widths:
+        _refit_readers(module, groups, widths, moments or {})
         try:
             with dependencies(module, scopes_of(dense, example, widths)) as graph:
-                gone = {path: orders[path][width:] for path, width in widths.items()}
-                _refit_readers(module, graph, gone, moments or {})
                 for path, width in widths.items():
-                    graph.cut(path, orders[path][:width])
+                    graph.cut(path, groups[path].order[:width])
         except UsageError as error:  # the dense network could be traced
             what = f"the pruned layers do not fit: {error.message}"
             raise CandidateError("compress", what) from error
@@ -116,15 +148,21 @@ def cut(
 
 
 def _refit_readers(
-    module: nn.Module, graph: Dependencies, gone: Mapping[str, Order], moments: InputMoments
+    module: nn.Module,
+    groups: Mapping[str, _Ranked],
+    widths: Mapping[str, int],
+    moments: InputMoments,
 ) -> None:
     """Each layer once, for all that it loses: a concatenation brings it channels of several."""
     removed: dict[str, set[int]] = {}
-    for path, channels in gone.items():
-        for reader, pairs in graph.readers(path, channels).items():
-            if reader in moments:
-                removed.setdefault(reader, set()).update(index for index, _ in pairs)
+    for path, width in widths.items():
+        gone = set(groups[path].order[width:])
+        for reader, pairs in groups[path].readers.items():
+            inputs = {index for index, channel in pairs if channel in gone}
+            if reader in moments and inputs:
+                removed.setdefault(reader, set()).update(inputs)
     normed = bool(batch_norms(module))
+    there = {path for path, _ in module.named_modules()}
     for reader, inputs in removed.items():
-        layer = module.get_submodule(reader)
-        refit(layer, moments[reader], sorted(inputs), normed=normed)
+        if reader in there:  # and not in a block that was left out
+            refit(module.get_submodule(reader), moments[reader], sorted(inputs), normed=normed)

@@ -161,17 +161,15 @@ class Dependencies:
             *(self._bundles.get(layer, 1) for layer in self._writers(path, self.group(path)))
         )
 
-    def readers(
-        self, path: str, channels: Sequence[int] | None = None
-    ) -> dict[str, list[tuple[int, int]]]:
-        """The layers that read a group's channels, all by default.
+    def readers(self, path: str) -> dict[str, list[tuple[int, int]]]:
+        """The layers that read a group's channels.
 
         Returns:
             Path of a layer → pairs of its input and the group's channel.
         """
         graph = self._graph(path)
         found: dict[str, list[tuple[int, int]]] = {}
-        for item in self.group(path, channels):
+        for item in self.group(path):
             target = item.dep.target.module
             reads = graph.is_in_channel_pruning_fn(item.dep.handler)
             if isinstance(target, PRUNABLE_TYPES) and reads:
