@@ -101,7 +101,9 @@ def test_nothing_is_written_and_no_target_is_asked(
 
 def test_widths_that_stay_are_told_with_their_reason(project: Path, capsys: Capsys) -> None:
     found = plan(capsys, *SMALL, "--target", "fake", "--run", "new")
-    assert re.fullmatch(r"1, as \S+: the network's output has this width", found["widths that stay"])
+    assert re.fullmatch(
+        r"1, as \S+: the network's output has this width", found["widths that stay"]
+    )
 
 
 def nothing(project: Path) -> None:
