@@ -118,9 +118,10 @@ class GroupNormed(Wired):
 class Shuffle(Wired):
     def build(self) -> None:
         self.units = nn.Sequential(ShuffleUnit(), ShuffleUnit())
+        self.after, self.out = nn.Conv2d(32, 64, 1), nn.Conv2d(64, 32, 1)
 
     def middle(self, x: Tensor) -> Tensor:
-        return self.units(x)
+        return self.out(torch.relu(self.after(self.units(x))))
 
 
 class Chunk(Wired):
@@ -286,7 +287,7 @@ WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
     "grouped": (Grouped, frozenset({"stem.0", "before", "after"})),
     "grouped wider": (GroupedWider, frozenset()),
     "group norm": (GroupNormed, frozenset({"stem.0", "before"})),
-    "shuffle": (Shuffle, frozenset({"units.0.branch.0", "units.1.branch.0"})),
+    "shuffle": (Shuffle, frozenset({"units.0.branch.0", "units.1.branch.0", "after"})),
     "chunk": (Chunk, frozenset({"stem.0", "inner.0", "out"})),
     "squeeze-excite": (SqueezeExcite, frozenset({"stem.0", "down"})),
     "heads": (Heads, frozenset({"attention.query", "up"})),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -124,13 +125,19 @@ class _Explorer:
                 "forward must take one tensor",
             ) from error
         self._left = {path: UNMET for path, _ in module.named_modules() if path in called}
-        self._inputs: dict[str, Tensor] | None = None
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """Of its parts."""
+        return single_inputs(self.module, self.example)
 
     def explore(self) -> None:
         try:
             small = tracing_input(self.module, self.example)
         except UsageError as error:
             self._left.update(dict.fromkeys(self._left, error.message))
+            if opaque := self._untraceable(""):
+                self._look(Scope(path="", example=self.example, opaque=opaque))
         else:
             self._look(Scope(path="", example=small))
         self._descend("")
@@ -146,15 +153,33 @@ class _Explorer:
                 done.update(self._found[path].layers)
                 yield self._found[path]
 
+    def _untraceable(self, path: str) -> tuple[str, ...]:
+        """The smallest parts of a part that torch-pruning cannot follow."""
+        found: list[str] = []
+        for name, child in self.module.get_submodule(path).named_children():
+            inner = f"{path}.{name}" if path else name
+            if any(True for _ in child.children()):
+                found += self._untraceable(inner)
+                if not any(within(other, inner) for other in found) and self._defies(inner):
+                    found.append(inner)
+        return tuple(found)
+
+    def _defies(self, path: str) -> bool:
+        if path not in self.inputs:
+            return False
+        try:
+            with dependencies(self.module, {"": Scope(path=path, example=self.inputs[path])}):
+                return False
+        except UsageError:
+            return True
+
     def _descend(self, path: str) -> None:
         for name, child in self.module.get_submodule(path).named_children():
             inner = f"{path}.{name}" if path else name
             if not any(within(left, inner) for left in self._left):
                 continue
-            if self._inputs is None:
-                self._inputs = single_inputs(self.module, self.example)
-            if inner in self._inputs and any(True for _ in child.children()):
-                self._look(Scope(path=inner, example=self._inputs[inner]))
+            if inner in self.inputs and any(True for _ in child.children()):
+                self._look(Scope(path=inner, example=self.inputs[inner]))
             self._descend(inner)
 
     def _look(self, scope: Scope) -> None:
@@ -169,7 +194,7 @@ class _Explorer:
         for item in groups:
             if item.fixed_by == UNHANDLED or elsewhere & set(item.layers):
                 self._leave(item, UNHANDLED)
-            elif item.fixed_by or scope.path:
+            elif item.fixed_by or scope.path or scope.opaque:
                 doubtful.append(item)
             else:
                 sure.append(item)
@@ -205,7 +230,7 @@ class _Explorer:
         trial, generator = sharing_copy(self.module), torch.Generator().manual_seed(0)
         example = scope.example if scope.path else self.example
         try:
-            before = shapes(_answer(self.module, scope, example))
+            before = _shape_of(self.module.get_submodule(scope.path), example)
             with dependencies(trial, {item.layers[0]: scope for item in items}) as graph:
                 for item in items:
                     count = item.channels // item.bundle
@@ -217,15 +242,10 @@ class _Explorer:
                     )
                     kept = shuffled[: max(round(count * share), 1)]
                     graph.cut(item.layers[0], in_channels_of(kept, item.bundle))
-            check_fits(trial.get_submodule(scope.path), example)
-            return not scope.path or before == shapes(_answer(trial, scope, example))
-        except (CandidateError, UsageError):
+            after = _shape_of(trial.get_submodule(scope.path), example)
+            return not scope.path or before == after
+        except (CandidateError, UsageError, *FAILURES):
             return False
-
-
-def _answer(module: nn.Module, scope: Scope, example: Tensor) -> Any:
-    with torch.no_grad():
-        return module.get_submodule(scope.path)(example)
 
 
 def _groups_in(module: nn.Module, scope: Scope, wanted: Sequence[str]) -> list[Coupling]:
@@ -270,7 +290,11 @@ def check_fits(module: nn.Module, example: Tensor) -> None:
         CandidateError: stage ``compress``: forward fails.
     """
     try:
-        with torch.no_grad():
-            module.eval()(example)
+        _shape_of(module, example)
     except FAILURES as error:
         raise CandidateError("compress", f"the pruned layers do not fit: {error}") from error
+
+
+def _shape_of(module: nn.Module, example: Tensor) -> Any:
+    with torch.no_grad():
+        return shapes(module.eval()(example))

@@ -23,7 +23,7 @@ from hwloop.records import KEEP, Action, Layer, LayerConfig, Network
 MOST_ROWS = 1000
 """Of a table; measuring them takes minutes."""
 
-GRIDS = ((64, 2), (32, 2), (32, 1), (12, 1))
+GRIDS = ((64, 2), (32, 2), (32, 1), (12, 1), (6, 1))
 """(kinds with more points than this lie on a grid, steps of it for each doubling): the first that
 leaves few enough rows."""
 

@@ -38,10 +38,12 @@ class Scope:
     Attributes:
         path: of the module; empty for the whole network.
         example: an input of it.
+        opaque: paths within it through which no channel is followed.
     """
 
     path: str
     example: Tensor
+    opaque: tuple[str, ...] = ()
 
 
 def tracing_input(module: nn.Module, example: Tensor) -> Tensor:
@@ -123,7 +125,16 @@ class Dependencies:
         for scope in self._scopes.values():
             if scope.path not in self._graphs:
                 part = self._module.get_submodule(scope.path)
-                self._graphs[scope.path] = _trace(part, scope.example)
+                handles = [
+                    self._module.get_submodule(path).register_forward_hook(_detached)
+                    for path in scope.opaque
+                    if path in self._names.values()
+                ]
+                try:
+                    self._graphs[scope.path] = _trace(part, scope.example)
+                finally:
+                    for handle in handles:
+                        handle.remove()
 
     def knows(self, path: str) -> bool:
         """Whether a layer was met."""
@@ -230,6 +241,10 @@ class Dependencies:
 
     def _graph(self, path: str) -> Any:
         return self._graphs[self._scopes[path].path]
+
+
+def _detached(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return output.detach() if isinstance(output, Tensor) else output
 
 
 def _mappings(dependency: Any) -> list[Any]:
