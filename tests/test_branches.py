@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from hwloop.compress import space
 from hwloop.compress.apply import compress, quantized
-from hwloop.compress.branches import leave_out, residual_blocks
+from hwloop.compress.branches import leave_out, residual_blocks, with_branches
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
 from hwloop.compress.methods import METHODS
 from hwloop.compress.rows import network_configs, settled
 from hwloop.compress.rules import SpaceRules
-from hwloop.records import KEEP, Action, Candidate, Network
+from hwloop.records import KEEP, Action, Candidate, Group, Network
 from hwloop.runtimes.known import writing
 
 DROP = Action(kind="drop")
@@ -164,14 +164,24 @@ class Residual(nn.Module):
         return x + self.fc2(torch.relu(self.fc1(x)))
 
 
-def test_a_block_with_the_first_layer_of_a_group_that_goes_on_stays() -> None:
-    """Without a stem the sum is known by the first block's last layer."""
+def test_without_a_stem_nothing_holds_a_block() -> None:
+    """The sums have the width of the network's input, which no layer decides."""
     torch.manual_seed(0)
     dense = nn.Sequential(Residual(), Residual(), nn.Linear(16, 4)).eval()
     example = torch.randn(1, 16)
     assert residual_blocks(dense, example) == ("0", "1")
     network = describe(dense, example, export_onnx(dense, example), name="features")
-    assert [group.branch for group in network.groups if group.branch] == ["1"]
+    assert [group.branch for group in network.groups if group.branch] == ["0", "1"]
+    assert {group.name for group in network.groups if group.prunable} == {"0.fc1", "1.fc1"}
+
+
+def test_a_block_with_the_first_layer_of_a_group_that_goes_on_stays() -> None:
+    def group(*layers: str) -> Group:
+        return Group(name=layers[0], layers=layers, channels=16, prunable=True, block="")
+
+    groups = (group("a.1", "b.2"), group("a.2"), group("b.1"))
+    found = with_branches(groups, ("a", "b"))
+    assert [item.branch for item in found] == ["", "", "b"]
 
 
 def test_of_nested_blocks_the_inner_ones_are_found() -> None:

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from method_contract import one_by_one
 from torch import Tensor, nn
-from wirings import WIRINGS, Grouped, Heads, Window, WindowV2
+from wirings import NEVER, WIRINGS, Grouped, Heads, Window, WindowV2
 
 from hwloop.compress import space
 from hwloop.compress.apply import compress, quantized
@@ -23,7 +23,7 @@ from hwloop.compress.rows import network_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.records import KEEP, Action, Candidate, Network
 from hwloop.runtimes.known import writing
-from hwloop.tasks.explicit import explicit
+from hwloop.tasks.explicit import Attention, explicit
 
 EXAMPLE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 RULES = SpaceRules(recipe="ort-x86", align=8)
@@ -43,6 +43,7 @@ def test_what_can_change_is_found_and_the_rest_says_why(name: str) -> None:
     network = described(made(name))
     free = {group.name for group in network.groups if group.prunable}
     assert WIRINGS[name][1] <= free
+    assert not free & NEVER.get(name, frozenset())
     assert all(group.prunable != bool(group.fixed_by) for group in network.groups)
     assert next(group for group in network.groups if "last" in group.layers).fixed_by == OUTPUT
 
@@ -65,7 +66,8 @@ def test_every_width_alone_and_all_together_run_and_have_the_rows_that_were_fore
         graph = export_onnx(small, EXAMPLE)
         assert graph_configs(graph) == list(network_configs(network, candidate, RULES))
         check_outputs(small, EXAMPLE, one_by_one(graph))
-        assert small(EXAMPLE).shape == dense(EXAMPLE).shape
+        with torch.no_grad():
+            assert small(EXAMPLE).shape == dense(EXAMPLE).shape
     assert all(torch.equal(before[key], value) for key, value in dense.state_dict().items())
 
 
@@ -145,7 +147,7 @@ def test_torchvisions_transformers_answer_the_same_in_explicit_layers(name: str)
 def test_torchs_encoder_layer_takes_explicit_attention_with_its_masks() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    encoder = nn.TransformerEncoder(layer, 2).eval()
     x = torch.randn(2, 7, 32)
     causal = nn.Transformer.generate_square_subsequent_mask(7)
     padded = torch.zeros(2, 7, dtype=torch.bool)
@@ -162,6 +164,14 @@ def test_torchs_encoder_layer_takes_explicit_attention_with_its_masks() -> None:
     expected = answers(encoder)
     for found, wanted in zip(answers(explicit(encoder)), expected, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+def test_attention_that_is_used_twice_stays_one() -> None:
+    network = nn.ModuleDict({"a": nn.MultiheadAttention(32, 4)})
+    network["b"] = network["a"]
+    explicit(network)
+    assert network["a"] is network["b"]
+    assert isinstance(network["a"], Attention)
 
 
 def test_attention_that_is_not_plain_is_left_as_it_is() -> None:

@@ -280,6 +280,120 @@ class WindowV2(Window):
     version = 2
 
 
+class Glu(Wired):
+    """Halves that gate each other: one kernel, no layer."""
+
+    def build(self) -> None:
+        self.both, self.out = nn.Conv2d(32, 32, 1), nn.Conv2d(16, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.out(nn.functional.glu(self.both(x), dim=1))
+
+
+class PixelShuffle(Wired):
+    def build(self) -> None:
+        self.wide, self.out = nn.Conv2d(32, 64, 3, padding=1), nn.Conv2d(16, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.out(nn.functional.pixel_shuffle(self.wide(x), 2))
+
+
+class ShuffleAlone(Wired):
+    """Channels that are read in another order than they were written in."""
+
+    def build(self) -> None:
+        self.before, self.after = nn.Conv2d(32, 48, 1), nn.Conv2d(48, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.before(x))
+        n, c, h, w = y.shape
+        return x + self.after(y.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w))
+
+
+class UNet(Wired):
+    """What goes down comes up again, beside what stayed."""
+
+    def build(self) -> None:
+        self.enc = nn.Conv2d(32, 32, 3, padding=1)
+        self.mid = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.up, self.dec = nn.ConvTranspose2d(64, 32, 2, stride=2), nn.Conv2d(64, 32, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enc(x))
+        return self.dec(torch.cat([self.up(torch.relu(self.mid(x))), x], 1))
+
+
+class Dilated(Wired):
+    """As in DeepLab; it keeps what it saw, and numbers that are no weights."""
+
+    def build(self) -> None:
+        self.a = nn.Conv2d(32, 48, 3, padding=2, dilation=2)
+        self.b = nn.Conv2d(48, 32, 3, padding=3, dilation=3)
+        self.order = nn.Parameter(torch.arange(4), requires_grad=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        self.seen = torch.relu(self.a(x))
+        return self.b(self.seen)
+
+
+class Normed(Wired):
+    """A group norm of one value for each channel."""
+
+    def build(self) -> None:
+        self.conv, self.norm = nn.Conv2d(32, 48, 1), nn.GroupNorm(4, 48)
+        self.out = nn.Conv2d(48, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x.mean((2, 3), keepdim=True)))
+        return x * torch.sigmoid(self.out(torch.relu(y)))
+
+
+class HeadsOfOwn(Tokens):
+    """Attention with so many heads, however wide, in torch's own function."""
+
+    def build(self) -> None:
+        self.query, self.key, self.value, self.out = (nn.Linear(48, 48) for _ in range(4))
+
+    def mixed(self, x: Tensor) -> Tensor:
+        n, tokens, _ = x.shape
+        q, k, v = (
+            layer(x).view(n, tokens, 3, -1).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        found = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(found.transpose(1, 2).reshape(n, tokens, -1))
+
+
+class AttentionPool(Tokens):
+    """One query that is learned."""
+
+    def build(self) -> None:
+        self.attention = nn.MultiheadAttention(48, 3, batch_first=True)
+        self.asked = nn.Parameter(torch.randn(1, 1, 48))
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return self.attention(self.asked.expand(len(x), -1, -1), x, x)[0]
+
+
+class WeightNormed(Tokens):
+    def build(self) -> None:
+        one = nn.utils.parametrizations.weight_norm(nn.Linear(48, 64))
+        self.one, self.two = one, nn.Linear(64, 48)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return self.two(torch.relu(self.one(x)))
+
+
+NEVER = {
+    "chunk": frozenset({"both"}),
+    "glu": frozenset({"both"}),
+    "pixel shuffle": frozenset({"wide"}),
+    "shuffle alone": frozenset({"before"}),
+    "heads of its own": frozenset({"query", "key", "value"}),
+    "unet": frozenset({"mid"}),
+}
+"""Groups whose width must not change: what reads them is no layer that is followed."""
+
 WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
     "concat": (Concat, frozenset({"stem.0", "left", "right", "third"})),
     "add of three": (AddOfThree, frozenset({"stem.0", "a"})),
@@ -297,6 +411,15 @@ WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
     "signal": (Signal, frozenset({"a", "b"})),
     "transposed": (Transposed, frozenset({"stem.0", "after"})),
     "recurrent": (Recurrent, frozenset({"up"})),
+    "glu": (Glu, frozenset({"stem.0"})),
+    "pixel shuffle": (PixelShuffle, frozenset({"stem.0"})),
+    "shuffle alone": (ShuffleAlone, frozenset({"stem.0"})),
+    "unet": (UNet, frozenset({"stem.0", "enc", "dec"})),
+    "dilated": (Dilated, frozenset({"stem.0", "a", "b"})),
+    "normed": (Normed, frozenset({"stem.0", "conv"})),
+    "heads of its own": (HeadsOfOwn, frozenset({"up"})),
+    "attention pool": (AttentionPool, frozenset({"attention.query", "up"})),
+    "weight norm": (WeightNormed, frozenset({"one", "up"})),
     "windows": (Window, frozenset({"blocks.0.attn.query", "blocks.1.attn.query"})),
     "windows of the second version": (WindowV2, frozenset({"blocks.0.attn.query"})),
 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,18 +18,19 @@ from torch import Tensor, nn
 from hwloop.compress.calls import (
     FAILURES,
     calls_and_outputs,
-    shapes,
     sharing_copy,
     single_inputs,
     within,
 )
-from hwloop.compress.tracing import Scope, dependencies, out_channels, tracing_input
+from hwloop.compress.pruning_graph import out_channels
+from hwloop.compress.tracing import Members, Scope, dependencies, tracing_input
+from hwloop.compress.trying import Trials
 from hwloop.errors import CandidateError, UsageError
 
 OUTPUT = "the network's output has this width"
 UNHANDLED = "what reads its channels needs all of them"
-UNFIT = "without half of its channels the network does not run, or answers in another shape"
-UNMET = "a function uses its weights"
+UNFIT = "the network does not run with fewer of its channels, or mixes them"
+UNMET = "its channels cannot be followed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,16 @@ class Coupling:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Found:
-    """What is known of one network, whatever of it is part of an interface."""
+    """What is known of one network.
+
+    Attributes:
+        shape: of the example.
+        fixed: layers whose width is part of the network's interface.
+        scopes: path of a layer → where its group was found.
+    """
 
     shape: tuple[int, ...]
+    fixed: frozenset[str]
     couplings: tuple[Coupling, ...]
     scopes: Mapping[str, Scope]
 
@@ -77,7 +84,7 @@ def couplings(
     """
     return tuple(
         replace(item, fixed_by=OUTPUT) if set(item.layers) & set(fixed) else item
-        for item in _explored(module, example).couplings
+        for item in _explored(module, example, frozenset(fixed)).couplings
         if set(item.layers) & set(layers)
     )
 
@@ -95,14 +102,19 @@ def scopes_of(module: nn.Module, example: Tensor, paths: Collection[str]) -> dic
     return {path: found[path] for path in paths}
 
 
-def _explored(module: nn.Module, example: Tensor) -> _Found:
-    """Remembered while the network lives."""
+def _explored(module: nn.Module, example: Tensor, fixed: frozenset[str] | None = None) -> _Found:
+    """Remembered while the network lives.
+
+    Args:
+        fixed: None where whatever was known before will do.
+    """
     known = _known.get(module)
-    if known is None or known.shape != tuple(example.shape):
-        explorer = _Explorer(module, example)
+    if known is None or known.shape != tuple(example.shape) or fixed not in (None, known.fixed):
+        explorer = _Explorer(module, example, fixed or frozenset())
         explorer.explore()
         known = _known[module] = _Found(
             shape=tuple(example.shape),
+            fixed=explorer.fixed,
             couplings=tuple(explorer.in_order()),
             scopes=explorer.scopes,
         )
@@ -112,9 +124,12 @@ def _explored(module: nn.Module, example: Tensor) -> _Found:
 class _Explorer:
     """Looks for groups from the whole network down to its smallest parts."""
 
-    def __init__(self, module: nn.Module, example: Tensor) -> None:
+    def __init__(self, module: nn.Module, example: Tensor, fixed: frozenset[str]) -> None:
         self.module = module
         self.example = example
+        self.fixed = fixed
+        # Of zeros, or of one image, too much would be alike.
+        self.noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
         self.scopes: dict[str, Scope] = {}
         self._found: dict[str, Coupling] = {}
         try:
@@ -129,7 +144,7 @@ class _Explorer:
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
         """Of its parts."""
-        return single_inputs(self.module, self.example)
+        return single_inputs(self.module, self.noise)
 
     def explore(self) -> None:
         try:
@@ -167,8 +182,9 @@ class _Explorer:
     def _defies(self, path: str) -> bool:
         if path not in self.inputs:
             return False
+        scope = Scope(path=path, example=self.inputs[path])
         try:
-            with dependencies(self.module, {"": Scope(path=path, example=self.inputs[path])}):
+            with dependencies(sharing_copy(self.module), {"": scope}):
                 return False
         except UsageError:
             return True
@@ -189,98 +205,61 @@ class _Explorer:
             groups = _groups_in(self.module, scope, wanted)
         except UsageError:
             return
-        elsewhere = self._found.keys()
-        sure, doubtful = [], []
+        items = []
         for item in groups:
-            if item.fixed_by == UNHANDLED or elsewhere & set(item.layers):
+            if item.fixed_by or self._found.keys() & set(item.layers):
                 self._leave(item, UNHANDLED)
-            elif item.fixed_by or scope.path or scope.opaque:
-                doubtful.append(item)
+            elif not scope.path and self.fixed & set(item.layers):  # never cut
+                self._take(item, scope)
             else:
-                sure.append(item)
-        surviving = self._surviving(scope, doubtful)
-        for item in doubtful:
-            if item not in surviving:
+                items.append(item)
+        if not items:
+            return
+        probe = scope.example if scope.path else self.noise
+        standing = set(Trials(module=self.module, scope=scope, probe=probe).surviving(items))
+        for index, item in enumerate(items):
+            if index in standing:
+                self._take(item, scope)
+            else:
                 self._leave(item, UNFIT)
-        for item in (*sure, *surviving):
-            for path in item.layers:
-                self._found[path] = replace(item, fixed_by="")
-                self.scopes[path] = scope
-                self._left.pop(path, None)
+
+    def _take(self, item: Coupling, scope: Scope) -> None:
+        for path in item.layers:
+            self._found[path] = item
+            self.scopes[path] = scope
+            self._left.pop(path, None)
 
     def _leave(self, item: Coupling, why: str) -> None:
         self._left.update({path: why for path in item.layers if path in self._left})
 
-    def _surviving(self, scope: Scope, items: Sequence[Coupling]) -> list[Coupling]:
-        """Those that can be cut; all are tried together, and halves of them where that fails."""
-        if not items:
-            return []
-        if self._survive(scope, items):
-            return list(items)
-        middle = len(items) // 2
-        if not middle:
-            return []
-        return [*self._surviving(scope, items[:middle]), *self._surviving(scope, items[middle:])]
-
-    def _survive(self, scope: Scope, items: Sequence[Coupling]) -> bool:
-        """Whether groups can lose channels, each another share of them, and nobody else notices.
-
-        A reshape to sizes that forward computes itself is seen only so.
-        """
-        trial, generator = sharing_copy(self.module), torch.Generator().manual_seed(0)
-        example = scope.example if scope.path else self.example
-        try:
-            before = _shape_of(self.module.get_submodule(scope.path), example)
-            with dependencies(trial, {item.layers[0]: scope for item in items}) as graph:
-                for item in items:
-                    count = item.channels // item.bundle
-                    shuffled = torch.randperm(count, generator=generator).tolist()
-                    share = (
-                        0.5
-                        if len(items) == 1
-                        else 0.3 + 0.4 * float(torch.rand(1, generator=generator))
-                    )
-                    kept = shuffled[: max(round(count * share), 1)]
-                    graph.cut(item.layers[0], in_channels_of(kept, item.bundle))
-            after = _shape_of(trial.get_submodule(scope.path), example)
-            return not scope.path or before == after
-        except (CandidateError, UsageError, *FAILURES):
-            return False
-
 
 def _groups_in(module: nn.Module, scope: Scope, wanted: Sequence[str]) -> list[Coupling]:
-    """Every group of a part that a layer of ``wanted`` begins; with its doubt, where there is one.
+    """Every group of a part that a layer of ``wanted`` begins.
 
     Raises:
-        UsageError: torch-pruning cannot trace the part.
+        UsageError: torch-pruning cannot trace the part, or there is no end to a group.
     """
     seen: set[str] = set()
     found = []
-    with dependencies(module, dict.fromkeys(wanted, scope)) as graph:
+    # A copy: what forward keeps while it is traced stays there.
+    with dependencies(sharing_copy(module), dict.fromkeys(wanted, scope)) as graph:
         for path in wanted:
             if path in seen or not graph.knows(path):
                 continue
             try:
-                members, clean, reshaped = graph.members(path)
-                bundle = graph.bundle(path)
+                item = graph.members(path)
             except FAILURES:
-                members, clean, reshaped, bundle = [], False, False, 1
-            layers = tuple(dict.fromkeys([path, *members]))
-            seen.update(layers)
+                item = Members(layers=(path,), bundle=1, clean=False)
+            seen.update(item.layers)
             found.append(
                 Coupling(
-                    layers=layers,
+                    layers=item.layers,
                     channels=out_channels(module.get_submodule(path)),
-                    bundle=bundle,
-                    fixed_by=UNHANDLED if not clean else UNFIT if reshaped else "",
+                    bundle=item.bundle,
+                    fixed_by="" if item.clean else UNHANDLED,
                 )
             )
     return found
-
-
-def in_channels_of(bundles: Sequence[int], size: int) -> list[int]:
-    """The channels of numbered bundles."""
-    return [size * index + offset for index in bundles for offset in range(size)]
 
 
 def check_fits(module: nn.Module, example: Tensor) -> None:
@@ -290,11 +269,7 @@ def check_fits(module: nn.Module, example: Tensor) -> None:
         CandidateError: stage ``compress``: forward fails.
     """
     try:
-        _shape_of(module, example)
+        with torch.no_grad():
+            module.eval()(example)
     except FAILURES as error:
         raise CandidateError("compress", f"the pruned layers do not fit: {error}") from error
-
-
-def _shape_of(module: nn.Module, example: Tensor) -> Any:
-    with torch.no_grad():
-        return shapes(module.eval()(example))

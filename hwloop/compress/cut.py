@@ -10,11 +10,14 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from hwloop.compress.coupling import check_fits, in_channels_of, scopes_of
+from hwloop.compress.calls import sharing_copy
+from hwloop.compress.coupling import check_fits, scopes_of
 from hwloop.compress.moments import InputMoments
+from hwloop.compress.pruning_graph import out_channels
 from hwloop.compress.refit import Reader, by_loss, refit
-from hwloop.compress.tracing import Dependencies, dependencies, out_channels
+from hwloop.compress.tracing import Dependencies, dependencies
 from hwloop.compress.training import batch_norms
+from hwloop.compress.trying import in_channels_of
 from hwloop.errors import CandidateError, UsageError
 
 Order = tuple[int, ...]
@@ -69,7 +72,7 @@ def _ranked(
     groups = known[1]
     lacking = [path for path in wanted if path not in groups]
     if lacking:
-        with dependencies(dense, scopes_of(dense, example, lacking)) as graph:
+        with dependencies(sharing_copy(dense), scopes_of(dense, example, lacking)) as graph:
             for path in lacking:
                 groups[path] = _ranked_group(dense, graph, path, moments or {})
     return {path: groups[path] for path in wanted}
@@ -89,7 +92,7 @@ def _order(
     found: Mapping[str, Pairs],
     moments: InputMoments,
 ) -> Order:
-    width, bundle = out_channels(dense.get_submodule(path)), graph.bundle(path)
+    width, bundle = out_channels(dense.get_submodule(path)), graph.members(path).bundle
     readers = []
     for reader, pairs in found.items():
         if reader in moments and pairs:

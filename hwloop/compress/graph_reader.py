@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import onnx
 
+from hwloop.compress.graph_shapes import with_shapes
+from hwloop.errors import UsageError
 from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import ACTIVATIONS, GraphIndex
-from hwloop.runtimes.host import open_on_cpu
 
 WEIGHTED = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear"}
+OTHER_CHANNELS = ("ConvTranspose", "DepthToSpace", "SpaceToDepth", "LSTM", "GRU", "RNN")
+"""Operators without rows that write other channels than they read: no group's."""
+
 POOLS = {"MaxPool": "maxpool", "AveragePool": "avgpool", "GlobalAveragePool": "globalavgpool"}
 
 
@@ -22,7 +25,7 @@ class GraphReader:
     """Reads layers, shapes and fused tails from an exported FP32 graph."""
 
     def __init__(self, model: Any) -> None:
-        model, self.shapes = _with_shapes(model)
+        model, self.shapes = with_shapes(model)
         graph = model.graph
         self.graph = graph
         self.constants = {weight.name: tuple(weight.dims) for weight in graph.initializer}
@@ -49,7 +52,13 @@ class GraphReader:
             rows, tail = math.prod(shape[:-1]), self._tail(node)
             return LayerConfig(op="linear", in_shape=(rows, shape[-1]), out_channels=out, tail=tail)
         if node.op_type == "GlobalAveragePool":
-            return LayerConfig(op="globalavgpool", in_shape=shape, out_channels=shape[1])
+            image = _as_image(shape)
+            return LayerConfig(op="globalavgpool", in_shape=image, out_channels=shape[1])
+        if len(shape) > 4:
+            raise UsageError(
+                f"{node.name.strip('/')} is a convolution or pool in three dimensions",
+                "hwloop knows those in one and two",
+            )
         window = LayerConfig(
             op=WEIGHTED.get(node.op_type) or POOLS[node.op_type],
             in_shape=_as_image(shape),
@@ -73,23 +82,39 @@ class GraphReader:
         if self._is_weighted(node):
             return [(self.weighted.index(node), per_channel)]
         dynamic = [name for name in node.input if name and name not in self.constants]
+        if node.op_type in OTHER_CHANNELS or not dynamic:
+            return []
         if node.op_type in ("Flatten", "Reshape"):
             before, after = self.shapes.get(dynamic[0], ()), self.shapes.get(tensor, ())
             if len(after) == 2 < len(before) and after[1] == math.prod(before[1:]):
-                per_channel *= math.prod(before[2:])  # not where the last sizes are channels
+                per_channel *= math.prod(before[2:])
         if node.op_type == "Concat":
-            return self._concatenated(node, [self.sources(name, per_channel) for name in dynamic])
-        return self.sources(dynamic[0], per_channel) if dynamic else []
+            parts = [(name, self.sources(name, per_channel)) for name in dynamic]
+            return self._concatenated(node, parts)
+        found = self.sources(dynamic[0], per_channel)
+        cuts = node.op_type in ("Slice", "Split", "Gather")
+        return [] if cuts and self._cuts_channels(node, tensor, found) else found
 
-    def _concatenated(self, node: Any, parts: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+    def _cuts_channels(self, node: Any, tensor: str, sources: list[tuple[int, int]]) -> bool:
+        """Whether a part of a tensor is fewer channels of it, and not fewer positions."""
+        channels = sum(self.width(index) * times for index, times in sources)
+        before, after = list(self.shapes.get(node.input[0], ())), self.shapes.get(tensor, ())
+        for size in after:
+            if size in before:
+                before.remove(size)
+        return channels in before  # what is no longer there
+
+    def _concatenated(
+        self, node: Any, parts: list[tuple[str, list[tuple[int, int]]]]
+    ) -> list[tuple[int, int]]:
         """Of the channels; or of one part, where it is positions that are put side by side."""
         axis = next(item.i for item in node.attribute if item.name == "axis")
-        for name, sources in zip(node.input, parts, strict=False):
+        for name, sources in parts:
             shape = self.shapes.get(name, ())
             channels = sum(self.width(index) * times for index, times in sources)
             if sources and shape and shape[axis] != channels:
                 return sources
-        return [item for sources in parts for item in sources]
+        return [item for _, sources in parts for item in sources]
 
     def width(self, index: int) -> int:
         """Channels that a weighted node writes."""
@@ -201,53 +226,6 @@ class GraphReader:
         return all(len(shape) == 4 and min(shape) > 0 for shape in shapes)
 
 
-def _with_shapes(model: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """A graph, with its shapes inferred where they were not written into it; and all of them.
-
-    Sizes that the graph computes, as ``x.flatten(2)`` does, are found by following the numbers as
-    well, or else by running it. The file itself stays as it was exported.
-    """
-    shapes = _shapes(model.graph)
-    if all(min(shape, default=1) > 0 for shape in shapes.values()):
-        return model, shapes
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = _shapes(model.graph)
-    read = [node for node in model.graph.node if node.op_type in (*WEIGHTED, *POOLS)]
-    unknown = [name for node in read for name in node.input if name not in shapes]
-    weights = {weight.name for weight in model.graph.initializer}
-    if set(unknown) - weights or any(
-        min(shapes.get(name, ()), default=1) < 1 for node in read for name in node.input
-    ):
-        shapes.update(_seen_shapes(model, shapes))
-    return model, shapes
-
-
-def _seen_shapes(model: Any, known: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Of all values that are not known, in a run of the graph.
-
-    Raises:
-        EnvironmentProblem: ONNX Runtime is not installed.
-    """
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    names = [
-        name
-        for node in model.graph.node
-        for name in node.output
-        if name and min(known.get(name, (0,)), default=1) < 1
-    ]
-    outputs = {value.name for value in model.graph.output}
-    shown.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in outputs
-    )
-    session = open_on_cpu(
-        shown.SerializeToString(), needed_for="the sizes within this network need", optimized=False
-    )
-    inputs = {value.name: np.zeros(_dims(value), np.float32) for value in model.graph.input}
-    found = session.run(names, inputs)
-    return {name: tuple(np.shape(value)) for name, value in zip(names, found, strict=True)}
-
-
 def _as_image(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A signal (N, C, L) is an image of one row."""
     return shape if len(shape) != 3 else (*shape[:2], 1, shape[2])
@@ -258,16 +236,12 @@ def _window(attributes: Mapping[str, Any]) -> dict[str, Any]:
     kernel = tuple(attributes["kernel_shape"])
     strides = tuple(attributes.get("strides", (1,) * len(kernel)))
     pads = tuple(attributes.get("pads", (0,) * len(kernel)))[: len(kernel)]
+    dilations = tuple(attributes.get("dilations", (1,) * len(kernel)))
+    # Of a dilated kernel the row is a dense one that writes as many pixels.
+    pads = tuple(
+        max(pad - (apart - 1) * (taps - 1) // 2, 0)
+        for pad, apart, taps in zip(pads, dilations, kernel, strict=True)
+    )
     if len(kernel) == 1:
         kernel, strides, pads = (1, *kernel), (1, *strides), (0, *pads)
     return {"kernel": kernel, "stride": strides, "padding": pads}
-
-
-def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
-    """Of every value that the graph says something about; 0 where a size is not known."""
-    values = (*graph.input, *graph.value_info, *graph.output)
-    return {v.name: _dims(v) for v in values if v.type.tensor_type.HasField("shape")}
-
-
-def _dims(value: Any) -> tuple[int, ...]:
-    return tuple(int(dim.dim_value) for dim in value.type.tensor_type.shape.dim)

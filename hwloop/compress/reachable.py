@@ -90,7 +90,11 @@ def row_plan(network: Network, rules: SpaceRules) -> RowPlan:
     for most, steps in GRIDS:
         if _count(kinds, grids) <= MOST_ROWS:
             break
-        grids = {kind: _axes(points, steps) for kind, points in kinds.items() if len(points) > most}
+        grids = {
+            kind: _axes(points, steps, unit=kind.in_shape[1] if kind.groups > 1 else 1)
+            for kind, points in kinds.items()
+            if len(points) > most
+        }
     measured: dict[LayerConfig, None] = {}
     for config in every:
         kind = _kind(config)
@@ -213,21 +217,23 @@ def _at(kind: LayerConfig, point: Point) -> LayerConfig:
     return replace(kind, in_shape=shape, out_channels=outputs, groups=groups)
 
 
-def _axes(points: Iterable[Point], steps: int) -> _Axes:
+def _axes(points: Iterable[Point], steps: int, *, unit: int) -> _Axes:
     inputs, outputs = zip(*points, strict=True)
-    return _Axes(inputs=_axis(inputs, steps), outputs=_axis(outputs, steps))
+    return _Axes(inputs=_axis(inputs, steps, unit), outputs=_axis(outputs, steps, unit))
 
 
-def _axis(values: Iterable[int], steps: int) -> tuple[int, ...]:
+def _axis(values: Iterable[int], steps: int, unit: int) -> tuple[int, ...]:
     """The least and the greatest, and between them powers of two, halved by ``steps``.
 
-    They are the same for every layer, so that layers share their rows.
+    They are the same for every layer, so that layers share their rows; of grouped convolutions
+    they are the multiples of a group's width from there on.
     """
     ordered = sorted(set(values))
     if len(ordered) <= 4:
         return tuple(ordered)
     least, greatest = ordered[0], ordered[-1]
-    marks = [2**power * (2 + step) // 2 for power in range(24) for step in range(steps)]
+    wanted = [2**power * (2 + step) // 2 for power in range(24) for step in range(steps)]
+    marks = dict.fromkeys(-(-mark // unit) * unit for mark in wanted)
     return (least, *(mark for mark in marks if least < mark < greatest), greatest)
 
 

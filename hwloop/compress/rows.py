@@ -118,7 +118,7 @@ def resized(dense: LayerConfig, *, in_channels: int, out_channels: int) -> Layer
         dense,
         in_shape=(dense.in_shape[0], in_channels, *dense.in_shape[2:]),
         out_channels=out_channels if dense.op in WEIGHTED else in_channels,
-        groups=dense.groups * in_channels // dense.in_shape[1] if dense.groups > 1 else 1,
+        groups=max(dense.groups * in_channels // dense.in_shape[1], 1),
     )
 
 

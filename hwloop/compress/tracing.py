@@ -1,23 +1,24 @@
 """torch-pruning's dependency graph of a network, or of parts of it where the whole defies it.
 
-Only this file and ``cut.py`` know torch-pruning (Fang et al., CVPR 2023).
+Only this file, ``pruning_graph.py`` and ``cut.py`` know torch-pruning (Fang et al., CVPR 2023).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from hwloop.compress.calls import FAILURES
+from hwloop.compress.calls import FAILURES, sharing_copy
+from hwloop.compress.limits import at_most_calls
+from hwloop.compress.pruning_graph import cuts_outputs_of, out_channels, traced
+from hwloop.compress.shuffle import shuffle
 from hwloop.compress.standins import standing_in
 from hwloop.errors import CandidateError, UsageError
 from hwloop.tasks.explicit import ExplicitAttention
@@ -26,6 +27,9 @@ PRUNABLE_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 SMALL_SIZES = (32, 64, 128)
 """Heights and widths to trace at, where that tells the same as the deployed size."""
+
+MOST_CALLS = 1_000_000
+"""Of functions, while one group is followed: a second. DenseNet-121 takes 40,000."""
 
 _traced_at: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Tensor]] = WeakKeyDictionary()
 """Network → shape of the example, and what :func:`tracing_input` found for it."""
@@ -44,6 +48,21 @@ class Scope:
     path: str
     example: Tensor
     opaque: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Members:
+    """What is coupled to a layer.
+
+    Attributes:
+        layers: paths, the layer itself first.
+        bundle: channels that can only go together: a grouped convolution's, or a head's.
+        clean: all dependencies are of kinds that are handled.
+    """
+
+    layers: tuple[str, ...]
+    bundle: int
+    clean: bool
 
 
 def tracing_input(module: nn.Module, example: Tensor) -> Tensor:
@@ -66,8 +85,10 @@ def tracing_input(module: nn.Module, example: Tensor) -> Tensor:
 
 
 def _smallest(module: nn.Module, example: Tensor) -> Tensor:
+    trial = sharing_copy(module)  # what forward keeps while it is traced stays there
+
     def meaning(part: Tensor) -> list[Any]:
-        with dependencies(module, {"": Scope(path="", example=part)}) as graph:
+        with dependencies(trial, {"": Scope(path="", example=part)}) as graph:
             return graph.meaning()
 
     wanted = meaning(example)
@@ -122,19 +143,14 @@ class Dependencies:
 
     def trace(self) -> None:
         """All parts, before any is cut. Raises UsageError where torch-pruning cannot."""
+        there = set(self._names.values())
         for scope in self._scopes.values():
             if scope.path not in self._graphs:
                 part = self._module.get_submodule(scope.path)
-                handles = [
-                    self._module.get_submodule(path).register_forward_hook(_detached)
-                    for path in scope.opaque
-                    if path in self._names.values()
+                opaque = [
+                    self._module.get_submodule(path) for path in scope.opaque if path in there
                 ]
-                try:
-                    self._graphs[scope.path] = _trace(part, scope.example)
-                finally:
-                    for handle in handles:
-                        handle.remove()
+                self._graphs[scope.path] = traced(part, scope.example, opaque=opaque)
 
     def knows(self, path: str) -> bool:
         """Whether a layer was met."""
@@ -144,32 +160,39 @@ class Dependencies:
         """torch-pruning's group: every dependency of a layer's output channels, all by default."""
         layer, graph = self._module.get_submodule(path), self._graph(path)
         indices = list(range(out_channels(layer)) if channels is None else channels)
-        return graph.get_pruning_group(layer, _cuts_outputs_of(layer), idxs=indices)
+        return graph.get_pruning_group(layer, cuts_outputs_of(layer), idxs=indices)
 
-    def members(self, path: str) -> tuple[list[str], bool, bool]:
-        """Paths of the layers coupled to a layer, whether all its dependencies are handled, and
-        whether something between them changes shapes.
+    def members(self, path: str) -> Members:
+        """What is coupled to a layer.
+
+        Raises:
+            UsageError: there is no end to it.
         """
-        graph = self._graph(path)
-        members, clean, reshaped = [], True, False
-        for dependency, indices in self.group(path):
+        graph, clean = self._graph(path), True
+        layers, bundles = [path], [1]
+        with at_most_calls(MOST_CALLS, what="following the network's channels"):
+            group = self.group(path)
+        for dependency, indices in group:
             target = dependency.target.module
+            writes = graph.is_out_channel_pruning_fn(dependency.handler)
+            if writes:
+                bundles.append(self._bundles.get(target, 1))
             if not isinstance(target, PRUNABLE_TYPES):
                 handled = isinstance(target, NORM_TYPES) or _is(dependency.target, "ELEMENTWISE")
                 clean = clean and (handled or _is_reshaping(target))
-                reshaped = reshaped or not handled
                 continue
-            if graph.is_out_channel_pruning_fn(dependency.handler):
-                members.append(self._names[target])
+            if writes:
+                layers.append(self._names[target])
                 clean = clean and sorted(indices) == list(range(out_channels(target)))
             grouped = getattr(target, "groups", 1)
             clean = clean and (grouped == 1 or grouped == getattr(target, "out_channels", 0))
-        return members, clean, reshaped
-
-    def bundle(self, path: str) -> int:
-        """Channels of a group that can only go together: a grouped convolution's, or a head's."""
-        return math.lcm(
-            *(self._bundles.get(layer, 1) for layer in self._writers(path, self.group(path)))
+            if not writes and max(indices) >= target.weight.shape[1] * grouped:
+                clean = False  # torch-pruning took for element-wise what is not
+        clean = clean and out_channels(self._module.get_submodule(path)) % math.lcm(*bundles) == 0
+        return Members(
+            layers=tuple(dict.fromkeys(layers)),
+            bundle=math.lcm(*bundles),
+            clean=clean,
         )
 
     def readers(self, path: str) -> dict[str, list[tuple[int, int]]]:
@@ -206,9 +229,23 @@ class Dependencies:
             group.prune()
         except FAILURES as error:
             raise CandidateError("compress", f"group {path!r} cannot be cut: {error}") from error
+        self._keep_heads(writers, sorted(kept))
+
+    def shuffle(self, path: str, bundles: Sequence[int]) -> None:
+        """Bring a group's bundles into another order, in place."""
+        size = self.members(path).bundle
+        order = [size * index + offset for index in bundles for offset in range(size)]
+        group = self.group(path)
+        writers = self._writers(path, group)
+        shuffle(self._graph(path), group, order)
+        self._keep_heads(writers, order)
+
+    def _keep_heads(self, writers: set[nn.Module], kept: Sequence[int]) -> None:
         for query in writers & self._attentions.keys():
             attention = self._attentions[query]
-            attention.keep_heads(sorted({index // attention.head_channels for index in kept}))
+            attention.keep_heads(
+                list(dict.fromkeys(index // attention.head_channels for index in kept))
+            )
 
     def _writers(self, path: str, group: Any) -> set[nn.Module]:
         """What of a group loses outputs."""
@@ -243,10 +280,6 @@ class Dependencies:
         return self._graphs[self._scopes[path].path]
 
 
-def _detached(module: nn.Module, inputs: Any, output: Any) -> Any:
-    return output.detach() if isinstance(output, Tensor) else output
-
-
 def _mappings(dependency: Any) -> list[Any]:
     return [item and (type(item).__name__, vars(item)) for item in dependency.index_mapping]
 
@@ -258,39 +291,3 @@ def _is(node: Any, kind: str) -> bool:
 def _is_reshaping(target: Any) -> bool:
     """torch-pruning's own placeholder operations: reshape, concat, split, element-wise."""
     return type(target).__module__.startswith("torch_pruning")
-
-
-def _trace(module: nn.Module, example: Tensor) -> Any:
-    before = [parameter.requires_grad for parameter in module.parameters()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # torch-pruning traces through autograd, so every parameter must take part.
-        module.requires_grad_(True)
-        try:
-            with torch.enable_grad():
-                return tp.DependencyGraph().build_dependency(module, (example,))
-        except FAILURES as error:
-            raise UsageError(
-                f"the network cannot be traced: {type(error).__name__}: {error}",
-                "forward must take one tensor and return one, without data-dependent branches",
-            ) from error
-        finally:
-            for parameter, flag in zip(module.parameters(), before, strict=True):
-                parameter.requires_grad_(flag)
-
-
-def _cuts_outputs_of(layer: nn.Module) -> Any:
-    if isinstance(layer, nn.Linear):
-        return tp.prune_linear_out_channels
-    if _is_depthwise(layer):
-        return tp.prune_depthwise_conv_out_channels
-    return tp.prune_conv_out_channels
-
-
-def _is_depthwise(layer: Any) -> bool:
-    return bool(layer.groups > 1 and layer.groups == layer.out_channels)
-
-
-def out_channels(layer: Any) -> int:
-    """Of a convolution or a linear layer."""
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)

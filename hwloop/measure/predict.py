@@ -107,7 +107,8 @@ class Predictor:
     """End-to-end latency of any choice for one network, in about 10 microseconds.
 
     Args:
-        table: must hold every row that ``network`` can need under ``rules``, or its refusal.
+        table: must hold every row that the plan for ``network`` under ``rules`` has measured, or
+            its refusal.
 
     Raises:
         TargetError: the target refused a block of the dense network.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 BY_HEADS = ("query", "key", "value")
 """The layers of an attention whose output channels belong to heads."""
@@ -108,7 +109,8 @@ class Attention(ExplicitAttention):
             is_causal: a hint beside ``attn_mask``.
         """
         if self.channelwise:
-            return self.projection(self.query(query) + self.key(key) + self.value(value)), None
+            read = (self.key(key) + self.value(value)).mean(int(self.batch_first), keepdim=True)
+            return self.projection(self.query(query) + read), query.new_zeros(1)
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = (
@@ -237,18 +239,29 @@ def explicit(network: nn.Module) -> nn.Module:
     """The network, in place, with every attention that can be in explicit layers.
 
     One is left as it is where it has keys of another width than queries, or tokens of its own:
-    neither is used for images.
+    neither is used for images. Weights that are computed from others in every run, as weight norm
+    does, are computed once.
     """
-    for path, child in list(network.named_modules()):
-        found = _explicit(child)
+    made: dict[nn.Module, ExplicitAttention] = {}
+    for path, child in list(network.named_modules(remove_duplicate=False)):
+        _compute_weights(child)
+        if isinstance(child, nn.TransformerEncoder):
+            child.use_nested_tensor = False  # it would look for the weights of one function
+        found = made.get(child) or _explicit(child)
         if found is None:
             continue
-        found.train(child.training)
+        made[child] = found.train(child.training)
         if not path:
             return found
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, found)
     return network
+
+
+def _compute_weights(child: nn.Module) -> None:
+    if parametrize.is_parametrized(child):
+        for name in list(child.parametrizations):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(child, name, leave_parametrized=True)
 
 
 def _explicit(child: nn.Module) -> ExplicitAttention | None:

@@ -1,0 +1,139 @@
+"""Whether groups of channels are what they seem: by cutting them, and by moving them about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hwloop.compress.calls import FAILURES, shapes, sharing_copy
+from hwloop.compress.tracing import Dependencies, Scope, dependencies
+from hwloop.errors import CandidateError, UsageError
+
+MOST_TRIALS = 32
+"""Of one part of a network. What is not settled then may still be, within smaller parts."""
+
+ALIKE = 1e-3
+"""Of the largest output: another order of sums changes less, a channel in a wrong place more."""
+
+LEAST_SHARE, SHARES = 0.3, 0.4
+
+
+class Item(Protocol):
+    """A group: its layers, how many channels the first has, and how many only go together."""
+
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def bundle(self) -> int: ...
+
+
+@dataclass(kw_only=True, eq=False)
+class Trials:
+    """Trials within one part.
+
+    Attributes:
+        probe: an input of the part, of values that are not all alike.
+    """
+
+    module: nn.Module
+    scope: Scope
+    probe: Tensor
+    left: int = MOST_TRIALS
+
+    def __post_init__(self) -> None:
+        self._before = self._answer(self.module)
+        self._is_steady = alike(self._before, self._answer(self.module))
+
+    def surviving(self, items: Sequence[Item]) -> list[int]:
+        """Positions of those that stand; all are tried together, and halves where that fails."""
+        return self._surviving(items, range(len(items)))
+
+    def _surviving(self, items: Sequence[Item], chosen: Sequence[int]) -> list[int]:
+        if not chosen or self.left <= 0:
+            return []
+        self.left -= 1
+        tried = [items[index] for index in chosen]
+        if self._can_be_cut(tried) and self._can_be_moved(tried):
+            return list(chosen)
+        middle = len(chosen) // 2
+        if not middle:
+            return []
+        first = self._surviving(items, chosen[:middle])
+        return [*first, *self._surviving(items, chosen[middle:])]
+
+    def _can_be_cut(self, items: Sequence[Item]) -> bool:
+        """Whether they can lose channels, each another share, and nobody else notices.
+
+        A reshape to sizes that forward computes itself is seen only so.
+        """
+        generator = torch.Generator().manual_seed(0)
+
+        def cut(graph: Dependencies, item: Item) -> None:
+            count = item.channels // item.bundle
+            bundles = torch.randperm(count, generator=generator).tolist()
+            share = LEAST_SHARE + SHARES * float(torch.rand(1, generator=generator))
+            kept = bundles[: max(round(count * share), 1)]
+            graph.cut(item.layers[0], in_channels_of(kept, item.bundle))
+
+        after = self._after(items, cut)
+        whole = not self.scope.path  # its own outputs may be among them
+        return after is not None and (whole or shapes(after) == shapes(self._before))
+
+    def _can_be_moved(self, items: Sequence[Item]) -> bool:
+        """Whether the answers stay when their channels change places: all who read them are known.
+
+        A shuffle that reads channels in another order than it seems is seen only so.
+        """
+        generator = torch.Generator().manual_seed(1)
+
+        def move(graph: Dependencies, item: Item) -> None:
+            count = item.channels // item.bundle
+            graph.shuffle(item.layers[0], torch.randperm(count, generator=generator).tolist())
+
+        after = self._after(items, move)
+        return after is not None and (not self._is_steady or alike(self._before, after))
+
+    def _after(
+        self, items: Sequence[Item], change: Callable[[Dependencies, Item], None]
+    ) -> Any | None:
+        """What a copy answers after changes; None where it fails."""
+        try:
+            trial = sharing_copy(self.module)
+            with dependencies(trial, {item.layers[0]: self.scope for item in items}) as graph:
+                for item in items:
+                    change(graph, item)
+            return self._answer(trial)
+        except (CandidateError, UsageError, *FAILURES):
+            return None
+
+    def _answer(self, module: nn.Module) -> Any:
+        with torch.no_grad():
+            return module.get_submodule(self.scope.path)(self.probe.clone())
+
+
+def in_channels_of(bundles: Sequence[int], size: int) -> list[int]:
+    """The channels of numbered bundles."""
+    return [size * index + offset for index in bundles for offset in range(size)]
+
+
+def alike(first: Any, second: Any) -> bool:
+    """Whether two answers are equal but for rounding."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        if first.shape != second.shape or not first.is_floating_point():
+            return first.shape == second.shape
+        scale = float(first.abs().nan_to_num().max()) if first.numel() else 0.0
+        return torch.allclose(first, second, rtol=0, atol=ALIKE * scale, equal_nan=True)
+    if isinstance(first, Mapping):
+        return first.keys() == second.keys() and all(alike(v, second[k]) for k, v in first.items())
+    if isinstance(first, list | tuple):
+        pairs = zip(first, second, strict=True)
+        return len(first) == len(second) and all(alike(a, b) for a, b in pairs)
+    return True
