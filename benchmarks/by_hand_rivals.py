@@ -12,6 +12,7 @@ from hwloop.compress.methods import method_of
 from hwloop.compress.recover import NO_RECOVERY
 from hwloop.records import KEEP, Action, Candidate
 from hwloop.search.planner import Planner
+from hwloop.tasks.explicit import ExplicitAttention
 
 WIDTHS = (0.75, 0.625, 0.5, 0.375, 0.25)
 PLANNED = (5.0, 10.0)
@@ -36,15 +37,22 @@ def rivals(bench: Bench, *, max_drop: float, latency_ms: float) -> dict[str, Can
     found = {name: uniform(bench, action) for name, action in widths.items()}
     for name, every in DEPTHS.items():
         found[name] = bench.subject.shallow(KEEP, every=every)
-    ranked = magnitude(bench, latency_ms)
-    found["torch-pruning, global magnitude"] = ranked
+    if any(group.bundle > 1 for group in bench.subject.network.groups):
+        for name, action in widths.items():
+            found[f"{name}, no heads"] = uniform(bench, action, heads=False)
+    attends = any(isinstance(part, ExplicitAttention) for part in bench.subject.dense.modules())
+    ranked = None if attends else magnitude(bench, latency_ms)  # it cuts within heads
+    if ranked is not None:
+        found["torch-pruning, global magnitude"] = ranked
     if int8:
         found["whole-network INT8"] = uniform(bench, Action(precision="int8"))
         for name, action in widths.items():
             found[f"{name}, INT8"] = uniform(bench, replace(action, precision="int8"))
         for name, every in DEPTHS.items():
             found[f"{name}, INT8"] = bench.subject.shallow(Action(precision="int8"), every=every)
-        found["torch-pruning, global magnitude, INT8"] = _in_int8(bench, ranked)
+        for name, candidate in list(found.items()):
+            if name.endswith(("no heads", "magnitude")):
+                found[f"{name}, INT8"] = _in_int8(bench, candidate)
     problem = bench.problem(max_drop=max_drop)
     for goals in PLANNED:
         plan = Planner(problem).fastest_within(goals * max_drop)
@@ -53,13 +61,18 @@ def rivals(bench: Bench, *, max_drop: float, latency_ms: float) -> dict[str, Can
     return {name: candidate for name, candidate in found.items() if candidate != dense}
 
 
-def uniform(bench: Bench, action: Action) -> Candidate:
-    """One action for all groups, also of a width that is not on the menu."""
+def uniform(bench: Bench, action: Action, *, heads: bool = True) -> Candidate:
+    """One action for all groups, also of a width that is not on the menu.
+
+    Args:
+        heads: also of those whose channels go in bundles.
+    """
     subject = bench.subject
     precisions = subject.uniform(Action(precision=action.precision)).actions
     chosen = []
     for group, plain in zip(subject.network.groups, precisions, strict=True):
         legal = method_of(action).legal(action, group, (), subject.rules)
+        legal = legal and (heads or group.bundle == 1)
         chosen.append(replace(action, precision=plain.precision) if legal else plain)
     return Candidate(actions=tuple(chosen))
 
