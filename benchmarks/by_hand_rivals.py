@@ -12,7 +12,7 @@ from hwloop.compress.methods import method_of
 from hwloop.compress.recover import NO_RECOVERY
 from hwloop.records import KEEP, Action, Candidate
 from hwloop.search.planner import Planner
-from hwloop.tasks.explicit import ExplicitAttention
+from hwloop.tasks.attention import ExplicitAttention
 
 WIDTHS = (0.75, 0.625, 0.5, 0.375, 0.25)
 PLANNED = (5.0, 10.0)

@@ -23,7 +23,7 @@ from hwloop.compress.calls import (
     within,
 )
 from hwloop.compress.pruning_graph import out_channels
-from hwloop.compress.tracing import Members, Scope, dependencies, tracing_input
+from hwloop.compress.tracing import MOST_CALLS, Members, Scope, dependencies, tracing_input
 from hwloop.compress.trying import Trials
 from hwloop.errors import CandidateError, UsageError
 
@@ -31,6 +31,9 @@ OUTPUT = "the network's output has this width"
 UNHANDLED = "what reads its channels needs all of them"
 UNFIT = "the network does not run with fewer of its channels, or mixes them"
 UNMET = "its channels cannot be followed"
+
+LEAST_PATIENCE = 250_000
+"""Calls for a group within a part, when several others took too many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,7 @@ class _Explorer:
         # Of zeros, or of one image, too much would be alike.
         self.noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
         self.scopes: dict[str, Scope] = {}
+        self._patience = MOST_CALLS
         self._found: dict[str, Coupling] = {}
         try:
             called = set(calls_and_outputs(module, example)[0])
@@ -202,8 +206,9 @@ class _Explorer:
         """Take the groups of one part that can change."""
         wanted = [path for path in self._left if not scope.path or within(path, scope.path)]
         try:
-            groups = _groups_in(self.module, scope, wanted)
-        except UsageError:
+            groups = _groups_in(self.module, scope, wanted, most_calls=self._patience)
+        except UsageError:  # what could not be followed is no easier in many of its parts
+            self._patience = max(self._patience // 4, LEAST_PATIENCE)
             return
         items = []
         for item in groups:
@@ -233,7 +238,9 @@ class _Explorer:
         self._left.update({path: why for path in item.layers if path in self._left})
 
 
-def _groups_in(module: nn.Module, scope: Scope, wanted: Sequence[str]) -> list[Coupling]:
+def _groups_in(
+    module: nn.Module, scope: Scope, wanted: Sequence[str], *, most_calls: int
+) -> list[Coupling]:
     """Every group of a part that a layer of ``wanted`` begins.
 
     Raises:
@@ -247,7 +254,7 @@ def _groups_in(module: nn.Module, scope: Scope, wanted: Sequence[str]) -> list[C
             if path in seen or not graph.knows(path):
                 continue
             try:
-                item = graph.members(path)
+                item = graph.members(path, most_calls=most_calls)
             except FAILURES:
                 item = Members(layers=(path,), bundle=1, clean=False)
             seen.update(item.layers)

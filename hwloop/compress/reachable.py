@@ -23,9 +23,16 @@ from hwloop.records import KEEP, Action, Layer, LayerConfig, Network
 MOST_ROWS = 1000
 """Of a table; measuring them takes minutes."""
 
-GRIDS = ((64, 2), (32, 2), (32, 1), (12, 1), (6, 1))
-"""(kinds with more points than this lie on a grid, steps of it for each doubling): the first that
-leaves few enough rows."""
+HALVES, OCTAVES, QUADRUPLES = (
+    tuple(sorted({2**power for power in range(24)} | {3 * 2**power for power in range(22)})),
+    tuple(2**power for power in range(24)),
+    tuple(4**power for power in range(12)),
+)
+GRIDS = ((64, HALVES), (32, HALVES), (32, OCTAVES), (12, OCTAVES), (4, OCTAVES), (4, QUADRUPLES))
+"""(kinds with more points than this lie on a grid, its widths): the first that leaves few rows."""
+
+FEW = 3
+"""Widths of which all are measured."""
 
 Point = tuple[int, int]
 """Channels in and out; a kind that has them tied has the same number twice."""
@@ -87,11 +94,11 @@ def row_plan(network: Network, rules: SpaceRules) -> RowPlan:
     for config in every:
         kinds.setdefault(_kind(config), set()).add(_point(config))
     grids: dict[LayerConfig, _Axes] = {}
-    for most, steps in GRIDS:
+    for most, marks in GRIDS:
         if _count(kinds, grids) <= MOST_ROWS:
             break
         grids = {
-            kind: _axes(points, steps, unit=kind.in_shape[1] if kind.groups > 1 else 1)
+            kind: _axes(points, marks, unit=kind.in_shape[1] if kind.groups > 1 else 1)
             for kind, points in kinds.items()
             if len(points) > most
         }
@@ -217,24 +224,23 @@ def _at(kind: LayerConfig, point: Point) -> LayerConfig:
     return replace(kind, in_shape=shape, out_channels=outputs, groups=groups)
 
 
-def _axes(points: Iterable[Point], steps: int, *, unit: int) -> _Axes:
+def _axes(points: Iterable[Point], marks: Sequence[int], *, unit: int) -> _Axes:
     inputs, outputs = zip(*points, strict=True)
-    return _Axes(inputs=_axis(inputs, steps, unit), outputs=_axis(outputs, steps, unit))
+    return _Axes(inputs=_axis(inputs, marks, unit), outputs=_axis(outputs, marks, unit))
 
 
-def _axis(values: Iterable[int], steps: int, unit: int) -> tuple[int, ...]:
-    """The least and the greatest, and between them powers of two, halved by ``steps``.
+def _axis(values: Iterable[int], marks: Sequence[int], unit: int) -> tuple[int, ...]:
+    """The least and the greatest, and the marks between them.
 
-    They are the same for every layer, so that layers share their rows; of grouped convolutions
+    These are the same for every layer, so that layers share their rows; of grouped convolutions
     they are the multiples of a group's width from there on.
     """
     ordered = sorted(set(values))
-    if len(ordered) <= 4:
+    if len(ordered) <= FEW:
         return tuple(ordered)
     least, greatest = ordered[0], ordered[-1]
-    wanted = [2**power * (2 + step) // 2 for power in range(24) for step in range(steps)]
-    marks = dict.fromkeys(-(-mark // unit) * unit for mark in wanted)
-    return (least, *(mark for mark in marks if least < mark < greatest), greatest)
+    whole = dict.fromkeys(-(-mark // unit) * unit for mark in marks)
+    return (least, *(mark for mark in whole if least < mark < greatest), greatest)
 
 
 def _between(axis: Sequence[int], value: int) -> list[tuple[int, float]]:

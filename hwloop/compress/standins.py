@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hwloop.errors import CandidateError
-from hwloop.tasks.explicit import BY_HEADS, ExplicitAttention
+from hwloop.tasks.attention import BY_HEADS, ExplicitAttention
 
 GROUPED_TYPES = (nn.Conv1d, nn.Conv2d)
 
