@@ -154,3 +154,25 @@ def test_without_its_instructions_a_teacher_answers_in_float32(
 ) -> None:
     monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)
     assert not rounds_little(network(), torch.randn(64, 12))
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"),
+    [((), "SGD"), ((nn.LayerNorm,), "AdamW"), ((nn.LayerNorm, nn.BatchNorm1d), "SGD")],
+)
+def test_networks_of_layer_norms_are_trained_by_adamw(
+    monkeypatch: pytest.MonkeyPatch, norms: tuple[type, ...], expected: str
+) -> None:
+    used: list[str] = []
+    for name in ("SGD", "AdamW"):
+        real = getattr(torch.optim, name)
+
+        def made(*given: Any, name: str = name, real: Any = real, **named: Any) -> Any:
+            used.append(name)
+            return real(*given, **named)
+
+        monkeypatch.setattr(torch.optim, name, made)
+    dense = nn.Sequential(*(norm(12) for norm in norms), network()).eval()
+    module = copy.deepcopy(dense)
+    train(module, Schedule(steps=5), lambda step: lesson(dense), lambda *_: None, frozen=False)
+    assert set(used) == {expected}

@@ -40,6 +40,9 @@ MOST_TEACHER_ROUNDING = 0.01
 MOST_ROUNDING = 0.1
 """Of bfloat16 in the outputs, as a share of how far they are from the teacher's."""
 
+ADAM_SHARE, ADAM_DECAY = 0.02, 0.01
+"""Of SGD's peak rate, and weight decay, where AdamW trains: 0.001 with the default rate."""
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -49,11 +52,11 @@ class Schedule:
 
     Attributes:
         steps: gradient steps; 0 leaves the weights alone.
-        peak_lr: of the one-cycle schedule (Smith and Topin, 2019).
+        peak_lr: of the one-cycle schedule (Smith and Topin, 2019), for SGD.
         batch_size: samples per step.
         recalibration_batches: batches that renew the batch-norm statistics; 0 for none.
         label_share: weight of the task's own loss; the rest is distillation.
-        weight_decay: of SGD with Nesterov momentum 0.9.
+        weight_decay: of SGD, whose Nesterov momentum is 0.9.
     """
 
     steps: int
@@ -136,17 +139,11 @@ def _losses(
     """Train in place; None as soon as a loss is not finite, or far above the first one."""
     # Also what was frozen: that was a choice for another training, and pruning undoes it.
     parameters = [p.requires_grad_() for p in module.parameters() if p.is_floating_point()]
-    optimizer = torch.optim.SGD(
-        parameters,
-        schedule.peak_lr,
-        momentum=0.9,
-        weight_decay=schedule.weight_decay,
-        nesterov=True,
-    )
+    optimizer, peak_lr = _optimizer(module, parameters, schedule)
     # One step more than is taken; below six, OneCycleLR divides by zero.
     total = max(schedule.steps + 1, 6)
     rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.peak_lr, total_steps=total, pct_start=schedule.warmup_share
+        optimizer, peak_lr, total_steps=total, pct_start=schedule.warmup_share
     )
     _trained_mode(module, frozen=frozen)
     limit, losses = math.inf, []
@@ -163,6 +160,27 @@ def _losses(
         rate.step()
         tick(step + 1, schedule.steps)
     return losses
+
+
+def _optimizer(
+    module: nn.Module, parameters: list[Tensor], schedule: Schedule
+) -> tuple[torch.optim.Optimizer, float]:
+    """What suits the network's norms, and its peak rate.
+
+    SGD where batch norms keep gradients in scale. Networks of layer norms learn little by it: half
+    the widths of a small vision transformer, after 300 steps, lose 4.9 points with it and 0.2 with
+    AdamW.
+    """
+    if batch_norms(module) or not any(isinstance(c, nn.LayerNorm) for c in module.modules()):
+        return torch.optim.SGD(
+            parameters,
+            schedule.peak_lr,
+            momentum=0.9,
+            weight_decay=schedule.weight_decay,
+            nesterov=True,
+        ), schedule.peak_lr
+    peak_lr = schedule.peak_lr * ADAM_SHARE
+    return torch.optim.AdamW(parameters, peak_lr, weight_decay=ADAM_DECAY), peak_lr
 
 
 def suits_bfloat16(module: nn.Module, lesson: Callable[[int], Lesson]) -> bool:

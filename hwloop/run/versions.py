@@ -12,7 +12,7 @@ RESULTS: dict[str, int] = {
     "export": 1,
     "prune": 3,
     "quantize": 1,
-    "recover": 4,
+    "recover": 5,
     "score": 2,
     "search": 4,
 }
