@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hwloop.compress.calls import FAILURES, calls_and_outputs, sharing_copy, within
+from hwloop.compress.calls import (
+    FAILURES,
+    calls_and_outputs,
+    noise_like,
+    sharing_copy,
+    single_inputs,
+    within,
+)
 from hwloop.compress.tracing import tracing_input
 from hwloop.errors import UsageError
 from hwloop.records import Group
@@ -28,11 +35,10 @@ def residual_blocks(module: nn.Module, example: Tensor) -> tuple[str, ...]:
         module: the dense network, in eval mode.
         example: (N, ...) an input of the deployed shape; its values do not matter.
     """
-    # Of zeros, or of one image, too much would be alike.
-    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    noise = noise_like(example)
     found = [
         path
-        for path, inputs in _changed_inputs(module, noise).items()
+        for path, inputs in single_inputs(module, noise, keep=_changes).items()
         if _is_residual(module.get_submodule(path), inputs)
     ]
     innermost = [path for path in found if not any(within(other, path) for other in found)]
@@ -82,44 +88,10 @@ def leave_out(module: nn.Module, path: str) -> None:
     setattr(module.get_submodule(parent), name, nn.Identity())
 
 
-def _changed_inputs(module: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """What each module is given that makes another tensor of the same shape of it, and once.
-
-    A copy: it may be changed in place.
-    """
-    given: dict[str, list[Tensor | None]] = {}
-    found: dict[str, Tensor] = {}
-
-    def enter(path: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        single = len(inputs) == 1 and not named and isinstance(inputs[0], Tensor)
-        given.setdefault(path, []).append(inputs[0].clone() if single else None)
-
-    def leave(path: str, output: Any) -> None:
-        value, given[path][-1] = given[path][-1], None
-        if value is None or not isinstance(output, Tensor) or output.shape != value.shape:
-            return
-        if not torch.equal(value, output):
-            found[path] = value
-
-    handles: list[Any] = []
-    for path, child in module.named_modules():
-        if path and any(True for _ in child.children()):
-            handles += [
-                child.register_forward_pre_hook(
-                    lambda child, inputs, named, path=path: enter(path, inputs, named),
-                    with_kwargs=True,
-                ),
-                child.register_forward_hook(
-                    lambda child, inputs, output, path=path: leave(path, output)
-                ),
-            ]
-    try:
-        with torch.no_grad():
-            module(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {path: inputs for path, inputs in found.items() if len(given[path]) == 1}
+def _changes(inputs: Tensor, output: Any) -> bool:
+    """Whether a module makes another tensor of the same shape of what it is given."""
+    same = isinstance(output, Tensor) and output.shape == inputs.shape
+    return same and not torch.equal(inputs, output)
 
 
 def _is_residual(block: nn.Module, inputs: Tensor) -> bool:

@@ -110,21 +110,47 @@ def shapes(value: Any) -> Any:
     return None
 
 
-def single_inputs(module: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """What each part is given that is called once, with one tensor."""
+def noise_like(example: Tensor) -> Tensor:
+    """The same noise each time: of zeros, or of one image, too much would be alike."""
+    return torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+
+
+def single_inputs(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    keep: Callable[[Tensor, Any], bool] = lambda inputs, output: True,
+) -> dict[str, Tensor]:
+    """What each module that has parts is given, where it is called once, with one tensor.
+
+    Copies: they may be changed in place.
+
+    Args:
+        keep: by what it is given and what it makes of that; the others are let go of at once.
+    """
     given: dict[str, list[Tensor | None]] = {}
 
     def enter(path: str, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         single = len(inputs) == 1 and not named and isinstance(inputs[0], Tensor)
         given.setdefault(path, []).append(inputs[0].clone() if single else None)
 
-    handles = [
-        child.register_forward_pre_hook(
-            lambda child, inputs, named, path=path: enter(path, inputs, named), with_kwargs=True
-        )
-        for path, child in module.named_modules()
-        if path and any(True for _ in child.children())
-    ]
+    def leave(path: str, output: Any) -> None:
+        value = given[path][-1]
+        if value is not None and not keep(value, output):
+            given[path][-1] = None
+
+    handles: list[Any] = []
+    for path, child in module.named_modules():
+        if path and any(True for _ in child.children()):
+            handles += [
+                child.register_forward_pre_hook(
+                    lambda child, inputs, named, path=path: enter(path, inputs, named),
+                    with_kwargs=True,
+                ),
+                child.register_forward_hook(
+                    lambda child, inputs, output, path=path: leave(path, output)
+                ),
+            ]
     try:
         with torch.no_grad():
             module(example)

@@ -2,7 +2,7 @@
 
 A group is looked for in the whole network; where torch-pruning cannot follow that, or not this
 group, in ever smaller parts of it. A part that gives the same shapes as before with fewer channels
-inside is no other to the rest of the network.
+inside is no other to the rest of the network. Each group is tried (``trying.py``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hwloop.compress.calls import (
     FAILURES,
     calls_and_outputs,
+    noise_like,
     sharing_copy,
     single_inputs,
     within,
@@ -131,8 +132,7 @@ class _Explorer:
         self.module = module
         self.example = example
         self.fixed = fixed
-        # Of zeros, or of one image, too much would be alike.
-        self.noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+        self.noise = noise_like(example)
         self.scopes: dict[str, Scope] = {}
         self._patience = MOST_CALLS
         self._found: dict[str, Coupling] = {}
@@ -175,12 +175,11 @@ class _Explorer:
     def _untraceable(self, path: str) -> tuple[str, ...]:
         """The smallest parts of a part that torch-pruning cannot follow."""
         found: list[str] = []
-        for name, child in self.module.get_submodule(path).named_children():
+        for name, _ in self.module.get_submodule(path).named_children():
             inner = f"{path}.{name}" if path else name
-            if any(True for _ in child.children()):
-                found += self._untraceable(inner)
-                if not any(within(other, inner) for other in found) and self._defies(inner):
-                    found.append(inner)
+            found += self._untraceable(inner)
+            if not any(within(other, inner) for other in found) and self._defies(inner):
+                found.append(inner)
         return tuple(found)
 
     def _defies(self, path: str) -> bool:
@@ -194,11 +193,11 @@ class _Explorer:
             return True
 
     def _descend(self, path: str) -> None:
-        for name, child in self.module.get_submodule(path).named_children():
+        for name, _ in self.module.get_submodule(path).named_children():
             inner = f"{path}.{name}" if path else name
             if not any(within(left, inner) for left in self._left):
                 continue
-            if inner in self.inputs and any(True for _ in child.children()):
+            if inner in self.inputs:
                 self._look(Scope(path=inner, example=self.inputs[inner]))
             self._descend(inner)
 

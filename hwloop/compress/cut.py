@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from hwloop.compress.calls import sharing_copy
 from hwloop.compress.coupling import check_fits, scopes_of
 from hwloop.compress.moments import InputMoments
-from hwloop.compress.pruning_graph import out_channels
+from hwloop.compress.pruning_graph import in_channels_of, out_channels
 from hwloop.compress.refit import Reader, by_loss, refit
 from hwloop.compress.tracing import Dependencies, dependencies
 from hwloop.compress.training import batch_norms
-from hwloop.compress.trying import in_channels_of
 from hwloop.errors import CandidateError, UsageError
 
 Order = tuple[int, ...]

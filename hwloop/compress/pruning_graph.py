@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -69,3 +69,8 @@ def out_channels(layer: Any) -> int:
 
 def _detached(module: nn.Module, inputs: Any, output: Any) -> Any:
     return output.detach() if isinstance(output, Tensor) else output
+
+
+def in_channels_of(bundles: Sequence[int], size: int) -> list[int]:
+    """The channels of numbered bundles."""
+    return [size * index + offset for index in bundles for offset in range(size)]

@@ -15,7 +15,16 @@ from itertools import product
 
 from hwloop.compress import space
 from hwloop.compress.methods import method_of
-from hwloop.compress.rows import WEIGHTED, casts, precision_of, resized, width
+from hwloop.compress.rows import (
+    CASTING,
+    WEIGHTED,
+    casts,
+    own_precision,
+    precision_of,
+    resized,
+    width,
+    written_channels,
+)
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import Masks
 from hwloop.records import KEEP, Action, Layer, LayerConfig, Network
@@ -145,29 +154,23 @@ def _under(
 ) -> Iterator[LayerConfig]:
     """The rows of a layer with one action of its own group."""
     dense = layer.config
-    outputs = dense.out_channels
-    if layer.out_group is not None:
-        kept = width(network, layer.out_group, action, rules)
-        outputs = outputs * kept // network.groups[layer.out_group].channels
+    outputs = written_channels(network, layer, action, rules)
     fixed = dense.in_shape[1] - sum(
         network.groups[index].channels * per_channel for index, per_channel in layer.in_groups
     )
-    weighted = dense.op in (*WEIGHTED, "attention")
-    first = [None] if weighted or not brought else brought[0]
-    rest = brought if weighted or not brought else brought[1:]
-    for source in first:  # a pool runs in the precision of the first that it reads
-        own = precision_of(action, rules) if source is None else source[1]
-        if dense.op == "attention" or not (weighted or brought):
-            own = rules.base_precision
-        begun = fixed + (0 if source is None else source[0])
-        for inputs in sorted(_sums(begun, rest), reverse=True):
+    told_by = 0 if dense.op in CASTING else 1  # how many sources decide its precision
+    for first in product(*brought[:told_by]):
+        own = own_precision(dense.op, action, first, rules)
+        begun = fixed + sum(channels for channels, _ in first)
+        for inputs in sorted(_sums(begun, brought[told_by:]), reverse=True):
             config = resized(dense, in_channels=inputs, out_channels=outputs)
             config = replace(config, precision_in=own, precision=own, precision_out=own)
             yield from method_of(action).rows(config, action, rules)
             if not brought:
                 yield from casts(config, [], rules)
-    own = rules.base_precision if dense.op == "attention" else precision_of(action, rules)
-    shape = replace(dense, precision=own)
+    if dense.op not in CASTING:
+        return
+    shape = replace(dense, precision=own_precision(dense.op, action, [], rules))
     for sources in brought:
         for source in sources:
             yield from casts(shape, [source], rules)

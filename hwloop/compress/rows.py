@@ -11,6 +11,8 @@ from hwloop.records import KEEP, Action, Candidate, Layer, LayerConfig, Network
 from hwloop.runtimes.known import writing
 
 WEIGHTED = ("conv", "linear")
+CASTING = (*WEIGHTED, "attention")
+"""Operators with a precision of their own, whatever they read; the others have that of a source."""
 
 
 def width(network: Network, group: int, action: Action, rules: SpaceRules) -> int:
@@ -34,11 +36,7 @@ def layer_configs(
         return ()
     action = KEEP if layer.out_group is None else actions[layer.out_group]
     sources = _sources(network, layer, actions, rules)
-    own = precision_of(action, rules)
-    if layer.config.op == "attention":  # its softmax is sensitive
-        own = rules.base_precision
-    elif layer.config.op not in WEIGHTED:
-        own = sources[0][1] if sources else rules.base_precision
+    own = own_precision(layer.config.op, action, sources, rules)
     config = _in_candidate(network, layer, actions, rules)
     config = replace(config, precision_in=own, precision=own, precision_out=own)
     rows = method_of(action).rows(config, action, rules)
@@ -98,14 +96,21 @@ def _in_candidate(
     network: Network, layer: Layer, actions: Sequence[Action], rules: SpaceRules
 ) -> LayerConfig:
     """The layer with the channels that it reads and writes in a candidate."""
-    in_channels, out_channels = layer.config.in_shape[1], layer.config.out_channels
+    in_channels = layer.config.in_shape[1]
     for index, per_channel in layer.in_groups:
         kept = width(network, index, actions[index], rules)
         in_channels -= (network.groups[index].channels - kept) * per_channel
-    if layer.out_group is not None:
-        kept = width(network, layer.out_group, actions[layer.out_group], rules)
-        out_channels = out_channels * kept // network.groups[layer.out_group].channels
-    return resized(layer.config, in_channels=in_channels, out_channels=out_channels)
+    own = KEEP if layer.out_group is None else actions[layer.out_group]
+    written = written_channels(network, layer, own, rules)
+    return resized(layer.config, in_channels=in_channels, out_channels=written)
+
+
+def written_channels(network: Network, layer: Layer, action: Action, rules: SpaceRules) -> int:
+    """What a layer writes under an action of its own group."""
+    if layer.out_group is None:
+        return layer.config.out_channels
+    kept = width(network, layer.out_group, action, rules)
+    return layer.config.out_channels * kept // network.groups[layer.out_group].channels
 
 
 def resized(dense: LayerConfig, *, in_channels: int, out_channels: int) -> LayerConfig:
@@ -143,7 +148,7 @@ def casts(
     Args:
         sources: (channels, precision) of each group that it reads; of none, the network's input.
     """
-    if config.op not in (*WEIGHTED, "attention"):
+    if config.op not in CASTING:
         return []
     own = config.precision
     rows = []
@@ -159,6 +164,22 @@ def _read_shape(config: LayerConfig, channels: int) -> tuple[int, ...]:
     if config.op == "attention":  # by its tokens
         return (config.in_shape[0] * config.in_shape[3], channels)
     return (config.in_shape[0], channels, *config.in_shape[2:])
+
+
+def own_precision(
+    op: str, action: Action, sources: Sequence[tuple[int, str]], rules: SpaceRules
+) -> str:
+    """Of an operator's arithmetic: a pool's is that of what it reads first.
+
+    Args:
+        action: of the group that it writes.
+        sources: (channels, precision) of each group that it reads.
+    """
+    if op in WEIGHTED:
+        return precision_of(action, rules)
+    if op == "attention" or not sources:  # its softmax is sensitive
+        return rules.base_precision
+    return sources[0][1]
 
 
 def precision_of(action: Action, rules: SpaceRules) -> str:

@@ -234,10 +234,8 @@ class Dependencies:
             raise CandidateError("compress", f"group {path!r} cannot be cut: {error}") from error
         self._keep_heads(writers, sorted(kept))
 
-    def shuffle(self, path: str, bundles: Sequence[int]) -> None:
-        """Bring a group's bundles into another order, in place."""
-        size = self.members(path).bundle
-        order = [size * index + offset for index in bundles for offset in range(size)]
+    def shuffle(self, path: str, order: Sequence[int]) -> None:
+        """Bring a group's channels into another order, whole bundles each, in place."""
         group = self.group(path)
         writers = self._writers(path, group)
         shuffle(self._graph(path), group, order)

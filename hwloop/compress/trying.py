@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hwloop.compress.calls import FAILURES, shapes, sharing_copy
+from hwloop.compress.pruning_graph import in_channels_of
 from hwloop.compress.tracing import Dependencies, Scope, dependencies
 from hwloop.errors import CandidateError, UsageError
 
@@ -96,7 +97,8 @@ class Trials:
 
         def move(graph: Dependencies, item: Item) -> None:
             count = item.channels // item.bundle
-            graph.shuffle(item.layers[0], torch.randperm(count, generator=generator).tolist())
+            bundles = torch.randperm(count, generator=generator).tolist()
+            graph.shuffle(item.layers[0], in_channels_of(bundles, item.bundle))
 
         after = self._after(items, move)
         return after is not None and (not self._is_steady or alike(self._before, after))
@@ -117,11 +119,6 @@ class Trials:
     def _answer(self, module: nn.Module) -> Any:
         with torch.no_grad():
             return module.get_submodule(self.scope.path)(self.probe.clone())
-
-
-def in_channels_of(bundles: Sequence[int], size: int) -> list[int]:
-    """The channels of numbered bundles."""
-    return [size * index + offset for index in bundles for offset in range(size)]
 
 
 def alike(first: Any, second: Any) -> bool:

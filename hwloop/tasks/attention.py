@@ -25,6 +25,8 @@ class ExplicitAttention(nn.Module):
             tells what is coupled and what is not; for following channels only.
     """
 
+    projection: nn.Linear
+
     def __init__(self, *, width: int, heads: int, biases: bool, dropout: float) -> None:
         super().__init__()
         self.head_channels = width // heads
@@ -40,6 +42,11 @@ class ExplicitAttention(nn.Module):
 
     def keep_heads(self, kept: Sequence[int]) -> None:
         """Cut what there is once for each head; the layers have been cut."""
+
+    def _by_channels(self, x: Tensor) -> Tensor:
+        """What stands for self-attention while channels are followed."""
+        found: Tensor = self.projection(self.query(x) + self.key(x) + self.value(x))
+        return found
 
     def _take(self, weight: Tensor, bias: Tensor | None) -> None:
         """Weights (3 width, width) and biases of the three layers as one."""

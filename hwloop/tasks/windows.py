@@ -50,9 +50,7 @@ class WindowAttention(ExplicitAttention):
     def forward(self, x: Tensor) -> Tensor:
         """(N, height, width, channels) to the same."""
         if self.channelwise:
-            mixed: Tensor = self.query(x) + self.key(x) + self.value(x)
-            shown: Tensor = self.projection_dropout(self.projection(mixed))
-            return shown
+            return self._by_channels(x)
         height, width = x.shape[1], x.shape[2]
         rows, columns = self.window
         padded = nn.functional.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
@@ -123,9 +121,7 @@ class PartitionAttention(ExplicitAttention):
     def forward(self, x: Tensor) -> Tensor:
         """(N, partitions, tokens, channels) to the same."""
         if self.channelwise:
-            mixed: Tensor = self.query(x) + self.key(x) + self.value(x)
-            shown: Tensor = self.projection(mixed)
-            return shown
+            return self._by_channels(x)
         partitions, tokens = x.shape[1], x.flatten(0, 1)
         q, k, v = (self._split(layer(tokens)) for layer in (self.query, self.key, self.value))
         weights = torch.softmax(q @ (k * self.scale).transpose(-2, -1) + self.position_bias, dim=-1)
