@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,14 +108,18 @@ class Networks:
     bare: dict[LayerConfig, tuple[LayerConfig, ...]]
 
 
-def study(name: str, label: str, count: int, *, target: str, ablation: bool) -> None:
-    started = time.monotonic()
-    profile = load_profile(target)
-    progress = ConsoleProgress()
+@contextmanager
+def opened(label: str, profile: TargetProfile) -> Iterator[tuple[DeviceSession, LatencyTable]]:
+    """The target, and the rows that it was measured for before."""
     CACHE.mkdir(exist_ok=True)
     with DeviceSession(profile) as session, Store(CACHE / f"table_{label}.sqlite") as store:
+        yield session, LatencyTable(store, session.fingerprint, profile.protocols.row)
+
+
+def study(name: str, label: str, count: int, *, target: str, ablation: bool) -> None:
+    started, progress, profile = time.monotonic(), ConsoleProgress(), load_profile(target)
+    with opened(label, profile) as (session, table):
         networks = drawn(name, count, profile=profile, isa=session.isa, ablation=ablation)
-        table = LatencyTable(store, session.fingerprint, profile.protocols.row)
         bare = networks.bare
         wanted = [*bare, *(part for parts in bare.values() for part in parts)]
         progress.stage("rows")
@@ -148,14 +154,10 @@ def study(name: str, label: str, count: int, *, target: str, ablation: bool) -> 
 
 def planned_study(name: str, label: str, count: int, *, target: str) -> None:
     """Predicted as a run predicts: from the rows that its table has."""
-    started = time.monotonic()
-    profile = load_profile(target)
-    progress = ConsoleProgress()
-    CACHE.mkdir(exist_ok=True)
-    with DeviceSession(profile) as session, Store(CACHE / f"table_{label}.sqlite") as store:
+    started, progress, profile = time.monotonic(), ConsoleProgress(), load_profile(target)
+    with opened(label, profile) as (session, table):
         networks = drawn(name, count, profile=profile, isa=session.isa, ablation=False)
         found = networks.found
-        table = LatencyTable(store, session.fingerprint, profile.protocols.row)
         progress.stage("rows")
         row_start = time.monotonic()
         measure.build_rows(

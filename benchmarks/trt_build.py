@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torchvision
 from common import print_table, write_result
+from numpy.typing import NDArray
 
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
@@ -27,6 +28,7 @@ from hwloop.compress.rules import SpaceRules
 from hwloop.device import trt_build
 from hwloop.errors import CandidateError, EnvironmentProblem
 from hwloop.measure.table import EMPTY, REFERENCE
+from hwloop.records import Candidate, Network
 from hwloop.run.table_check import random_candidate, unrecovered_graph
 from hwloop.runtimes.known import writing
 from hwloop.runtimes.proof import Proof, bindings, prove
@@ -48,6 +50,21 @@ def networks() -> dict[str, tuple[torch.nn.Module, torch.Tensor]]:
     }
 
 
+def proved(
+    module: torch.nn.Module,
+    example: torch.Tensor,
+    network: Network,
+    candidate: Candidate,
+    inputs: NDArray[np.float32],
+) -> Proof | None:
+    """A candidate as NVIDIA's builder takes it. Raises CandidateError where it does not."""
+    int8 = any(action.precision == "int8" for action in candidate.actions)
+    graph = unrecovered_graph(
+        module, example, network, candidate=candidate, calibration=inputs, rules=RULES
+    )
+    return prove(graph, precisions=("fp16", "int8") if int8 else ("fp16",))
+
+
 def candidates(
     module: torch.nn.Module, example: torch.Tensor, *, name: str, count: int
 ) -> tuple[list[Proof], list[str]]:
@@ -60,12 +77,8 @@ def candidates(
     refused: list[str] = []
     for number in range(count):
         candidate = random_candidate(network, RULES, rng)
-        int8 = any(action.precision == "int8" for action in candidate.actions)
         try:
-            graph = unrecovered_graph(
-                module, example, network, candidate=candidate, calibration=inputs, rules=RULES
-            )
-            proof = prove(graph, precisions=("fp16", "int8") if int8 else ("fp16",))
+            proof = proved(module, example, network, candidate, inputs)
         except CandidateError as error:
             refused.append(f"{candidate.digest()}: {error}")
             continue

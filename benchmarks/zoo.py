@@ -24,13 +24,15 @@ import torch
 import torchvision
 from common import CACHE, print_table, write_result
 from torch import Tensor, nn
+from trt_build import RULES as TENSORRT
+from trt_build import proved
 
 from hwloop.compress import space
 from hwloop.compress.apply import compress
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
 from hwloop.compress.reachable import row_plan
-from hwloop.compress.rows import groups_of, layer_configs
+from hwloop.compress.rows import groups_of
 from hwloop.compress.rules import SpaceRules
 from hwloop.device import state
 from hwloop.errors import CandidateError, HwloopError
@@ -38,13 +40,12 @@ from hwloop.files import write_atomically
 from hwloop.measure.profile import rules_for
 from hwloop.measure.profile_file import load_profile
 from hwloop.records import KEEP, Action, Candidate, Network
-from hwloop.run.table_check import random_candidate, unrecovered_graph
-from hwloop.runtimes.proof import bindings, prove
+from hwloop.run.table_check import random_candidate
+from hwloop.runtimes.proof import bindings
 from hwloop.tasks.explicit import explicit
 
 CANDIDATES, PROOFS, RUNS = 5, 2, 30
 MOST_ERROR = 1e-3
-TENSORRT = SpaceRules(base_precision="fp16", recipe="tensorrt")
 
 
 class Maps(nn.Module):
@@ -222,13 +223,6 @@ def candidates(
         latencies.append(round(found_ms, 3))
         with torch.no_grad():
             errors.append(relative_error(outputs, smaller(example)))
-        expected = [
-            row
-            for layer in network.layers
-            for row in layer_configs(network, layer, candidate.actions, rules)
-        ]
-        if not expected:
-            failed.append("a candidate without rows")
     return {
         "candidate_s": round(float(np.median(seconds)), 2) if seconds else None,
         "candidate_s_by_export": round(float(np.median(seconds)) / export_s, 2)
@@ -250,12 +244,8 @@ def proofs(module: nn.Module, example: Tensor, network: Network) -> dict[str, An
     refused = []
     for _ in range(PROOFS):
         candidate = random_candidate(network, TENSORRT, rng)
-        int8 = any(action.precision == "int8" for action in candidate.actions)
         try:
-            graph = unrecovered_graph(
-                module, example, network, candidate=candidate, calibration=inputs, rules=TENSORRT
-            )
-            prove(graph, precisions=("fp16", "int8") if int8 else ("fp16",))
+            proved(module, example, network, candidate, inputs)
         except CandidateError as error:
             refused.append(str(error)[:300])
     return {"nvidia_built": PROOFS - len(refused), "nvidia_refused": refused}
