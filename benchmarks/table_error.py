@@ -3,11 +3,12 @@
     python benchmarks/table_error.py demo|resnet18|resnet18-64|mobilenet_v2-64|densenet121-64|
         vit_tiny-96 [NETWORKS] [--openvino] [--no-ablation] [--disturbed]
 
-Random candidates (width and int8 mixed) are measured end to end; a few fit the four coefficients,
-the rest are predicted. Beside the fused-block rows stands the ablation: rows of bare operators
-(convolution, add and activation each timed alone), summed and fitted the same way. With
-``--openvino`` OpenVINO is measured and not ONNX Runtime; with ``--disturbed`` everything is
-measured beside a process that uses 30 % of the same core in slices of 5 ms.
+Random candidates (width and int8 mixed) are measured end to end; a few, spread evenly over the time
+that takes, fit the coefficients, the rest are predicted. Beside the fused-block rows stands the
+ablation: rows of bare operators (convolution, add and activation each timed alone), summed and
+fitted the same way. With ``--openvino`` OpenVINO is measured and not ONNX Runtime; with
+``--disturbed`` everything is measured beside a process that uses 30 % of the same core in slices of
+5 ms.
 
 The networks at 64 and 96 pixels are predicted as in a run, from the rows of their whole table, some
 of which are interpolated; there is no ablation of these.
@@ -65,7 +66,7 @@ class RandomNetwork(ClassificationTask):
     def model(self) -> torch.nn.Module:
         torch.manual_seed(0)
         if self._kind == "vit_tiny":
-            network: torch.nn.Module = torchvision.models.VisionTransformer(
+            network = torchvision.models.VisionTransformer(
                 image_size=self._pixels,
                 patch_size=16,
                 num_layers=12,
@@ -73,8 +74,12 @@ class RandomNetwork(ClassificationTask):
                 hidden_dim=192,
                 mlp_dim=768,
             )
-            return network
-        made: torch.nn.Module = torchvision.models.get_model(self._kind, weights=None)
+            head: Any = network.heads.head
+            torch.nn.init.normal_(head.weight, std=0.02)  # it begins as zeros
+            return network  # type: ignore[no-any-return]
+        several = self._kind in ("googlenet", "inception_v3")  # outputs, in training
+        settings = {"init_weights": False, "aux_logits": False} if several else {}
+        made: torch.nn.Module = torchvision.models.get_model(self._kind, weights=None, **settings)
         return made
 
     def example(self) -> torch.Tensor:
@@ -135,7 +140,14 @@ def study(name: str, label: str, count: int, *, target: str, ablation: bool) -> 
             **({"bare operators": bare} if ablation else {}),
         }
         results = {
-            kind: evaluate(table, networks.rows, parts, latencies_ms, empty_ms)
+            kind: evaluate(
+                table,
+                networks.rows,
+                parts,
+                latencies_ms,
+                empty_ms=empty_ms,
+                cache_bytes=session.cache_bytes,
+            )
             for kind, parts in kinds.items()
         }
     print_table(lines(results))
@@ -165,13 +177,14 @@ def planned_study(name: str, label: str, count: int, *, target: str) -> None:
         )
         row_s = time.monotonic() - row_start
         latencies_ms = measured(session, networks, profile.protocols.loop, progress)
-        predictor = Predictor(table, found.network, found.rules)
+        predictor = Predictor(table, found.network, found.rules, cache_bytes=session.cache_bytes)
     choices = [found.choices(item) for item in networks.candidates]
-    for chosen, latency_ms in zip(choices[: FITTED + 1], latencies_ms, strict=False):
-        predictor.observe(chosen, latency_ms)
-    rest = slice(FITTED + 1, None)
-    predicted, observed = [predictor(item) for item in choices[rest]], latencies_ms[rest]
-    whole = [all(map(found.plan.is_measured, rows)) for rows in networks.rows[rest]]
+    fitted, rest = fitted_and_rest(len(choices))
+    for index in fitted:
+        predictor.observe(choices[index], latencies_ms[index])
+    predicted = [predictor(choices[index]) for index in rest]
+    observed = [latencies_ms[index] for index in rest]
+    whole = [all(map(found.plan.is_measured, networks.rows[index])) for index in rest]
     results = {"all": _compared(predicted, observed)}
     for label_of, wanted in (("measured rows alone", True), ("some interpolated", False)):
         chosen_ones = [index for index, each in enumerate(whole) if each is wanted]
@@ -189,6 +202,7 @@ def planned_study(name: str, label: str, count: int, *, target: str) -> None:
         "row_seconds": row_s,
         "latency_ms_range": [min(latencies_ms), max(latencies_ms)],
         "dense_ms": latencies_ms[0],
+        "fitted_ms": [latencies_ms[index] for index in fitted],
         "coefficients": to_json(predictor.fit),
         "results": results,
     }
@@ -218,6 +232,12 @@ def drawn(name: str, count: int, *, profile: TargetProfile, isa: str, ablation: 
         for config in group
     }
     return Networks(found=found, candidates=candidates, rows=rows, bare=bare)
+
+
+def fitted_and_rest(count: int) -> tuple[list[int], list[int]]:
+    """Which networks are fitted on, the dense one first, and which are predicted."""
+    fitted = [0, *(1 + number * (count - 1) // FITTED for number in range(FITTED))]
+    return fitted, [index for index in range(count) if index not in fitted]
 
 
 def measured(
@@ -296,22 +316,27 @@ def evaluate(
     rows: list[tuple[LayerConfig, ...]],
     parts: dict[LayerConfig, tuple[LayerConfig, ...]],
     latencies_ms: list[float],
+    *,
     empty_ms: float,
+    cache_bytes: int | None,
 ) -> dict[str, Any]:
-    """Fit on the dense network and the first candidates, predict the others."""
+    """Fit on the dense network and some candidates, predict the others."""
     sums = []
     for configs in rows:
         measured_rows = [part for config in configs for part in parts[config]]
-        sums.append(add_up([(part, table.row_ms(part)) for part in measured_rows], empty_ms))
-    model = fit(sums[: FITTED + 1], latencies_ms[: FITTED + 1])
-    predicted = [model(item) for item in sums[FITTED + 1 :]]
-    observed = latencies_ms[FITTED + 1 :]
+        costs = [(part, table.row_ms(part)) for part in measured_rows]
+        sums.append(add_up(costs, empty_ms, cache_bytes=cache_bytes))
+    fitted, rest = fitted_and_rest(len(sums))
+    fitted_ms = [latencies_ms[index] for index in fitted]
+    model = fit([sums[index] for index in fitted], fitted_ms)
+    predicted = [model(sums[index]) for index in rest]
+    observed = [latencies_ms[index] for index in rest]
     return {
         **prediction_error(predicted, observed),
         "spearman": stats.spearman(predicted, observed),
-        "raw_sum_of_dense_over_measured": sum(sums[0]) / latencies_ms[0],
+        "raw_sum_of_dense_over_measured": sum(sums[0][:3]) / latencies_ms[0],
         "coefficients": to_json(model),
-        "fitted_ms": latencies_ms[: FITTED + 1],
+        "fitted_ms": fitted_ms,
         "predicted_ms": predicted,
         "measured_ms": observed,
     }

@@ -1,11 +1,12 @@
 """Does NVIDIA's builder take every graph that hwloop writes for TensorRT?
 
-Random candidates of the demo network and of ResNet-18 (mixed widths, mixed precisions) go through
-pruning, export, the TensorRT recipe and FP16, then through the parser and the builder of TensorRT
-for RTX, on the CPU. So does every row that their latency tables can need, with inputs and outputs
-in layouts of the builder's choice. The bar: none is refused.
+Random candidates (mixed widths, mixed precisions, blocks left out) of networks of plain, grouped,
+depthwise and concatenated convolutions and of attention go through the TensorRT recipe and FP16,
+then through the parser and the builder of TensorRT for RTX, on the CPU. So does every row that the
+latency tables of three of them can need, with inputs and outputs in layouts of the builder's
+choice. The bar: none is refused.
 
-    python benchmarks/trt_build.py [N=200]     N=0: the rows alone, and no result is written
+    python benchmarks/trt_build.py [N=100]     of each network; N=0: the rows alone, no result
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from common import print_table, write_result
 from numpy.typing import NDArray
+from table_error import RandomNetwork
 
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
@@ -39,15 +41,21 @@ RULES = SpaceRules(base_precision="fp16", recipe="tensorrt")
 CALIBRATION_INPUTS = 4
 
 
-def networks() -> dict[str, tuple[torch.nn.Module, torch.Tensor]]:
-    """The trained demo, and ResNet-18 with random weights at ImageNet's resolution."""
-    demo = load_task("demo")
-    torch.manual_seed(0)
-    resnet18 = torchvision.models.resnet18().eval()
-    return {
-        "demo": (load_model(demo, None), demo.example()),
-        "resnet18": (resnet18, torch.randn(1, 3, 224, 224)),
-    }
+RANDOM = (
+    *("resnet18", "resnext50_32x4d-64", "densenet121-64"),
+    *("mobilenet_v2-64", "vit_tiny-96"),
+)
+"""Networks with random weights, and their height and width if it is not ImageNet's."""
+
+WITH_ROWS = ("demo", "resnet18", "vit_tiny-96")
+
+
+def networks() -> Iterator[tuple[str, torch.nn.Module, torch.Tensor]]:
+    """The trained demo first."""
+    for task in (load_task("demo"), *map(RandomNetwork, RANDOM)):
+        torch.manual_seed(0)
+        example = torch.randn(task.example().shape)
+        yield task.name, load_model(task, None), example
 
 
 def proved(
@@ -137,19 +145,19 @@ def summary(proofs: list[Proof], refused: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     started = time.monotonic()
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     trt = bindings()
     if trt is None:
         raise EnvironmentProblem("NVIDIA's builder is not installed", 'pip install "hwloop[rtx]"')
     found: dict[str, Any] = {}
-    halves = {"demo": count - count // 2, "resnet18": count // 2}
-    for name, (module, example) in networks().items():
+    for name, module, example in networks():
         if count:
-            print(f"{name}: {halves[name]} candidates", file=sys.stderr)
+            print(f"{name}: {count} candidates", file=sys.stderr)
             found[f"{name} candidates"] = summary(
-                *candidates(module, example, name=name, count=halves[name])
+                *candidates(module, example, name=name, count=count)
             )
-        found[f"{name} rows"] = summary(*rows(module, example, name=name))
+        if name in WITH_ROWS:
+            found[f"{name} rows"] = summary(*rows(module, example, name=name))
     names = ("built", "refused", "median_build_s", "max_build_s", "layer_dtype_shares")
     lines = [[kind, *(str(value[name]) for name in names)] for kind, value in found.items()]
     print_table([["", *names], *lines])

@@ -6,6 +6,8 @@ its table, random candidates (outputs against PyTorch's, how long one takes to m
 NVIDIA's builder on graphs written for TensorRT.
 
     python benchmarks/zoo.py [FAMILY ...]      all by default; each is kept when it is done
+
+All of them are also the table in docs/networks.md.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +48,7 @@ from hwloop.runtimes.proof import bindings
 from hwloop.tasks.explicit import explicit
 
 CANDIDATES, PROOFS, RUNS = 5, 2, 30
+PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
 MOST_ERROR = 1e-3
 
 
@@ -297,6 +301,16 @@ def line(name: str, item: dict[str, Any]) -> list[str]:
     ]
 
 
+def write_page(rows: list[list[str]]) -> None:
+    """The page with these rows in place of its table."""
+    lines = PAGE.read_text().splitlines()
+    table = [number for number, text in enumerate(lines) if text.startswith("|")]
+    made = [f"| {' | '.join(row)} |" for row in (list(COLUMNS), *rows)]
+    made.insert(1, "|---" * len(COLUMNS) + "|")
+    lines[table[0] : table[-1] + 1] = made
+    write_atomically(PAGE, ("\n".join(lines) + "\n").encode())
+
+
 def main() -> None:
     started = time.monotonic()
     names = sys.argv[1:] or list(FAMILIES)
@@ -306,8 +320,10 @@ def main() -> None:
     for name in names:
         found[name] = kept(name, rules)
         print(name, json.dumps(found[name]), file=sys.stderr)
-    print_table([list(COLUMNS), *(line(name, item) for name, item in found.items())])
+    rows = [line(name, item) for name, item in found.items()]
+    print_table([list(COLUMNS), *rows])
     if len(names) == len(FAMILIES):
+        write_page(rows)
         write_result("zoo", {"families": found}, started=started)
 
 

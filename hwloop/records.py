@@ -36,7 +36,8 @@ class LayerConfig:
 
     Attributes:
         op: conv, linear, attention (from the linear layers' outputs to what the last one reads),
-            maxpool, avgpool, globalavgpool, quantize, dequantize, elementwise (the tail alone), or
+            maxpool, avgpool, globalavgpool, layernorm, batchnorm (that no convolution takes in),
+            concat (two halves side by side), quantize, dequantize, elementwise (the tail alone), or
             empty (what one call of the runtime costs without any work).
         in_shape: (N, C, H, W), (N, C) for linear, or (N, C, queries, keys) for attention.
         out_channels: channels (features) of the output.
@@ -45,7 +46,8 @@ class LayerConfig:
             arithmetic, of the output tensor. A change of precision is a row of its own.
         sparsity: dense or 2:4.
         rank: inner rank of a factorised layer, or None.
-        tail: what the runtime fuses behind the operator, in order: bias, add, relu, ...
+        tail: what the runtime fuses behind the operator, in order: bias, add, relu, ...; of a
+            change of precision ``plain`` where the float tensor is no convolution's.
     """
 
     op: str
@@ -86,12 +88,27 @@ class LayerConfig:
         per_output = channels // self.groups * self.kernel[0] * self.kernel[1]
         return n * out_h * out_w * self.out_channels * per_output
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights that its arithmetic reads."""
+        if self.op not in ("conv", "linear"):
+            return 0
+        per_output = self.in_shape[1] // self.groups * math.prod(self.kernel)
+        return self.out_channels * per_output * _BYTES[self.precision]
 
+    @property
+    def input_bytes(self) -> int:
+        """Of the tensor that it reads."""
+        return math.prod(self.in_shape) * _BYTES[self.precision_in]
+
+
+_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 _SIZE = an_int(1)
 _PRECISION = one_of("fp32", "fp16", "int8")
 _LAYER: dict[str, Check] = {
     "op": one_of(
         *("conv", "linear", "attention", "maxpool", "avgpool", "globalavgpool"),
+        *("layernorm", "batchnorm", "concat"),
         *("quantize", "dequantize", "elementwise", "empty"),
     ),
     "in_shape": a_list(_SIZE, 2, 4),
@@ -121,6 +138,8 @@ class Layer:
             that feeds it; empty for the network's input.
         branch: index of the group with which the residual block goes that it is in; None where
             none can.
+        is_float: it computes in base precision, whatever it reads.
+        reads_float: so is what it reads computed, whatever the precisions of ``in_groups``.
     """
 
     name: str
@@ -128,6 +147,8 @@ class Layer:
     out_group: int | None
     in_groups: tuple[tuple[int, int], ...]
     branch: int | None = None
+    is_float: bool = False
+    reads_float: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -259,6 +259,7 @@ def test_cuda_counts_devices_as_nvidia_smi_does_unless_told_otherwise(
         "fixed": {},
         "import_s": {},
         "capabilities": ["engine"],
+        "cache_bytes": None,
     }
 
 

@@ -91,7 +91,7 @@ def test_a_run_of_an_earlier_search_is_told_as_it_was_and_not_gone_on_with(
     assert "* after the short recovery of the search, on the search split" in told.out
     done = hwloop(*started(tmp_path, "--evaluations", "5"))
     assert done.code == 2
-    assert "hwloop's search (version 1, now 4)" in done.err
+    assert "hwloop's search (version 1, now 5)" in done.err
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 

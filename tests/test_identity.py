@@ -166,7 +166,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "metric": (lambda f: edit(f, "axis=1) ==", "axis=1) !="), "the task's metric"),
     "transform": (lambda f: edit(f, "batch * SCALE", "batch * SCALE + 0"), "the search split"),
     "architecture": (lambda f: edit(f, "nn.ReLU()", "nn.ReLU6()"), "the network's architecture"),
-    "quantization": (lambda f: None, "hwloop's quantize (version 1, now 2)"),
+    "quantization": (lambda f: None, "hwloop's quantize (version 2, now 3)"),
 }
 
 
@@ -195,7 +195,7 @@ def test_a_run_whose_inputs_changed_is_refused_before_anything_is_written(
     change, named = KINDS[kind]
     change(project)
     if kind == "quantization":
-        monkeypatch.setitem(versions.RESULTS, "quantize", 2)
+        monkeypatch.setitem(versions.RESULTS, "quantize", 3)
     before = snapshot(project / "run")
     with pytest.raises(hwloop.UsageError) as refused:
         optimize(project)

@@ -172,8 +172,11 @@ def test_a_row_is_its_block_and_nothing_that_a_network_does_not_pay(config: Laye
     # The slice of one value takes a microsecond or less: by its time it is there or not.
     sliced = len(config.in_shape) == 4 and config.op != "globalavgpool"
     assert compiled(graph).count("StridedSlice") == sliced
-    # An activation that a convolution does not take in, or the scale behind a pool, is one more.
-    assert 1 <= len([one for one in ran if one != "Slice"]) <= 2, ran
+    block = [one for one in ran if one != "Slice"]
+    if config.op == "concat":  # float parts are written to where it lies, others are rescaled
+        assert len(block) <= (3 if config.precision == "int8" else 1), ran
+    else:  # an activation that no convolution takes in, or the scale behind a pool, is one more
+        assert 1 <= len(block) <= 2, ran
 
 
 @pytest.mark.parametrize("config", [c for c in PRICED if c.op in WEIGHTED], ids=name)

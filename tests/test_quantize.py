@@ -90,6 +90,21 @@ def test_a_max_pool_between_a_float_and_an_int8_layer_stays_float(tmp_path: Path
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
+def test_a_clip_behind_a_convolution_costs_no_operator(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU6(), torch.nn.Conv2d(16, 8, 1), torch.nn.ReLU6()
+    )
+    graph = export_onnx(module, torch.zeros(1, 3, 9, 9))
+    layers = [n.name for n in onnx.load_from_string(graph).graph.node if n.op_type == "Conv"]
+    inputs = np.random.default_rng(0).standard_normal((4, 3, 9, 9)).astype(np.float32)
+    int8 = quantize(graph, layers, calibration=inputs, recipe="ort-x86", isa=state.isa())
+    ops = Counter(node.op_type for node in optimized_ops(int8, tmp_path))
+    assert ops["QLinearConv"] == 2
+    assert ops["QuantizeLinear"] == ops["DequantizeLinear"] == 1
+    assert ops["Clip"] == 0
+
+
 def test_int8_costs_the_demo_less_than_two_points(demo: tuple) -> None:
     task = load_task("demo")
     inputs, targets = task.search().batch(range(1000))

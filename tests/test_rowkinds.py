@@ -38,7 +38,7 @@ def test_kinds_are_named_once_and_cover_every_operator_and_tail() -> None:
     assert len(set(KINDS)) == len(KINDS)
     assert {config.op for _, config in INT8_KINDS} == {
         *("conv", "linear", "maxpool", "avgpool", "globalavgpool"),
-        *("quantize", "dequantize", "elementwise"),
+        *("quantize", "dequantize", "elementwise", "concat"),
     }
     tails = {word.partition(":")[0] for _, config in INT8_KINDS for word in config.tail}
     assert tails == {"bias", "add", "relu", "clip", "sigmoid", "hardswish", "tanh"}

@@ -78,10 +78,21 @@ SHAPES = [
         (1, 8, 4, 4),
     ),
 ]
+CONCAT = (LayerConfig(op="concat", in_shape=(1, 9, 4, 4), out_channels=9), (1, 9, 4, 4))
+
+FLOATS = [
+    LayerConfig(op="layernorm", in_shape=(5, 16), out_channels=16),
+    LayerConfig(op="batchnorm", in_shape=(1, 8, 4, 4), out_channels=8, tail=("relu",)),
+    LayerConfig(op="batchnorm", in_shape=(3, 8), out_channels=8),
+    LayerConfig(op="elementwise", in_shape=(1, 8, 4, 4), out_channels=8, tail=("scale",)),
+    LayerConfig(op="elementwise", in_shape=(5, 8), out_channels=8, tail=("scale", "relu")),
+    LayerConfig(op="elementwise", in_shape=(5, 8), out_channels=8, tail=("add",)),
+]
+"""What stays in base precision."""
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize(("config", "shape"), SHAPES)
+@pytest.mark.parametrize(("config", "shape"), [*SHAPES, CONCAT])
 def test_every_row_runs(config: LayerConfig, shape: tuple[int, ...], precision: str) -> None:
     values = {**vars(config), "precision": precision}
     graph = row_onnx(LayerConfig(**values))
@@ -91,6 +102,31 @@ def test_every_row_runs(config: LayerConfig, shape: tuple[int, ...], precision: 
     (output,) = session.run(None, feeds)
     assert output.shape == (channels_last(shape) if precision == "int8" else shape)
     assert output.dtype == (np.float32 if precision == "fp32" else np.uint8)
+
+
+@pytest.mark.parametrize("config", FLOATS)
+def test_every_float_row_runs_and_gives_what_it_is_given(config: LayerConfig) -> None:
+    for recipe in ("ort-x86", "openvino"):
+        graph = row_onnx(config, recipe)
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        feeds = {t.name: np.ones(t.shape, np.float32) for t in session.get_inputs()}
+        (output,) = session.run(None, feeds)
+        pixel = recipe == "openvino" and len(config.in_shape) == 4
+        assert output.shape == ((*config.in_shape[:2], 1, 1) if pixel else config.in_shape)
+
+
+@needs_builder
+@pytest.mark.parametrize("config", FLOATS)
+def test_nvidias_builder_takes_every_float_row(config: LayerConfig) -> None:
+    half = {"precision_in": "fp16", "precision": "fp16", "precision_out": "fp16"}
+    assert prove(row_onnx(replace(config, **half), "tensorrt"), precisions=("fp16",)) is not None
+
+
+@needs_builder
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_nvidias_builder_takes_a_concatenation(precision: str) -> None:
+    graph = row_onnx(on_tensorrt(CONCAT[0], precision), "tensorrt")
+    assert prove(graph, precisions=[precision]) is not None
 
 
 def test_the_tail_of_a_row_is_computed() -> None:

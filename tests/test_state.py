@@ -98,6 +98,18 @@ def test_memory_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
     assert (found["total_bytes"], found["available_bytes"]) == (None, None)
 
 
+def test_the_cache_beyond_which_weights_are_slow_is_the_second_level(tmp_path: Path) -> None:
+    assert state.cache_bytes(tmp_path) is None
+    for index, (level, size) in enumerate(
+        [("1", "48K"), ("1", "32K"), ("2", "512K"), ("3", "32M")]
+    ):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu0/cache/index{index}"
+        folder.mkdir(parents=True)
+        (folder / "level").write_text(f"{level}\n")
+        (folder / "size").write_text(f"{size}\n")
+    assert state.cache_bytes(tmp_path) == 512 * 1024
+
+
 def test_a_fingerprint_names_module_system_mode_and_caps(tmp_path: Path) -> None:
     assert state.fingerprint_settings(plant("orin_nano", tmp_path)) == [
         ["module", "Orin Nano 8GB"],

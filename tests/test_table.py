@@ -15,7 +15,7 @@ from hwloop.compress.rows import layer_configs, network_configs
 from hwloop.compress.rules import SpaceRules
 from hwloop.errors import TargetError, UsageError
 from hwloop.findings import Fingerprint, Measurement
-from hwloop.measure.predict import CASTS, Predictor, fit, prediction_error
+from hwloop.measure.predict import CASTS, FIRST_READ_MB, Predictor, add_up, fit, prediction_error
 from hwloop.measure.profile import Protocols
 from hwloop.measure.store import Store
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
@@ -59,13 +59,9 @@ def test_rows_of_another_device_are_another_population(tmp_path: Path) -> None:
 
 def test_the_fit_finds_known_coefficients_despite_an_outlier() -> None:
     rng = np.random.default_rng(0)
-    sums = [
-        (float(b), float(i), float(c))
-        for b, i, c in zip(
-            rng.uniform(1, 5, 30), rng.uniform(0, 3, 30), rng.uniform(0, 0.4, 30), strict=True
-        )
-    ]
-    y = [0.9 * b + 1.1 * i + 1.8 * c + 0.05 for b, i, c in sums]
+    columns = [rng.uniform(*ends, 30).tolist() for ends in ((1, 5), (0, 3), (0, 0.4), (0, 8))]
+    sums = list(zip(*columns, strict=True))
+    y = [0.9 * b + 1.1 * i + 1.8 * c + 0.02 * w + 0.05 for b, i, c, w in sums]
     y[7] *= 0.4
     found = fit(sums, y)
     predicted = np.array([found(item) for item in sums])
@@ -74,9 +70,35 @@ def test_the_fit_finds_known_coefficients_despite_an_outlier() -> None:
 
 
 def test_one_observation_gives_one_scale() -> None:
-    found = fit([(2.0, 0.0, 0.0)], [1.0])
-    assert found((2.0, 0.0, 0.0)) == pytest.approx(1.0)
-    assert found((4.0, 0.0, 0.0)) == pytest.approx(2.0, rel=0.02)
+    found = fit([(2.0, 0.0, 0.0, 0.0)], [1.0])
+    assert found((2.0, 0.0, 0.0, 0.0)) == pytest.approx(1.0)
+    assert found((4.0, 0.0, 0.0, 0.0)) == pytest.approx(2.0, rel=0.02)
+
+
+def test_a_cache_makes_no_network_faster() -> None:
+    rng = np.random.default_rng(1)
+    sums = [(float(b), 0.0, 0.0, float(w)) for b, w in rng.uniform(1, 5, (20, 2))]
+    found = fit(sums, [b - 0.1 * w for b, _, _, w in sums])
+    assert found.miss_ms_per_mb == 0
+
+
+def test_weights_are_cold_that_a_network_drives_out_of_the_cache_and_their_row_does_not() -> None:
+    def layer(channels: int) -> tuple[LayerConfig, float]:
+        config = LayerConfig(op="linear", in_shape=(1, channels), out_channels=channels)
+        return config, 1.0
+
+    half, large = layer(500), layer(1000)  # 1 and 4 MB
+    cache_bytes = 2_000_000
+
+    def cold_mb(rows: list[tuple[LayerConfig, float]]) -> float:
+        return add_up(rows, 0.0, cache_bytes=cache_bytes)[3]
+
+    assert cold_mb([half]) == 0
+    assert cold_mb([half] * 3) == pytest.approx(3 * (1 + FIRST_READ_MB))
+    # The large one is cold in its row as well.
+    assert cold_mb([half, large]) == pytest.approx(1 + FIRST_READ_MB)
+    assert 0 < cold_mb([half] * 2) < 2
+    assert add_up([half] * 3, 0.0)[3] == 0
 
 
 def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) -> None:
@@ -90,7 +112,7 @@ def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) ->
             base = sum(table.row_ms(r) - 0.001 for r in blocks if r.precision != "int8")
             int8 = sum(table.row_ms(r) - 0.001 for r in blocks if r.precision == "int8")
             casts = sum(table.row_ms(r) - 0.001 for r in rows if r.op in CASTS)
-            assert predictor.sums_ms(choices) == pytest.approx((base, int8, casts))
+            assert predictor.sums_ms(choices) == pytest.approx((base, int8, casts, 0.0))
         predictor.observe((0, 0, 0, 0), 5.0)
         assert predictor((0, 0, 0, 0)) == pytest.approx(5.0)
 

@@ -25,6 +25,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "prune": (
         "compress/coupling.py",
         "compress/cut.py",
+        "compress/slices.py",
         "compress/moments.py",
         "compress/refit.py",
         "compress/methods/*.py",
@@ -51,7 +52,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "search": (
         "search/*.py",
         *("runtimes/rowkinds.py", "compress/space.py", "compress/rows.py"),
-        *("run/calibrate.py", "run/sensitivity.py", "run/features.py"),
+        *("measure/predict.py", "run/calibrate.py", "run/sensitivity.py", "run/features.py"),
         *("run/rounds.py", "run/race.py"),
         *("run/finalists.py", "run/distil.py", "run/front.py", "run/choice.py"),
     ),

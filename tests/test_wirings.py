@@ -72,6 +72,32 @@ def test_every_width_alone_and_all_together_run_and_have_the_rows_that_were_fore
     assert all(torch.equal(before[key], value) for key, value in dense.state_dict().items())
 
 
+def test_what_no_layer_takes_in_is_a_row_of_its_own() -> None:
+    def alone(name: str) -> list[tuple[str, tuple[str, ...]]]:
+        rows = [layer.config for layer in described(made(name)).layers]
+        return [(row.op, row.tail) for row in rows if row.op not in ("conv", "linear")]
+
+    tokens = [("layernorm", ()), ("attention", ()), ("elementwise", ("add",))]
+    assert alone("heads") == [*tokens, ("layernorm", ()), ("elementwise", ("add",))]
+    assert alone("dense block")[:3] == [
+        ("batchnorm", ("relu",)),
+        ("concat", ()),
+        ("batchnorm", ("relu",)),
+    ]
+    assert alone("squeeze-excite") == [("elementwise", ("scale",)), ("elementwise", ("add",))]
+
+
+def test_behind_what_stays_float_an_int8_layer_pays_for_its_own_input() -> None:
+    network = described(made("dense block"))
+    int8 = space.uniform(network, Action(precision="int8"), RULES)
+    rows = network_configs(network, int8, RULES)
+    quantized_widths = [row.in_shape[1] for row in rows if row.op == "quantize"]
+    # The network's input, and behind each norm whatever was put side by side, at once.
+    assert quantized_widths == [3, *range(32, 32 + 36 * 8, 8)]
+    norms = [row for row in rows if row.op == "batchnorm"]
+    assert {row.precision for row in norms} == {"fp32"}
+
+
 @pytest.mark.parametrize("name", ["heads", "windows", "fused qkv", "grouped", "shuffle", "signal"])
 def test_all_of_it_in_int8_runs(name: str) -> None:
     dense = made(name)

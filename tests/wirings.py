@@ -375,6 +375,22 @@ class AttentionPool(Tokens):
         return self.attention(self.asked.expand(len(x), -1, -1), x, x)[0]
 
 
+class DenseBlock(Wired):
+    """Norms that no convolution takes in, in front of layers that all read what was before."""
+
+    width = 32 + 36 * 8
+
+    def build(self) -> None:
+        widths = range(32, self.width, 8)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.layers = nn.ModuleList(nn.Conv2d(width, 8, 1) for width in widths)
+
+    def middle(self, x: Tensor) -> Tensor:
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = torch.cat([x, layer(torch.relu(norm(x)))], 1)
+        return x
+
+
 class WeightNormed(Tokens):
     def build(self) -> None:
         one = nn.utils.parametrizations.weight_norm(nn.Linear(48, 64))
@@ -403,6 +419,7 @@ WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
     "group norm": (GroupNormed, frozenset({"stem.0", "before"})),
     "shuffle": (Shuffle, frozenset({"units.0.branch.0", "units.1.branch.0", "after"})),
     "chunk": (Chunk, frozenset({"stem.0", "inner.0", "out"})),
+    "dense block": (DenseBlock, frozenset({"stem.0", *(f"layers.{i}" for i in range(36))})),
     "squeeze-excite": (SqueezeExcite, frozenset({"stem.0", "down"})),
     "heads": (Heads, frozenset({"attention.query", "up"})),
     "fused qkv": (FusedQkv, frozenset({"up"})),

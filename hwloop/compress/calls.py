@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hwloop.errors import CandidateError
+
 FAILURES = (
     *(RuntimeError, ValueError, TypeError, AttributeError),
     *(LookupError, ArithmeticError, AssertionError),
@@ -162,3 +164,16 @@ def single_inputs(
         for path, values in given.items()
         if len(values) == 1 and values[0] is not None
     }
+
+
+def check_fits(module: nn.Module, example: Tensor) -> None:
+    """Dependencies that torch-pruning misses (a flattened concatenation, say) show here.
+
+    Raises:
+        CandidateError: stage ``compress``: forward fails.
+    """
+    try:
+        with torch.no_grad():
+            module.eval()(example)
+    except FAILURES as error:
+        raise CandidateError("compress", f"the pruned layers do not fit: {error}") from error

@@ -8,11 +8,10 @@ inside is no other to the rest of the network. Each group is tried (``trying.py`
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from hwloop.compress.calls import (
@@ -24,6 +23,7 @@ from hwloop.compress.calls import (
     within,
 )
 from hwloop.compress.pruning_graph import out_channels
+from hwloop.compress.slices import Slice, numbered_by
 from hwloop.compress.tracing import MOST_CALLS, Members, Scope, dependencies, tracing_input
 from hwloop.compress.trying import Trials
 from hwloop.errors import CandidateError, UsageError
@@ -46,16 +46,33 @@ class Coupling:
         channels: output channels of the first.
         bundle: channels that can only go together, side by side: a head, say.
         fixed_by: in words, why the width cannot change; empty where it can.
+        slices: where the channels of the first layer lie; none where the width cannot change.
     """
 
     layers: tuple[str, ...]
     channels: int
     bundle: int = 1
     fixed_by: str = ""
+    slices: tuple[Slice, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def prunable(self) -> bool:
         return not self.fixed_by
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cuttable:
+    """A group that can be cut.
+
+    Attributes:
+        bundle: channels that can only go together.
+        slices: where the channels lie, by the numbers that they have in the layer asked for.
+        scope: where in the network it was found.
+    """
+
+    bundle: int
+    slices: tuple[Slice, ...]
+    scope: Scope
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,17 +110,24 @@ def couplings(
     )
 
 
-def scopes_of(module: nn.Module, example: Tensor, paths: Collection[str]) -> dict[str, Scope]:
-    """Where in a dense network the groups of these layers are looked for.
+def cuttable(module: nn.Module, example: Tensor, paths: Collection[str]) -> dict[str, Cuttable]:
+    """The groups of these layers in a dense network.
 
     Raises:
         CandidateError: stage ``compress``: one of them cannot be cut.
     """
-    found = _explored(module, example).scopes
-    lacking = [path for path in paths if path not in found]
-    if lacking:
-        raise CandidateError("compress", f"group {lacking[0]!r} cannot be cut")
-    return {path: found[path] for path in paths}
+    if not paths:
+        return {}
+    known = _explored(module, example)
+    found = {}
+    for path in paths:
+        item = next((each for each in known.couplings if path in each.layers), None)
+        if item is None or not item.slices:
+            raise CandidateError("compress", f"group {path!r} cannot be cut")
+        found[path] = Cuttable(
+            bundle=item.bundle, slices=numbered_by(item.slices, path), scope=known.scopes[path]
+        )
+    return found
 
 
 def _explored(module: nn.Module, example: Tensor, fixed: frozenset[str] | None = None) -> _Found:
@@ -263,19 +287,7 @@ def _groups_in(
                     channels=out_channels(module.get_submodule(path)),
                     bundle=item.bundle,
                     fixed_by="" if item.clean else UNHANDLED,
+                    slices=item.slices,
                 )
             )
     return found
-
-
-def check_fits(module: nn.Module, example: Tensor) -> None:
-    """Dependencies that torch-pruning misses (a flattened concatenation, say) show here.
-
-    Raises:
-        CandidateError: stage ``compress``: forward fails.
-    """
-    try:
-        with torch.no_grad():
-            module.eval()(example)
-    except FAILURES as error:
-        raise CandidateError("compress", f"the pruned layers do not fit: {error}") from error

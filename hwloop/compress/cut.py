@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from hwloop.compress.calls import sharing_copy
-from hwloop.compress.coupling import check_fits, scopes_of
+from hwloop.compress import slices
+from hwloop.compress.calls import check_fits, sharing_copy
+from hwloop.compress.coupling import Cuttable, cuttable
 from hwloop.compress.moments import InputMoments
 from hwloop.compress.pruning_graph import in_channels_of, out_channels
 from hwloop.compress.refit import Reader, by_loss, refit
-from hwloop.compress.tracing import Dependencies, dependencies
+from hwloop.compress.slices import Side, Slice
+from hwloop.compress.tracing import dependencies
 from hwloop.compress.training import batch_norms
-from hwloop.errors import CandidateError, UsageError
 
 Order = tuple[int, ...]
 """Channels of a group's first layer, the most important first."""
 
-Pairs = list[tuple[int, int]]
-"""A layer's input, and the group's channel that it is of."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Ranked:
-    """What of a group decides a cut, in the dense network: its channels, and who reads them."""
+    """What of a group decides a cut, in the dense network: its channels, and where they lie."""
 
     order: Order
-    readers: Mapping[str, Pairs]
+    slices: tuple[Slice, ...]
 
 
 _rankings: WeakKeyDictionary[nn.Module, tuple[object, dict[str, _Ranked]]] = WeakKeyDictionary()
@@ -69,48 +68,55 @@ def _ranked(
     if known is None or known[0] != state:
         known = _rankings[dense] = state, {}
     groups = known[1]
-    lacking = [path for path in wanted if path not in groups]
-    if lacking:
-        with dependencies(sharing_copy(dense), scopes_of(dense, example, lacking)) as graph:
-            for path in lacking:
-                groups[path] = _ranked_group(dense, graph, path, moments or {})
+    lacking = cuttable(dense, example, [path for path in wanted if path not in groups])
+    unread = {}
+    for path, group in lacking.items():
+        readers = _readers(dense, group, moments or {})
+        if readers:
+            width = out_channels(dense.get_submodule(path))
+            bundles = by_loss(readers, width // group.bundle)
+            groups[path] = _Ranked(order=_channels(bundles, group), slices=group.slices)
+        else:
+            unread[path] = group
+    if unread:
+        scopes = {path: group.scope for path, group in unread.items()}
+        with dependencies(sharing_copy(dense), scopes) as graph:
+            for path, group in unread.items():
+                bundles = _by_magnitude(graph.group(path), group.bundle)
+                groups[path] = _Ranked(order=_channels(bundles, group), slices=group.slices)
     return {path: groups[path] for path in wanted}
 
 
-def _ranked_group(
-    dense: nn.Module, graph: Dependencies, path: str, moments: InputMoments
-) -> _Ranked:
-    readers = graph.readers(path)
-    return _Ranked(order=_order(dense, graph, path, readers, moments), readers=readers)
-
-
-def _order(
-    dense: nn.Module,
-    graph: Dependencies,
-    path: str,
-    found: Mapping[str, Pairs],
-    moments: InputMoments,
-) -> Order:
-    width, bundle = out_channels(dense.get_submodule(path)), graph.members(path).bundle
-    readers = []
-    for reader, pairs in found.items():
-        if reader in moments and pairs:
+def _readers(dense: nn.Module, group: Cuttable, moments: InputMoments) -> list[Reader]:
+    found = []
+    for path, pairs in _pairs(group.slices).items():
+        if path in moments:
             inputs, channels = torch.tensor(sorted(pairs)).T
-            weight = dense.get_submodule(reader).get_parameter("weight")
-            readers.append(
-                Reader(
-                    weight=weight,
-                    moments=moments[reader],
-                    inputs=inputs,
-                    channels=channels // bundle,
-                )
+            weight = dense.get_submodule(path).get_parameter("weight")
+            channels = channels // group.bundle
+            found.append(
+                Reader(weight=weight, moments=moments[path], inputs=inputs, channels=channels)
             )
-    if readers:
-        return tuple(in_channels_of(by_loss(readers, width // bundle), bundle))
+    return found
+
+
+def _pairs(slices: Iterable[Slice]) -> dict[str, list[tuple[int, int]]]:
+    """Path of a layer that reads a group → pairs of its input and the group's channel."""
+    return {
+        each.path: [(own, channel) for channel, places in each.places.items() for own in places]
+        for each in slices
+        if each.side is Side.INPUTS
+    }
+
+
+def _by_magnitude(group: Any, bundle: int) -> tuple[int, ...]:
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
-    scores = importance(graph.group(path)).reshape(-1, bundle).sum(1)
-    ordered = torch.argsort(scores, descending=True, stable=True).tolist()
-    return tuple(in_channels_of(ordered, bundle))
+    scores = importance(group).reshape(-1, bundle).sum(1)
+    return tuple(torch.argsort(scores, descending=True, stable=True).tolist())
+
+
+def _channels(bundles: Sequence[int], group: Cuttable) -> Order:
+    return tuple(in_channels_of(bundles, group.bundle))
 
 
 def cut(
@@ -137,15 +143,11 @@ def cut(
         CandidateError: stage ``compress``: a group cannot be cut to that width.
     """
     groups = _ranked(dense, example, widths, moments)
-    if widths:
-        _refit_readers(module, groups, widths, moments or {})
-        try:
-            with dependencies(module, scopes_of(dense, example, widths)) as graph:
-                for path, width in widths.items():
-                    graph.cut(path, groups[path].order[:width])
-        except UsageError as error:  # the dense network could be traced
-            what = f"the pruned layers do not fit: {error.message}"
-            raise CandidateError("compress", what) from error
+    _refit_readers(module, groups, widths, moments or {})
+    slices.cut(
+        module,
+        [(groups[path].slices, groups[path].order[width:]) for path, width in widths.items()],
+    )
     check_fits(module, example)
 
 
@@ -159,7 +161,7 @@ def _refit_readers(
     removed: dict[str, set[int]] = {}
     for path, width in widths.items():
         gone = set(groups[path].order[width:])
-        for reader, pairs in groups[path].readers.items():
+        for reader, pairs in _pairs(groups[path].slices).items():
             inputs = {index for index, channel in pairs if channel in gone}
             if reader in moments and inputs:
                 removed.setdefault(reader, set()).update(inputs)

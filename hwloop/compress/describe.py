@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hwloop.compress.branches import holder, residual_blocks, with_branches
 from hwloop.compress.calls import weighted_calls
 from hwloop.compress.coupling import Coupling, couplings
-from hwloop.compress.graph_reader import GraphReader
+from hwloop.compress.graph_reader import POOLS, GraphReader
 from hwloop.errors import UsageError
 from hwloop.records import Group, Layer, LayerConfig, Network
 
@@ -102,17 +102,17 @@ def _layers(
     path_of = dict(zip((node.name for node in reader.weighted), calls, strict=True))
     layers = []
     for node in reader.rows:
-        path = path_of.get(node.name, node.name.strip("/"))
-        weighted = path in group_of
+        path = path_of.get(node.name) or _scope_of(node.name)
         inputs: dict[int, int] = {}
-        read = node.input[0 if node.op_type != "MatMul" or weighted else 1]  # an attention: values
+        read = reader.read_by(node)
         for index, per_channel in reader.sources(read):
             group = group_of[calls[index]]
             out = per_channel * reader.width(index)
             inputs[group] = inputs.get(group, 0) + out // groups[group].channels
         out_group = group_of.get(path)
         # A pool has no path of its own: it goes with all that reads it.
-        goes_with = [path] if weighted else [calls[i] for i in reader.readers(node.output[0])]
+        pools = node.op_type in POOLS
+        goes_with = [calls[i] for i in reader.readers(node.output[0])] if pools else [path]
         layers.append(
             Layer(
                 name=path,
@@ -120,6 +120,22 @@ def _layers(
                 out_group=out_group,
                 in_groups=tuple(sorted(inputs.items())),
                 branch=holder(goes_with, groups),
+                is_float=reader.is_float(node),
+                reads_float=reader.chains.is_float(read),
             )
         )
     return tuple(layers)
+
+
+def _scope_of(name: str) -> str:
+    """Where in the network an operator is, by the exporter's name for it: ``/stage/stage.0/Add``.
+
+    Parts of a sequential repeat its name.
+    """
+    found: list[str] = []
+    for part in name.strip("/").split("/"):
+        if found and part.startswith(f"{found[-1]}."):
+            found[-1] = part
+        else:
+            found.append(part)
+    return ".".join(found)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import onnx
 
+from hwloop.compress.graph_chains import ALONE, NORMS, Chains
 from hwloop.compress.graph_shapes import with_shapes
 from hwloop.errors import UsageError
 from hwloop.records import LayerConfig
-from hwloop.runtimes.graph import ACTIVATIONS, GraphIndex
+from hwloop.runtimes.graph import GraphIndex
 
 WEIGHTED = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear"}
 OTHER_CHANNELS = ("ConvTranspose", "DepthToSpace", "SpaceToDepth", "LSTM", "GRU", "RNN")
@@ -29,16 +30,83 @@ class GraphReader:
         graph = model.graph
         self.graph = graph
         self.constants = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant":
+                self.constants[node.output[0]] = tuple(node.attribute[0].t.dims)
         self.index = GraphIndex(graph)
         self.weighted = [node for node in graph.node if self._is_weighted(node)]
-        self.rows = [
-            node
-            for node in graph.node
-            if self._is_weighted(node) or node.op_type in POOLS or self._is_attention(node)
-        ]
+        self._position = {node.name: number for number, node in enumerate(self.weighted)}
+        self.chains = Chains(
+            self.index,
+            constants=self.constants,
+            shapes=self.shapes,
+            is_weighted=self._is_weighted,
+        )
+        self._behind = {node.name: self.chains.behind(node) for node in self.weighted}
+        self.rows = list(self._rows())
+
+    def _rows(self) -> Iterator[Any]:
+        """Nodes that are rows of a table, in forward order."""
+        taken = {name for fused in self._behind.values() for name in fused.nodes}
+        for node in self.graph.node:
+            if self._is_attention(node):
+                taken.update(self.chains.within_attention(node))
+        for node in self.graph.node:
+            if self._is_weighted(node) or node.op_type in POOLS or self._is_attention(node):
+                yield node
+            elif node.name not in taken and self._stands_alone(node):
+                self._behind[node.name] = self.chains.activation(node.output[0])
+                taken.update(self._behind[node.name].nodes)
+                yield node
+
+    def _stands_alone(self, node: Any) -> bool:
+        """Whether a node computes with the channels of layers, and can be told as a row."""
+        if node.op_type not in ALONE or not self.chains.computed(node):
+            return False
+        return bool(self.sources(self.read_by(node))) and bool(self._by_channels(node))
+
+    def read_by(self, node: Any) -> str:
+        """The tensor that tells what a row's node is given: channels, and in which precision.
+
+        Of an attention these are the values; of a sum the part that comes straight from a layer.
+        """
+        if self._is_attention(node):
+            return str(node.input[1])
+        if node.op_type == "Concat":
+            return str(node.output[0])
+        read = self.chains.computed(node)
+        if node.op_type in ("Add", "Mul"):
+            written = self.shapes.get(node.output[0])
+            whole = [name for name in read if self.shapes.get(name) == written]
+            plain = [name for name in whole if not self.chains.is_float(name)]
+            return (plain or whole or read)[0]
+        return read[0]
+
+    def is_float(self, node: Any) -> bool:
+        """Whether a row's node computes in base precision, whatever it reads."""
+        if self._is_attention(node):
+            return True
+        return not self._is_weighted(node) and self.chains.is_float(node.output[0])
+
+    def _by_channels(self, node: Any) -> tuple[int, ...]:
+        """The shape of what a node that stands alone writes, as (N, C, ...); empty where it is told
+        by something else than the channels of layers.
+        """
+        shape = self.shapes.get(node.output[0], ())
+        sources = self.sources(self.read_by(node))
+        channels = sum(self.width(index) * times for index, times in sources)
+        if node.op_type == "LayerNormalization":
+            return _rows_and_features(shape) if shape and shape[-1] == channels else ()
+        if len(shape) in (3, 4) and shape[1] == channels:
+            return _as_image(shape)
+        if len(shape) > 1 and shape[-1] == channels and node.op_type != "Concat":
+            return _rows_and_features(shape)
+        return ()
 
     def config(self, node: Any) -> LayerConfig:
-        """The dense FP32 configuration of a weighted or pooling node with its fused tail."""
+        """The dense FP32 configuration of a row's node with its fused tail."""
+        if node.op_type in ALONE:
+            return self._alone(node)
         shape = self.shapes[node.input[0]]
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         if self._is_attention(node):
@@ -49,8 +117,12 @@ class GraphReader:
         if node.op_type in ("Gemm", "MatMul"):
             out = self._out_channels(node)
             # A linear layer over tokens is one over as many rows.
-            rows, tail = math.prod(shape[:-1]), self._tail(node)
-            return LayerConfig(op="linear", in_shape=(rows, shape[-1]), out_channels=out, tail=tail)
+            return LayerConfig(
+                op="linear",
+                in_shape=_rows_and_features(shape),
+                out_channels=out,
+                tail=self._behind[node.name].words,
+            )
         if node.op_type == "GlobalAveragePool":
             image = _as_image(shape)
             return LayerConfig(op="globalavgpool", in_shape=image, out_channels=shape[1])
@@ -71,8 +143,18 @@ class GraphReader:
             window,
             out_channels=self._out_channels(node),
             groups=int(attributes.get("group", 1)),
-            tail=self._tail(node),
+            tail=self._behind[node.name].words,
         )
+
+    def _alone(self, node: Any) -> LayerConfig:
+        shape, fused = self._by_channels(node), self._behind[node.name].words
+        if node.op_type == "Concat":
+            return LayerConfig(op="concat", in_shape=shape, out_channels=shape[1], tail=fused)
+        if node.op_type in NORMS:
+            op = NORMS[node.op_type]
+            return LayerConfig(op=op, in_shape=shape, out_channels=shape[1], tail=fused)
+        tail = (*self.chains.words_of(node), *fused)
+        return LayerConfig(op="elementwise", in_shape=shape, out_channels=shape[1], tail=tail)
 
     def sources(self, tensor: str, per_channel: int = 1) -> list[tuple[int, int]]:
         """(index of the weighted node, inputs per channel) for all that feed a tensor."""
@@ -80,7 +162,7 @@ class GraphReader:
         if node is None:
             return []
         if self._is_weighted(node):
-            return [(self.weighted.index(node), per_channel)]
+            return [(self._position[node.name], per_channel)]
         dynamic = [name for name in node.input if name and name not in self.constants]
         if node.op_type in OTHER_CHANNELS or not dynamic:
             return []
@@ -132,7 +214,7 @@ class GraphReader:
         while waiting:
             for user in self.index.users.get(waiting.pop(), ()):
                 if self._is_weighted(user):
-                    found.add(self.weighted.index(user))
+                    found.add(self._position[user.name])
                     continue
                 waiting += [name for name in user.output if name not in reached]
                 reached.update(user.output)
@@ -151,66 +233,9 @@ class GraphReader:
             return set()
         seen.add(tensor)
         if self._is_weighted(node):
-            return {self.weighted.index(node)}
+            return {self._position[node.name]}
         dynamic = [name for name in node.input if name and name not in self.constants]
         return {index for name in dynamic for index in self._reaching(name, seen)}
-
-    def _tail(self, node: Any) -> tuple[str, ...]:
-        """What runtimes fuse behind a weighted node: bias, one residual add, activation."""
-        tail = ["bias"] if len(node.input) > 2 and node.input[2] else []
-        output = node.output[0]
-        add = self._only_consumer(output, "Add")
-        if node.op_type == "MatMul" and add is not None and self._is_bias(add):
-            tail.append("bias")
-            output = add.output[0]
-        if node.op_type == "Conv" and add is not None and self._closes(add, output):
-            tail.append("add")
-            output = add.output[0]
-        for op, word in ACTIVATIONS.items():
-            activation = self._only_consumer(output, op)
-            if activation is not None:
-                tail.append(word)
-        clip = self._only_consumer(output, "Clip")
-        if clip is not None:
-            tail.append("clip:0:6")
-        return (*tail, *self._chain(output))
-
-    def _is_bias(self, add: Any) -> bool:
-        """A constant for each feature."""
-        return any(len(self.constants.get(name, ())) == 1 for name in add.input)
-
-    def _chain(self, tensor: str) -> tuple[str, ...]:
-        """An activation that multiplies a tensor with a gate of itself."""
-        users = self.index.users.get(tensor, [])
-        ops = sorted(user.op_type for user in users)
-        if ops == ["Mul", "Sigmoid"]:
-            gate = next(user for user in users if user.op_type == "Sigmoid")
-            product = next(user for user in users if user.op_type == "Mul")
-            return ("silu",) if gate.output[0] in product.input else ()
-        for user in users if len(users) == 2 else []:
-            scaled = user.op_type in ("Div", "Mul") and user.output[0]
-            if scaled and self._only_consumer(scaled, "Erf") is not None:
-                return ("gelu",)
-        return ()
-
-    def _closes(self, add: Any, tensor: str) -> bool:
-        """True when ``tensor`` is the last computed operand: its producer takes the add in."""
-        other = next((name for name in add.input if name != tensor), None)
-        if other is None or other in self.constants:
-            return False
-        if self.shapes.get(other) != self.shapes.get(tensor):
-            return False
-        producer = self.index.producers.get(other)
-        if producer is None or producer.op_type != "Conv":
-            return True
-        if len(self.index.users.get(other, ())) > 1:
-            return True
-        own = self.index.producers[tensor]
-        return bool(self.index.order[own.name] > self.index.order[producer.name])
-
-    def _only_consumer(self, tensor: str, op: str) -> Any:
-        user = self.index.only_user(tensor)
-        return user if user is not None and user.op_type == op else None
 
     def _is_weighted(self, node: Any) -> bool:
         return node.op_type in WEIGHTED and node.input[1] in self.constants
@@ -224,6 +249,11 @@ class GraphReader:
         if source is None or source.op_type != "Softmax":
             return False
         return all(len(shape) == 4 and min(shape) > 0 for shape in shapes)
+
+
+def _rows_and_features(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(..., C) as (rows, C)."""
+    return (math.prod(shape[:-1]), shape[-1])
 
 
 def _as_image(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,9 +16,9 @@ from itertools import product
 from hwloop.compress import space
 from hwloop.compress.methods import method_of
 from hwloop.compress.rows import (
-    CASTING,
     WEIGHTED,
     casts,
+    has_own_precision,
     own_precision,
     precision_of,
     resized,
@@ -158,22 +158,23 @@ def _under(
     fixed = dense.in_shape[1] - sum(
         network.groups[index].channels * per_channel for index, per_channel in layer.in_groups
     )
-    told_by = 0 if dense.op in CASTING else 1  # how many sources decide its precision
+    own_one = has_own_precision(layer)
+    told_by = 0 if own_one else 1  # how many sources decide its precision
     for first in product(*brought[:told_by]):
-        own = own_precision(dense.op, action, first, rules)
+        own = own_precision(layer, action, first, rules)
         begun = fixed + sum(channels for channels, _ in first)
         for inputs in sorted(_sums(begun, brought[told_by:]), reverse=True):
             config = resized(dense, in_channels=inputs, out_channels=outputs)
             config = replace(config, precision_in=own, precision=own, precision_out=own)
             yield from method_of(action).rows(config, action, rules)
-            if not brought:
-                yield from casts(config, [], rules)
-    if dense.op not in CASTING:
+            if not brought or layer.reads_float:
+                yield from casts(layer, config, [], rules)
+    if layer.reads_float or not own_one:
         return
-    shape = replace(dense, precision=own_precision(dense.op, action, [], rules))
+    shape = replace(dense, precision=own_precision(layer, action, [], rules))
     for sources in brought:
         for source in sources:
-            yield from casts(shape, [source], rules)
+            yield from casts(layer, shape, [source], rules)
 
 
 def _options(group: int, legal: Masks, rules: SpaceRules) -> list[Action]:

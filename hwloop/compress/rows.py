@@ -11,8 +11,7 @@ from hwloop.records import KEEP, Action, Candidate, Layer, LayerConfig, Network
 from hwloop.runtimes.known import writing
 
 WEIGHTED = ("conv", "linear")
-CASTING = (*WEIGHTED, "attention")
-"""Operators with a precision of their own, whatever they read; the others have that of a source."""
+"""Operators whose precision their group's action says."""
 
 
 def width(network: Network, group: int, action: Action, rules: SpaceRules) -> int:
@@ -36,11 +35,11 @@ def layer_configs(
         return ()
     action = KEEP if layer.out_group is None else actions[layer.out_group]
     sources = _sources(network, layer, actions, rules)
-    own = own_precision(layer.config.op, action, sources, rules)
+    own = own_precision(layer, action, sources, rules)
     config = _in_candidate(network, layer, actions, rules)
     config = replace(config, precision_in=own, precision=own, precision_out=own)
     rows = method_of(action).rows(config, action, rules)
-    return (*rows, *casts(config, sources, rules))
+    return (*rows, *casts(layer, config, sources, rules))
 
 
 def network_configs(
@@ -140,23 +139,32 @@ def _sources(
     ]
 
 
+def has_own_precision(layer: Layer) -> bool:
+    """Whether it is the same whatever the layer reads; that of the others is a source's."""
+    return layer.config.op in WEIGHTED or layer.is_float
+
+
 def casts(
-    config: LayerConfig, sources: Sequence[tuple[int, str]], rules: SpaceRules
+    layer: Layer, config: LayerConfig, sources: Sequence[tuple[int, str]], rules: SpaceRules
 ) -> list[LayerConfig]:
-    """The changes of precision in front of a layer with weights.
+    """The changes of precision in front of a layer with a precision of its own.
 
     Args:
+        config: the layer in a candidate.
         sources: (channels, precision) of each group that it reads; of none, the network's input.
     """
-    if config.op not in CASTING:
+    if not has_own_precision(layer):
         return []
     own = config.precision
     rows = []
-    for channels, precision in sources or [(config.in_shape[1], rules.base_precision)]:
+    floats = [(config.in_shape[1], rules.base_precision)]
+    beside = layer.reads_float or config.op not in WEIGHTED
+    for channels, precision in floats if layer.reads_float or not sources else sources:
         quantizes = own == "int8" and precision != "int8"
         dequantizes = precision == "int8" and own != "int8"
         if quantizes or (dequantizes and writing(rules.recipe).dequantizes):
-            rows.append(_cast(_read_shape(config, channels), precision, own))
+            shape = _read_shape(config, channels)
+            rows.append(_cast(shape, precision, own, beside=beside and len(shape) == 4))
     return rows
 
 
@@ -167,7 +175,7 @@ def _read_shape(config: LayerConfig, channels: int) -> tuple[int, ...]:
 
 
 def own_precision(
-    op: str, action: Action, sources: Sequence[tuple[int, str]], rules: SpaceRules
+    layer: Layer, action: Action, sources: Sequence[tuple[int, str]], rules: SpaceRules
 ) -> str:
     """Of an operator's arithmetic: a pool's is that of what it reads first.
 
@@ -175,9 +183,9 @@ def own_precision(
         action: of the group that it writes.
         sources: (channels, precision) of each group that it reads.
     """
-    if op in WEIGHTED:
+    if layer.config.op in WEIGHTED:
         return precision_of(action, rules)
-    if op == "attention" or not sources:  # its softmax is sensitive
+    if layer.is_float or layer.reads_float or not sources:
         return rules.base_precision
     return sources[0][1]
 
@@ -187,7 +195,12 @@ def precision_of(action: Action, rules: SpaceRules) -> str:
     return rules.base_precision if action.precision == "base" else action.precision
 
 
-def _cast(shape: tuple[int, ...], source: str, wanted: str) -> LayerConfig:
+def _cast(shape: tuple[int, ...], source: str, wanted: str, *, beside: bool) -> LayerConfig:
+    """A change of precision.
+
+    Args:
+        beside: the float is not a convolution's, whose layout may be another one.
+    """
     return LayerConfig(
         op="quantize" if wanted == "int8" else "dequantize",
         in_shape=shape,
@@ -195,4 +208,5 @@ def _cast(shape: tuple[int, ...], source: str, wanted: str) -> LayerConfig:
         precision_in=source,
         precision=wanted,
         precision_out=wanted,
+        tail=("plain",) if beside else (),
     )

@@ -1,4 +1,4 @@
-"""What stands in for layers while channels are followed and cut, and is put back afterwards.
+"""What stands in for layers while channels are followed, and is put back afterwards.
 
 torch-pruning follows channels through what treats each for itself. A grouped convolution, a group
 norm and an attention of heads treat whole bundles so; with a channel at a time in their places,
@@ -12,10 +12,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hwloop.errors import CandidateError
 from hwloop.tasks.attention import BY_HEADS, ExplicitAttention
 
 GROUPED_TYPES = (nn.Conv1d, nn.Conv2d)
@@ -25,14 +23,8 @@ GROUPED_TYPES = (nn.Conv1d, nn.Conv2d)
 def standing_in(module: nn.Module) -> Iterator[dict[nn.Module, int]]:
     """Until the block ends, every layer treats channels alone.
 
-    Grouped convolutions are depthwise ones, whose weights are the numbers of their channels: what
-    is left of them says in the end which channels are left.
-
     Yields:
         Layer → channels that can only go together, side by side.
-
-    Raises:
-        CandidateError: stage ``compress``: less than a whole bundle was cut.
     """
     grouped: list[Any] = [child for child in module.modules() if _is_grouped(child)]
     norms = [child for child in module.modules() if isinstance(child, nn.GroupNorm)]
@@ -59,11 +51,8 @@ def standing_in(module: nn.Module) -> Iterator[dict[nn.Module, int]]:
             attention.channelwise = False
         for norm in norms:
             del norm.forward
-            if norm.num_groups > 1:
-                norm.num_groups = norm.num_channels // bundles[norm]
-        broken = [conv for conv, weight, groups in originals if not _put_back(conv, weight, groups)]
-        if broken:
-            raise CandidateError("compress", "part of a convolution's group was cut")
+        for conv, weight, groups in originals:
+            conv.weight, conv.groups = weight, groups
 
 
 def _scaled(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -75,10 +64,7 @@ def _scaled(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 def _make_depthwise(conv: Any) -> None:
-    numbers = torch.arange(conv.out_channels, dtype=conv.weight.dtype)
-    shape = (conv.out_channels, 1, *conv.kernel_size)
-    columns = numbers.reshape(-1, *(1,) * (len(shape) - 1))
-    conv.weight = nn.Parameter(columns.expand(shape).clone())
+    conv.weight = nn.Parameter(conv.weight.detach()[:, :1].clone())
     conv.groups = conv.out_channels
 
 
@@ -87,18 +73,3 @@ def _is_grouped(child: Any) -> bool:
     if not isinstance(child, GROUPED_TYPES) or not 1 < child.groups < child.out_channels:
         return False
     return child.in_channels == child.out_channels
-
-
-def _put_back(conv: Any, weight: nn.Parameter, groups: int) -> bool:
-    """The convolution with what is left of its channels; false where that is no whole groups."""
-    kept = conv.weight.detach().flatten(1)[:, 0].long()
-    bundle = len(weight) // groups
-    conv.weight, conv.groups = weight, groups
-    if torch.equal(kept, torch.arange(len(weight))):
-        return True
-    conv.weight = nn.Parameter(weight.detach()[kept], requires_grad=weight.requires_grad)
-    conv.groups = max(len(kept) // bundle, 1)
-    if len(kept) % bundle:
-        return False
-    whole = kept.reshape(-1, bundle) - kept.reshape(-1, bundle)[:, :1]
-    return bool((whole == torch.arange(bundle)).all() and (kept[::bundle] % bundle == 0).all())

@@ -6,7 +6,7 @@ Only this file, ``pruning_graph.py`` and ``cut.py`` know torch-pruning (Fang et 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,12 @@ from weakref import WeakKeyDictionary
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from hwloop.compress.calls import FAILURES, sharing_copy
+from hwloop.compress.calls import sharing_copy
 from hwloop.compress.limits import at_most_calls
 from hwloop.compress.pruning_graph import cuts_outputs_of, out_channels, traced
-from hwloop.compress.shuffle import shuffle
+from hwloop.compress.slices import Side, Slice
 from hwloop.compress.standins import standing_in
-from hwloop.errors import CandidateError, UsageError
+from hwloop.errors import UsageError
 from hwloop.tasks.attention import ExplicitAttention
 
 PRUNABLE_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -57,12 +57,14 @@ class Members:
     Attributes:
         layers: paths, the layer itself first.
         bundle: channels that can only go together: a grouped convolution's, or a head's.
+        slices: where its channels lie.
         clean: all dependencies are of kinds that are handled.
     """
 
     layers: tuple[str, ...]
     bundle: int
     clean: bool
+    slices: tuple[Slice, ...] = ()
 
 
 def tracing_input(module: nn.Module, example: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ def _smallest(module: nn.Module, example: Tensor) -> Tensor:
 def dependencies(module: nn.Module, scopes: Mapping[str, Scope]) -> Iterator[Dependencies]:
     """The dependencies within parts of a network, until the block ends.
 
-    Until then other layers stand in for some; the network must be run afterwards only.
+    Until then other layers stand in for some: the network must be run afterwards only.
 
     Args:
         scopes: path of a layer → where its group is looked for.
@@ -127,7 +129,7 @@ def dependencies(module: nn.Module, scopes: Mapping[str, Scope]) -> Iterator[Dep
 
 
 class Dependencies:
-    """torch-pruning's graphs of one network, which can be cut group by group."""
+    """torch-pruning's graphs of one network, or of its parts."""
 
     def __init__(
         self, module: nn.Module, scopes: Mapping[str, Scope], bundles: Mapping[nn.Module, int]
@@ -142,24 +144,21 @@ class Dependencies:
         }
 
     def trace(self) -> None:
-        """All parts, before any is cut. Raises UsageError where torch-pruning cannot."""
-        there = set(self._names.values())
+        """All parts. Raises UsageError where torch-pruning cannot."""
         for scope in self._scopes.values():
             if scope.path not in self._graphs:
                 part = self._module.get_submodule(scope.path)
-                opaque = [
-                    self._module.get_submodule(path) for path in scope.opaque if path in there
-                ]
+                opaque = [self._module.get_submodule(path) for path in scope.opaque]
                 self._graphs[scope.path] = traced(part, scope.example, opaque=opaque)
 
     def knows(self, path: str) -> bool:
         """Whether a layer was met."""
         return self._module.get_submodule(path) in self._graph(path).module2node
 
-    def group(self, path: str, channels: Sequence[int] | None = None) -> Any:
-        """torch-pruning's group: every dependency of a layer's output channels, all by default."""
+    def group(self, path: str) -> Any:
+        """torch-pruning's group: every dependency of all output channels of a layer."""
         layer, graph = self._module.get_submodule(path), self._graph(path)
-        indices = list(range(out_channels(layer)) if channels is None else channels)
+        indices = list(range(out_channels(layer)))
         return graph.get_pruning_group(layer, cuts_outputs_of(layer), idxs=indices)
 
     def members(self, path: str, *, most_calls: int = MOST_CALLS) -> Members:
@@ -195,63 +194,35 @@ class Dependencies:
         return Members(
             layers=tuple(dict.fromkeys(layers)),
             bundle=math.lcm(*bundles),
+            slices=self._slices(path, group) if clean else (),
             clean=clean,
         )
 
-    def readers(self, path: str) -> dict[str, list[tuple[int, int]]]:
-        """The layers that read a group's channels.
-
-        Returns:
-            Path of a layer → pairs of its input and the group's channel.
-        """
+    def _slices(self, path: str, group: Any) -> tuple[Slice, ...]:
+        """Where a group's channels lie."""
         graph = self._graph(path)
-        found: dict[str, list[tuple[int, int]]] = {}
-        for item in self.group(path):
-            target = item.dep.target.module
-            reads = graph.is_in_channel_pruning_fn(item.dep.handler)
-            if isinstance(target, PRUNABLE_TYPES) and reads:
-                pairs = zip(item.idxs, item.root_idxs, strict=True)
-                known = [(own, root) for own, root in pairs if root is not None]
-                found.setdefault(self._names[target], []).extend(known)
-        return found
-
-    def cut(self, path: str, kept: Collection[int]) -> None:
-        """Leave a group these channels, in place; other groups can be cut afterwards.
-
-        Raises:
-            CandidateError: stage ``compress``: the group cannot be cut so.
-        """
-        try:
-            width = out_channels(self._module.get_submodule(path))
-            removed = sorted(set(range(width)) - set(kept))
-            group = self.group(path, removed)
-            # Halves that are multiplied with each other take more channels along.
-            if sorted(group[0].idxs) != removed or not self._graph(path).check_pruning_group(group):
-                raise CandidateError("compress", f"group {path!r} cannot be cut to {len(kept)}")
-            writers = self._writers(path, group)
-            group.prune()
-        except FAILURES as error:
-            raise CandidateError("compress", f"group {path!r} cannot be cut: {error}") from error
-        self._keep_heads(writers, sorted(kept))
-
-    def shuffle(self, path: str, order: Sequence[int]) -> None:
-        """Bring a group's channels into another order, whole bundles each, in place."""
-        group = self.group(path)
-        writers = self._writers(path, group)
-        shuffle(self._graph(path), group, order)
-        self._keep_heads(writers, order)
-
-    def _keep_heads(self, writers: set[nn.Module], kept: Sequence[int]) -> None:
-        for query in writers & self._attentions.keys():
-            attention = self._attentions[query]
-            attention.keep_heads(
-                list(dict.fromkeys(index // attention.head_channels for index in kept))
-            )
-
-    def _writers(self, path: str, group: Any) -> set[nn.Module]:
-        """What of a group loses outputs."""
-        cuts_outputs = self._graph(path).is_out_channel_pruning_fn
-        return {item.dep.target.module for item in group if cuts_outputs(item.dep.handler)}
+        found: dict[tuple[str, Side, int], dict[int, list[int]]] = {}
+        for item in group:
+            node, target = item.dep.target, item.dep.target.module
+            writes = graph.is_out_channel_pruning_fn(item.dep.handler)
+            if isinstance(target, nn.Parameter):
+                names = (self._scopes[path].path, graph._param_to_name[target])
+                place = (".".join(filter(None, names)), Side.PARAMETER, node.pruning_dim)
+            elif isinstance(target, (*PRUNABLE_TYPES, *NORM_TYPES)):
+                place = (self._names[target], Side.OUTPUTS if writes else Side.INPUTS, 0)
+            else:
+                continue
+            own = found.setdefault(place, {})
+            for index, root in zip(item.idxs, item.root_idxs, strict=True):
+                if root is not None and index not in own.setdefault(root, []):
+                    own[root].append(index)
+            if writes and target in self._attentions:
+                heads = (self._names[self._attentions[target]], Side.HEADS, 0)
+                found[heads] = found[place]
+        return tuple(
+            Slice(path=name, side=side, dim=dim, places=own)
+            for (name, side, dim), own in found.items()
+        )
 
     def meaning(self) -> list[Any]:
         """What the graphs say, to be compared with that of the same network on another input."""

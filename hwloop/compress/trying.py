@@ -9,10 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hwloop.compress import slices
 from hwloop.compress.calls import FAILURES, shapes, sharing_copy
 from hwloop.compress.pruning_graph import in_channels_of
-from hwloop.compress.tracing import Dependencies, Scope, dependencies
-from hwloop.errors import CandidateError, UsageError
+from hwloop.compress.slices import Slice
+from hwloop.compress.tracing import Scope
+from hwloop.errors import CandidateError
 
 MOST_TRIALS = 32
 """Of one part of a network. What is not settled then may still be, within smaller parts."""
@@ -24,16 +26,16 @@ LEAST_SHARE, SHARES = 0.3, 0.4
 
 
 class Item(Protocol):
-    """A group: its layers, how many channels the first has, and how many only go together."""
-
-    @property
-    def layers(self) -> tuple[str, ...]: ...
+    """A group: how many channels it has, how many only go together, and where they lie."""
 
     @property
     def channels(self) -> int: ...
 
     @property
     def bundle(self) -> int: ...
+
+    @property
+    def slices(self) -> tuple[Slice, ...]: ...
 
 
 @dataclass(kw_only=True, eq=False)
@@ -77,14 +79,16 @@ class Trials:
         """
         generator = torch.Generator().manual_seed(0)
 
-        def cut(graph: Dependencies, item: Item) -> None:
+        def removed(item: Item) -> list[int]:
             count = item.channels // item.bundle
             bundles = torch.randperm(count, generator=generator).tolist()
             share = LEAST_SHARE + SHARES * float(torch.rand(1, generator=generator))
-            kept = bundles[: max(round(count * share), 1)]
-            graph.cut(item.layers[0], in_channels_of(kept, item.bundle))
+            return in_channels_of(bundles[max(round(count * share), 1) :], item.bundle)
 
-        after = self._after(items, cut)
+        def cut(trial: nn.Module) -> None:
+            slices.cut(trial, [(item.slices, removed(item)) for item in items])
+
+        after = self._after(cut)
         whole = not self.scope.path  # its own outputs may be among them
         return after is not None and (whole or shapes(after) == shapes(self._before))
 
@@ -95,25 +99,22 @@ class Trials:
         """
         generator = torch.Generator().manual_seed(1)
 
-        def move(graph: Dependencies, item: Item) -> None:
-            count = item.channels // item.bundle
-            bundles = torch.randperm(count, generator=generator).tolist()
-            graph.shuffle(item.layers[0], in_channels_of(bundles, item.bundle))
+        def move(trial: nn.Module) -> None:
+            for item in items:
+                count = item.channels // item.bundle
+                bundles = torch.randperm(count, generator=generator).tolist()
+                slices.reorder(trial, item.slices, in_channels_of(bundles, item.bundle))
 
-        after = self._after(items, move)
+        after = self._after(move)
         return after is not None and (not self._is_steady or alike(self._before, after))
 
-    def _after(
-        self, items: Sequence[Item], change: Callable[[Dependencies, Item], None]
-    ) -> Any | None:
-        """What a copy answers after changes; None where it fails."""
+    def _after(self, change: Callable[[nn.Module], None]) -> Any | None:
+        """What a copy answers after a change; None where it fails."""
         try:
             trial = sharing_copy(self.module)
-            with dependencies(trial, {item.layers[0]: self.scope for item in items}) as graph:
-                for item in items:
-                    change(graph, item)
+            change(trial)
             return self._answer(trial)
-        except (CandidateError, UsageError, *FAILURES):
+        except (CandidateError, *FAILURES):
             return None
 
     def _answer(self, module: nn.Module) -> Any:

@@ -45,6 +45,8 @@ class CpuRuntime(Runtime):
         # One thread is the caller's own, so its clock is that of the inference.
         fine = self.threads == 1 and contention.thread_clock_is_fine()
         self.clock = "thread" if fine else "wall"
+        per_core_bytes = state.cache_bytes()
+        self.cache_bytes = None if per_core_bytes is None else per_core_bytes * self.threads
 
     def fingerprint(self) -> dict[str, Any]:
         return {

@@ -28,12 +28,14 @@ class Runtime:
         package: what has to be imported for it, beside numpy; its seconds are told.
         on_gpu: it does its work there, so that the power that counts is the card's.
         capabilities: of :data:`CAPABILITIES`, what it can do besides.
+        cache_bytes: of the cache beyond which weights are slow to read; None where nobody knows.
     """
 
     name = ""
     package = ""
     on_gpu = False
     capabilities: frozenset[str] = frozenset()
+    cache_bytes: int | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """device, runtime, runtime_version, and settings: everything that changes a timing."""

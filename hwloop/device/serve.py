@@ -262,6 +262,7 @@ def serve(channel: Any, watchdog: Watchdog, options: dict[str, Any]) -> None:
         "fixed": fixed,
         "import_s": {**options["import_s"], **import_s},
         "capabilities": sorted(runtime.capabilities),
+        "cache_bytes": runtime.cache_bytes,
     }
     channel.send({"id": 0, "result": hello})
     for request in channel:

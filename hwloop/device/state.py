@@ -106,6 +106,15 @@ def load_average() -> float:
     return os.getloadavg()[0]
 
 
+def cache_bytes(root: Path = ROOT) -> int | None:
+    """Of the second-level cache of the first core, or None where the system does not say."""
+    for index in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        size = re.fullmatch(r"(\d+)K", read_text(index / "size") or "")
+        if size and read_text(index / "level") == "2":
+            return int(size[1]) * 1024
+    return None
+
+
 def usable_cores() -> list[int]:
     """The cores that this process may run on."""
     return sorted(os.sched_getaffinity(0))

@@ -56,12 +56,14 @@ class Hello:
         fixed: settings that it derived from the state of its machine when it started.
         import_s: seconds that its imports took, by package.
         capabilities: what it can do that not every runtime can; words of hwloop.device.runtime.
+        cache_bytes: of the cache beyond which weights are slow to read; None where nobody knows.
     """
 
     pid: int
     fixed: dict[str, float | None]
     import_s: dict[str, float]
     capabilities: frozenset[str]
+    cache_bytes: int | None
 
 
 def hello(reply: Any) -> Hello:
@@ -79,6 +81,7 @@ def hello(reply: Any) -> Hello:
                 for name, value in plausible.named(found["import_s"]).items()
             },
             capabilities=CAPABILITIES & set(plausible.texts(found["capabilities"])),
+            cache_bytes=plausible.count_or_none(found.get("cache_bytes")),
         )
     except WRONG as error:
         raise Nonsense(f"the first word is none: {error}") from error

@@ -48,6 +48,10 @@ def count(value: Any) -> int:
     return value
 
 
+def count_or_none(value: Any) -> int | None:
+    return None if value is None else count(value)
+
+
 def named(value: Any) -> dict[str, Any]:
     """A few things by name."""
     if not isinstance(value, dict) or len(value) > MAX_NAMES:

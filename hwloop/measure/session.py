@@ -77,6 +77,11 @@ class DeviceSession:
         return self._worker.hello.capabilities
 
     @property
+    def cache_bytes(self) -> int | None:
+        """Of the cache beyond which weights are slow to read; None where nobody knows."""
+        return self._worker.hello.cache_bytes
+
+    @property
     def locks(self) -> bool:
         """Whether this kind of session keeps others from measuring on the same machine."""
         return self._worker.locks

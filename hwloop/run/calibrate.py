@@ -37,7 +37,9 @@ def fitted_predictor(
             runtime=subject.runtime,
             progress=progress.advance,
         )
-    predictor = Predictor(table, subject.network, subject.rules)
+    predictor = Predictor(
+        table, subject.network, subject.rules, cache_bytes=evaluator.session.cache_bytes
+    )
     dense = subject.choices(subject.dense_candidate)
     predictor.observe(dense, evaluator.baseline.latency_ms)
     progress.stage("calibration networks")

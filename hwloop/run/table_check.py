@@ -93,8 +93,9 @@ def check(
         doubts = _doubts(opened)
         progress.stage("random networks")
         found = _measured_networks(opened, networks, seed, progress)
+        subject, cache_bytes = opened.subject, opened.session.cache_bytes
     fitted = max(networks // 3, 2) + 1
-    predictor = Predictor(opened.table, opened.subject.network, opened.subject.rules)
+    predictor = Predictor(opened.table, subject.network, subject.rules, cache_bytes=cache_bytes)
     for choices, measured_ms in found[:fitted]:
         predictor.observe(choices, measured_ms)
     return {

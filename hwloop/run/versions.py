@@ -11,9 +11,9 @@ from __future__ import annotations
 RESULTS: dict[str, int] = {
     "export": 1,
     "prune": 3,
-    "quantize": 1,
+    "quantize": 2,
     "recover": 5,
     "score": 2,
-    "search": 4,
+    "search": 5,
 }
 """Area of hwloop to the version of what it computes."""

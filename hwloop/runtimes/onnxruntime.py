@@ -63,6 +63,10 @@ class OnnxRuntime(Runtime):
         )
 
     def row_graph(self, config: LayerConfig) -> bytes:
+        from hwloop.runtimes.blocked import BlockedRow, block_of, is_blocked
         from hwloop.runtimes.rows import OrtRow
 
+        block = block_of(self.isa) if self.recipe == X86 else None
+        if block is not None and is_blocked(config, block):
+            return BlockedRow(config, block).build()
         return OrtRow(config).build()

@@ -63,7 +63,7 @@ class OpenVinoRow(OrtRow):
         if config.op == "dequantize":
             value = self._dequantized(self._input("input", config.in_shape, "int8"))
             return self._given(value, config.in_shape, "fp32", 0)
-        shape, value = self._operator(self._operand("input", config.in_shape))
+        shape, value = self._operator(self._operand("input", self._read_shape()))
         for step in config.tail:
             value = self._tail_step(step, value, shape)
         rectified = bool({"relu", "clip"} & {step.split(":")[0] for step in config.tail})

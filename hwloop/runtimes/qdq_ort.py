@@ -122,6 +122,8 @@ def _rewritten(
 def _with_followers(graph: Any, chosen: Collection[str]) -> set[str]:
     """Add the operators whose computed inputs all come from chosen nodes."""
     constants = {weight.name for weight in graph.initializer}
+    # The bounds of a Clip are nodes; with one that is left out each convolution is rounded twice.
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     inside = set(chosen)
     tensors = {output for node in graph.node if node.name in inside for output in node.output}
     for node in graph.node:

@@ -60,6 +60,16 @@ class RowGraph:
             return (batch, config.out_channels), self._node("Gemm", inputs, "linear", transB=1)
         if config.op == "elementwise":
             return config.in_shape, value
+        if config.op == "layernorm":
+            weights = [self._per_channel(), self._per_channel()]
+            node = self._node("LayerNormalization", [value, *weights], "norm", axis=-1)
+            return config.in_shape, node
+        if config.op == "batchnorm":
+            return config.in_shape, self._batch_norm(value)
+        if config.op == "concat":
+            shape = (batch, config.in_shape[1] // 2, *config.in_shape[2:])
+            parts = [value, self._operand("other", shape)]
+            return config.in_shape, self._node("Concat", parts, "concat", axis=1)
         if config.op == "globalavgpool":
             pooled = (batch, config.out_channels, 1, 1)
             return pooled, self._node("GlobalAveragePool", [value], "pool")
@@ -71,6 +81,30 @@ class RowGraph:
         weight = self._quantizable((config.out_channels, per_group, *config.kernel))
         inputs = [value, weight, *self._bias()]
         return shape, self._node("Conv", inputs, "conv", group=config.groups, **window(config))
+
+    def _batch_norm(self, value: str) -> str:
+        weights = [self._per_channel() for _ in range(4)]
+        return self._node("BatchNormalization", [value, *weights], "norm")
+
+    def _per_channel(self) -> str:
+        values = self.rng.uniform(0.5, 1.5, self.config.in_shape[1])
+        return self._weight(values.astype(self.floats))
+
+    def _scaled(self, value: str, shape: tuple[int, ...], name: str) -> str:
+        """Each channel times a number of its own, as a gate does."""
+        rows = shape[0] if len(shape) > 2 else 1
+        gate = self._operand("gate", (rows, shape[1], *(1,) * len(shape[2:])))
+        return self._node("Mul", [value, gate], name)
+
+    def _read_shape(self) -> tuple[int, ...]:
+        """Of the first tensor that the operator is given."""
+        shape = self.config.in_shape
+        if self.config.op == "concat":
+            return (shape[0], shape[1] - shape[1] // 2, *shape[2:])
+        return shape
+
+    def _operand(self, name: str, shape: tuple[int, ...]) -> str:
+        raise NotImplementedError
 
     def _activated(self, word: str, value: str, name: str) -> str:
         """An activation, as exporters write it."""

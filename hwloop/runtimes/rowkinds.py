@@ -27,7 +27,7 @@ def kind_of(config: LayerConfig) -> str:
     kernels or refused together: ``conv 3x3 strided, add, relu``, ``depthwise conv 3x3, clip``.
     """
     tail = [word.partition(":")[0] for word in config.tail]
-    words = [_operator(config), *(word for word in tail if word != "bias")]
+    words = [_operator(config), *(word for word in tail if word not in ("bias", "plain"))]
     return ", ".join(word for word in words if word)
 
 
@@ -99,6 +99,7 @@ def _int8_rows() -> tuple[LayerConfig, ...]:
         _row("globalavgpool"),
         _row("elementwise", tail=("add",)),
         _row("elementwise", tail=("add", "relu")),
+        _row("concat"),
     )
 
 

@@ -50,16 +50,15 @@ class OrtRow(RowGraph):
             self._int8_output(self._node("QuantizeLinear", [value, *self._scale()], "quantized"))
             return self._finish(channels_last(config.in_shape), "int8")
         if config.op == "dequantize":
-            # One scale per channel, as the recipe writes it in front of a float layer.
-            channels = config.in_shape[1]
-            scales = self._weight(np.full(channels, _ACTIVATION_SCALE, np.float32))
-            zeros = self._weight(np.full(channels, ZERO_POINT, np.uint8))
-            value = self._int8_input("input", config.in_shape)
-            self._node("DequantizeLinear", [value, scales, zeros], "output", axis=1)
+            if config.tail:  # for each that reads it; the layout is changed once for all
+                self._dequantized(self._input("input", config.in_shape, "int8"))
+            else:
+                self._dequantized_by_channel(self._int8_input("input", config.in_shape))
+            self.nodes[-1].output[0] = "output"
             return self._finish(config.in_shape, "fp32")
         if self.int8 and config.op in _POOLS and not config.tail:
             return self._finish(channels_last(self._int8_pool()), "int8")
-        shape, value = self._operator(self._operand("input", config.in_shape))
+        shape, value = self._operator(self._operand("input", self._read_shape()))
         for step in config.tail:
             value = self._tail_step(step, value, shape)
         if not self.int8:
@@ -78,6 +77,8 @@ class OrtRow(RowGraph):
             if self.int8 and self.config.op != "elementwise":
                 value = self._dequantized(self._quantized(value, f"{name}_q", ZERO_POINT))
             return self._node("Add", [value, other], name)
+        if word == "scale":
+            return self._scaled(value, shape, name)
         # Quantizers drop a rectifier in front of uint8 with zero point 0, which cannot go below.
         if word == "clip" and not self.int8:
             limits = [self._weight(np.float32(item)) for item in bounds]
@@ -139,6 +140,14 @@ class OrtRow(RowGraph):
     def _dequantized(self, value: str) -> str:
         return self._node("DequantizeLinear", [value, *self._scale()], f"{value}_dq")
 
+    def _dequantized_by_channel(self, value: str) -> str:
+        """With one scale per channel, as the recipe writes it in front of a float layer."""
+        channels = self.config.in_shape[1]
+        scales = self._weight(np.full(channels, _ACTIVATION_SCALE, np.float32))
+        zeros = self._weight(np.full(channels, ZERO_POINT, np.uint8))
+        inputs = [value, scales, zeros]
+        return self._node("DequantizeLinear", inputs, f"{value}_dq", axis=1)
+
     def _quantized(self, value: str, output: str, zero_point: int) -> str:
         return self._node("QuantizeLinear", [value, *self._scale(zero_point)], output)
 
@@ -172,7 +181,7 @@ class TensorRTRow(RowGraph):
         if config.op == "dequantize":
             self._dequantized(self._input("input", config.in_shape, "int8"), "output")
             return self._finish(config.in_shape, base)
-        shape, value = self._operator(self._operand("input", config.in_shape))
+        shape, value = self._operator(self._operand("input", self._read_shape()))
         for step in config.tail:
             value = self._tail_step(step, value, shape)
         if self.int8:
@@ -186,6 +195,8 @@ class TensorRTRow(RowGraph):
         name = f"{word}{len(self.nodes)}"
         if word == "add":
             return self._node("Add", [value, self._operand("residual", shape)], name)
+        if word == "scale":
+            return self._scaled(value, shape, name)
         if word == "clip":
             limits = [self._weight(self.floats(item)) for item in bounds]
             return self._node("Clip", [value, *limits], name)

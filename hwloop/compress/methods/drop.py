@@ -30,7 +30,7 @@ class Drop(Method):
 
     def apply(self, work: Work, chosen: Mapping[Group, Action]) -> None:
         from hwloop.compress.branches import leave_out
-        from hwloop.compress.coupling import check_fits
+        from hwloop.compress.calls import check_fits
 
         for group in chosen:
             if not group.branch:
