@@ -123,6 +123,14 @@ def test_what_a_row_computes_is_finite(name: str) -> None:
         assert np.isfinite(output).all()
 
 
+def test_signals_are_not_kept_in_blocks() -> None:
+    config = LayerConfig(
+        op="conv", in_shape=(1, 32, 1, 50), out_channels=32, kernel=(1, 5), padding=(0, 2)
+    )
+    graph = onnx.load_from_string(writing("ort-x86", state.isa()).row_graph(config))
+    assert [node.domain for node in graph.graph.node] == [""]
+
+
 def test_other_cpus_have_rows_of_channels_first() -> None:
     config = rows_of("plain")[1][0]
     domains = {

@@ -35,7 +35,9 @@ def is_blocked(config: LayerConfig, block: int) -> bool:
     """Whether the runtime keeps an operator's tensors in blocks."""
     if len(config.in_shape) != 4:
         return False
-    channels = config.in_shape[1]
+    channels, height, width = config.in_shape[1:]
+    if height == 1 < width and config.kernel[0] == 1:
+        return False  # a signal, which the runtime does not know as an image
     if config.op in ("quantize", "dequantize") and config.tail == ("plain",):
         return False
     if config.op == "quantize":
