@@ -13,17 +13,14 @@ import time
 from typing import Any
 
 from common import CACHE, print_table, write_result
-from table_error import RandomNetwork
+from table_error import RandomNetwork, opened
 
-from hwloop.compress.reachable import reachable_configs, row_plan
+from hwloop.compress.reachable import row_plan
 from hwloop.compress.subject import subject
 from hwloop.measure import paired as measure
 from hwloop.measure.profile import rules_for
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import ConsoleProgress
-from hwloop.measure.session import DeviceSession
-from hwloop.measure.store import Store
-from hwloop.measure.table import LatencyTable
 from hwloop.task import load_model
 
 NAMES = ("densenet121-224", "googlenet-224", "inception_v3-299", "maxvit_t-224", "swin_t-224")
@@ -32,14 +29,12 @@ NAMES = ("densenet121-224", "googlenet-224", "inception_v3-299", "maxvit_t-224",
 def study(name: str) -> dict[str, Any]:
     """Rows of one network, and the seconds that they took."""
     profile, task, progress = load_profile("cpu"), RandomNetwork(name), ConsoleProgress()
-    path = CACHE / f"table_build_{name}.sqlite"
-    path.unlink(missing_ok=True)
-    with DeviceSession(profile) as session, Store(path) as store:
-        table = LatencyTable(store, session.fingerprint, profile.protocols.row)
+    label = f"build_{name}"
+    (CACHE / f"table_{label}.sqlite").unlink(missing_ok=True)
+    with opened(label, profile) as (session, table):
         rules = rules_for(profile, session.isa)
         found = subject(task, load_model(task, None), rules, isa=session.isa, name=name)
         started = time.monotonic()
-        reachable_configs(found.network, found.rules)
         plan = row_plan(found.network, found.rules)
         enumerate_s = time.monotonic() - started
         progress.stage(f"rows of {name}")
@@ -57,7 +52,6 @@ def study(name: str) -> dict[str, Any]:
 
 def main() -> None:
     started = time.monotonic()
-    CACHE.mkdir(exist_ok=True)
     found = {name: study(name) for name in sys.argv[1:] or NAMES}
     columns = ("rows_measured", "rows_interpolated", "enumerate_s", "measure_s")
     lines = [[name, *(str(item[column]) for column in columns)] for name, item in found.items()]

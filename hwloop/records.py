@@ -37,8 +37,8 @@ class LayerConfig:
     Attributes:
         op: conv, linear, attention (from the linear layers' outputs to what the last one reads),
             maxpool, avgpool, globalavgpool, layernorm, batchnorm (that no convolution takes in),
-            concat (two halves side by side), quantize, dequantize, elementwise (the tail alone), or
-            empty (what one call of the runtime costs without any work).
+            concat (two halves), quantize, dequantize, elementwise (the tail alone), or empty (what
+            one call of the runtime costs without any work).
         in_shape: (N, C, H, W), (N, C) for linear, or (N, C, queries, keys) for attention.
         out_channels: channels (features) of the output.
         kernel, stride, padding: (height, width); padding is symmetric.
@@ -91,10 +91,9 @@ class LayerConfig:
     @property
     def weight_bytes(self) -> int:
         """Of the weights that its arithmetic reads."""
-        if self.op not in ("conv", "linear"):
-            return 0
+        has_weights = self.op in ("conv", "linear")
         per_output = self.in_shape[1] // self.groups * math.prod(self.kernel)
-        return self.out_channels * per_output * _BYTES[self.precision]
+        return has_weights * self.out_channels * per_output * _BYTES[self.precision]
 
     @property
     def input_bytes(self) -> int:
@@ -108,8 +107,7 @@ _PRECISION = one_of("fp32", "fp16", "int8")
 _LAYER: dict[str, Check] = {
     "op": one_of(
         *("conv", "linear", "attention", "maxpool", "avgpool", "globalavgpool"),
-        *("layernorm", "batchnorm", "concat"),
-        *("quantize", "dequantize", "elementwise", "empty"),
+        *("layernorm", "batchnorm", "concat", "quantize", "dequantize", "elementwise", "empty"),
     ),
     "in_shape": a_list(_SIZE, 2, 4),
     "out_channels": _SIZE,

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwloop.runtimes.graph import ACTIVATIONS, GraphIndex
+from hwloop.runtimes.qdq_ort import FOLLOWERS
 
 NORMS = {"LayerNormalization": "layernorm", "BatchNormalization": "batchnorm"}
 ARITHMETIC = ("Add", "Mul")
 ALONE = (*NORMS, *ARITHMETIC, *ACTIVATIONS, "Clip", "Concat")
 """Operators that cost a kernel where nothing takes them in."""
-
-FOLLOWING = ("Relu", "Clip", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten")
-"""Operators that may run in int8 where everything that they read does."""
 
 FLOAT = (*NORMS, *ARITHMETIC, "Sub", "Div", "Softmax", "InstanceNormalization", "ReduceMean")
 """Operators that stay in base precision, whatever they read; an addition may follow."""
@@ -115,7 +113,7 @@ class Chains:
         if node is None or self._is_weighted(node):
             return node is not None
         read = self.computed(node)
-        return node.op_type in FOLLOWING and bool(read) and all(map(self.follows, read))
+        return node.op_type in FOLLOWERS and bool(read) and all(map(self.follows, read))
 
     def within_attention(self, product: Any) -> Iterator[str]:
         """Names of the operators between the products of an attention, which is one row.

@@ -163,7 +163,7 @@ class GraphReader:
             return []
         if self._is_weighted(node):
             return [(self._position[node.name], per_channel)]
-        dynamic = [name for name in node.input if name and name not in self.constants]
+        dynamic = self.chains.computed(node)
         if node.op_type in OTHER_CHANNELS or not dynamic:
             return []
         if node.op_type in ("Flatten", "Reshape"):
@@ -234,7 +234,7 @@ class GraphReader:
         seen.add(tensor)
         if self._is_weighted(node):
             return {self._position[node.name]}
-        dynamic = [name for name in node.input if name and name not in self.constants]
+        dynamic = self.chains.computed(node)
         return {index for name in dynamic for index in self._reaching(name, seen)}
 
     def _is_weighted(self, node: Any) -> bool:

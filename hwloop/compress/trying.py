@@ -80,10 +80,9 @@ class Trials:
         generator = torch.Generator().manual_seed(0)
 
         def removed(item: Item) -> list[int]:
-            count = item.channels // item.bundle
-            bundles = torch.randperm(count, generator=generator).tolist()
+            bundles = _in_any_order(item, generator)
             share = LEAST_SHARE + SHARES * float(torch.rand(1, generator=generator))
-            return in_channels_of(bundles[max(round(count * share), 1) :], item.bundle)
+            return in_channels_of(bundles[max(round(len(bundles) * share), 1) :], item.bundle)
 
         def cut(trial: nn.Module) -> None:
             slices.cut(trial, [(item.slices, removed(item)) for item in items])
@@ -101,8 +100,7 @@ class Trials:
 
         def move(trial: nn.Module) -> None:
             for item in items:
-                count = item.channels // item.bundle
-                bundles = torch.randperm(count, generator=generator).tolist()
+                bundles = _in_any_order(item, generator)
                 slices.reorder(trial, item.slices, in_channels_of(bundles, item.bundle))
 
         after = self._after(move)
@@ -120,6 +118,13 @@ class Trials:
     def _answer(self, module: nn.Module) -> Any:
         with torch.no_grad():
             return module.get_submodule(self.scope.path)(self.probe.clone())
+
+
+def _in_any_order(item: Item, generator: torch.Generator) -> list[int]:
+    """A group's bundles."""
+    count = item.channels // item.bundle
+    found: list[int] = torch.randperm(count, generator=generator).tolist()
+    return found
 
 
 def alike(first: Any, second: Any) -> bool:

@@ -125,12 +125,8 @@ class BlockedRow(OrtRow):
         inputs = [self._reordered(), self._quantizable(shape), self._weight(self._values(shape[0]))]
         value = self._node("Conv", inputs, "conv", group=config.groups, **window(config))
         for step in config.tail:
-            word, *bounds = step.split(":")
-            if word == "clip":
-                limits = [self._weight(self.floats(item)) for item in bounds]
-                value = self._node("Clip", [value, *limits], "clipped")
-            elif word in _FUSED:
-                value = self._activated(word, value, "activated")
+            if step.split(":")[0] in _FUSED:
+                value = self._tail_step(step, value, config.in_shape)
         value = self._node("ReorderInput", [value], "blocks", domain=_DOMAIN, channels_last=0)
         if "add" in config.tail:
             other = self._input("residual", self._written(), "fp32")
