@@ -19,6 +19,8 @@ import torch
 from golden_keys import keys
 from tiny import hwloop
 
+from hwloop.run.versions import RESULTS
+
 GOLDEN = Path(__file__).resolve().parent / "data" / "golden"
 MADE_WITH = json.loads((GOLDEN / "run" / "config.json").read_text())["versions"]
 EXPORTED_ALIKE = torch.__version__.rpartition(".")[0] == MADE_WITH["torch"].rpartition(".")[0]
@@ -91,7 +93,7 @@ def test_a_run_of_an_earlier_search_is_told_as_it_was_and_not_gone_on_with(
     assert "* after the short recovery of the search, on the search split" in told.out
     done = hwloop(*started(tmp_path, "--evaluations", "5"))
     assert done.code == 2
-    assert "hwloop's search (version 1, now 5)" in done.err
+    assert f"hwloop's search (version 1, now {RESULTS['search']})" in done.err
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 

@@ -10,7 +10,8 @@ import pytest
 from hwloop.findings import LatencySource, Measurement, Outcome
 from hwloop.records import Action, Candidate, Goal, Trial, TrialState
 from hwloop.run.choice import Seen
-from hwloop.run.race import LONG, Race, is_faster
+from hwloop.run.front import is_faster
+from hwloop.run.race import LONG, Race
 
 BASELINE_MS = 10.0
 STEPS = 300
@@ -118,7 +119,7 @@ def test_what_failed_or_had_the_longest_recovery_is_not_tried_again() -> None:
 
 def test_the_search_is_told_what_was_found_or_else_what_is_foreseen() -> None:
     known, other, failed = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4), trial(2, 4.0, None)
-    found = race(Made({(known.candidate, STEPS): 0.03}))
+    found = race(Made({(known.candidate, STEPS): 0.03}), rungs=0)
     before = found.score(other).metric_drop
     found.recover(known, STEPS, revert=False)
     assert found.score(known).metric_drop == 0.03
@@ -127,6 +128,38 @@ def test_the_search_is_told_what_was_found_or_else_what_is_foreseen() -> None:
     assert after is not None
     assert 0 < before < after < 0.4
     assert found.score(failed).failed == "made to fail"
+
+
+def test_the_search_is_told_of_the_longest_recovery_that_may_ship() -> None:
+    known, other = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4)
+    made = Made({(known.candidate, STEPS): 0.03, (known.candidate, LONG * STEPS): 0.021})
+    short, long = race(made, rungs=0), race(made)
+    for each in (short, long):
+        each.recover(known, STEPS, revert=False)
+    for candidate in (known, other):
+        told, at_first = long.score(candidate).metric_drop, short.score(candidate).metric_drop
+        assert told is not None
+        assert at_first is not None
+        assert 0 < told < 0.9 * at_first
+    long.recover(known, LONG * STEPS, revert=False)
+    assert long.score(known).metric_drop == 0.021
+
+
+def test_what_only_a_long_recovery_can_save_gets_it_at_once() -> None:
+    best, fast = trial(0, 5.0, 0.05), trial(1, 3.0, 0.2)
+    lessons = [trial(number, 6.0, 0.2) for number in range(2, 6)]
+    drops = {(each.candidate, STEPS): 0.03 for each in lessons}
+    drops |= {(each.candidate, LONG * STEPS): 0.006 for each in lessons[:3]}
+    found = race(Made({**drops, (best.candidate, STEPS): 0.005}))
+    found.recover(best, STEPS, revert=False)
+    for each in lessons:
+        found.recover(each, STEPS, revert=False)
+    for each in lessons[:3]:
+        found.recover(each, LONG * STEPS, revert=False)
+    entry = found.next([best, fast], units=LONG)
+    assert entry is not None
+    assert (entry.trial, entry.steps, entry.units) == (fast, LONG * STEPS, LONG)
+    assert found.next([best, fast], units=LONG, long=False) != entry
 
 
 def test_a_usual_setting_without_a_chance_is_left_where_it_is() -> None:
@@ -180,7 +213,7 @@ def test_where_few_samples_leave_no_room_nothing_short_of_better_is_likely() -> 
 
 def test_damage_and_drop_of_what_was_recovered_say_what_plans_may_sum_up_to() -> None:
     one = trial(0, 4.0, 0.3)
-    found = race(Made({(one.candidate, STEPS): 0.02}))
+    found = race(Made({(one.candidate, STEPS): 0.02}), rungs=0)
     assert found.allowance({}) == pytest.approx(10.0)
     found.recover(one, STEPS, revert=False)
     assert found.allowance({one.candidate: 0.2}) == pytest.approx(10.0)

@@ -65,9 +65,9 @@ def test_part_of_what_goes_together_is_never_cut() -> None:
 def test_a_group_can_be_numbered_by_any_layer_that_it_writes() -> None:
     first = all_of("first", Side.OUTPUTS, 0, 3)
     turned = Slice(path="turned", side=Side.OUTPUTS, places={0: (2,), 1: (0,), 2: (1,)})
-    by_first = numbered_by([first, turned], "first")
+    by_first = numbered_by([first, turned], "first", 3)
     assert by_first == (first, turned)
-    by_turned = numbered_by([first, turned], "turned")
+    by_turned = numbered_by([first, turned], "turned", 3)
     assert by_turned[0].places == {2: (0,), 0: (1,), 1: (2,)}
     assert by_turned[1].places == {2: (2,), 0: (0,), 1: (1,)}
 

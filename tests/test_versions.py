@@ -23,7 +23,9 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 AREAS: dict[str, tuple[str, ...]] = {
     "export": ("compress/export.py",),
     "prune": (
+        "compress/coupled.py",
         "compress/coupling.py",
+        "compress/marks.py",
         "compress/cut.py",
         "compress/slices.py",
         "compress/moments.py",

@@ -139,6 +139,26 @@ class Chunk(Wired):
         return self.out(torch.cat([left, right, self.inner(right)], 1))
 
 
+class Bottlenecks(Wired):
+    """As in C2f with shortcuts: a half and what is added to it, all side by side."""
+
+    width = 24
+
+    def build(self) -> None:
+        self.both, self.norm = nn.Conv2d(32, 32, 1, bias=False), nn.BatchNorm2d(32)
+        self.inner, self.more = (
+            nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.SiLU(), nn.Conv2d(24, 16, 1))
+            for _ in range(2)
+        )
+        self.out = nn.Conv2d(64, 24, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        parts = list(torch.nn.functional.silu(self.norm(self.both(x))).chunk(2, dim=1))
+        for block in (self.inner, self.more):
+            parts.append(parts[-1] + block(parts[-1]))
+        return self.out(torch.cat(parts, 1))
+
+
 class SqueezeExcite(Wired):
     def build(self) -> None:
         self.conv = nn.Conv2d(32, 32, 3, padding=1)
@@ -195,6 +215,17 @@ class FusedQkv(Tokens):
         q, k, v = self.qkv(x).reshape(n, tokens, 3, 3, width // 3).permute(2, 0, 3, 1, 4).unbind(0)
         weights = (q @ k.transpose(-2, -1) * 4**-0.5).softmax(-1)
         return self.out((weights @ v).transpose(1, 2).reshape(n, tokens, width))
+
+
+class ChunkOfTokens(Tokens):
+    """Halves of one layer that gate each other, as in SwiGLU."""
+
+    def build(self) -> None:
+        self.wide, self.narrow = nn.Linear(48, 128), nn.Linear(64, 48)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        gate, value = self.wide(x).chunk(2, dim=-1)
+        return self.narrow(nn.functional.silu(gate) * value)
 
 
 class LayerScale(Tokens):
@@ -401,10 +432,6 @@ class WeightNormed(Tokens):
 
 
 NEVER = {
-    "chunk": frozenset({"both"}),
-    "glu": frozenset({"both"}),
-    "pixel shuffle": frozenset({"wide"}),
-    "shuffle alone": frozenset({"before"}),
     "heads of its own": frozenset({"query", "key", "value"}),
     "unet": frozenset({"mid"}),
 }
@@ -418,7 +445,9 @@ WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
     "grouped wider": (GroupedWider, frozenset()),
     "group norm": (GroupNormed, frozenset({"stem.0", "before"})),
     "shuffle": (Shuffle, frozenset({"units.0.branch.0", "units.1.branch.0", "after"})),
-    "chunk": (Chunk, frozenset({"stem.0", "inner.0", "out"})),
+    "chunk": (Chunk, frozenset({"stem.0", "both", "inner.0", "inner.2", "out"})),
+    "chunk of bottlenecks": (Bottlenecks, frozenset({"stem.0", "both", "inner.0", "more.0"})),
+    "chunk of tokens": (ChunkOfTokens, frozenset({"stem", "wide", "up"})),
     "dense block": (DenseBlock, frozenset({"stem.0", *(f"layers.{i}" for i in range(36))})),
     "squeeze-excite": (SqueezeExcite, frozenset({"stem.0", "down"})),
     "heads": (Heads, frozenset({"attention.query", "up"})),
@@ -428,9 +457,9 @@ WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
     "signal": (Signal, frozenset({"a", "b"})),
     "transposed": (Transposed, frozenset({"stem.0", "after"})),
     "recurrent": (Recurrent, frozenset({"up"})),
-    "glu": (Glu, frozenset({"stem.0"})),
-    "pixel shuffle": (PixelShuffle, frozenset({"stem.0"})),
-    "shuffle alone": (ShuffleAlone, frozenset({"stem.0"})),
+    "glu": (Glu, frozenset({"stem.0", "both"})),
+    "pixel shuffle": (PixelShuffle, frozenset({"stem.0", "wide"})),
+    "shuffle alone": (ShuffleAlone, frozenset({"stem.0", "before"})),
     "unet": (UNet, frozenset({"stem.0", "enc", "dec"})),
     "dilated": (Dilated, frozenset({"stem.0", "a", "b"})),
     "normed": (Normed, frozenset({"stem.0", "conv"})),

@@ -2,13 +2,14 @@
 
 A group is looked for in the whole network; where torch-pruning cannot follow that, or not this
 group, in ever smaller parts of it. A part that gives the same shapes as before with fewer channels
-inside is no other to the rest of the network. Each group is tried (``trying.py``).
+inside is no other to the rest of the network. What is left then is looked for by marks
+(``marks.py``). Each group is tried (``trying.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -22,8 +23,9 @@ from hwloop.compress.calls import (
     single_inputs,
     within,
 )
+from hwloop.compress.coupled import Coupling
+from hwloop.compress.marks import marked
 from hwloop.compress.pruning_graph import out_channels
-from hwloop.compress.slices import Slice, numbered_by
 from hwloop.compress.tracing import MOST_CALLS, Members, Scope, dependencies, tracing_input
 from hwloop.compress.trying import Trials
 from hwloop.errors import CandidateError, UsageError
@@ -33,46 +35,11 @@ UNHANDLED = "what reads its channels needs all of them"
 UNFIT = "the network does not run with fewer of its channels, or mixes them"
 UNMET = "its channels cannot be followed"
 
+PARTS = (1, 2, 3, 4)
+"""Equal ones that a tensor may be split into, which lose as many channels each."""
+
 LEAST_PATIENCE = 250_000
 """Calls for a group within a part, when several others took too many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coupling:
-    """Layers whose output channels can only change together.
-
-    Attributes:
-        layers: paths of the convolutions and linear layers.
-        channels: output channels of the first.
-        bundle: channels that can only go together, side by side: a head, say.
-        fixed_by: in words, why the width cannot change; empty where it can.
-        slices: where the channels of the first layer lie; none where the width cannot change.
-    """
-
-    layers: tuple[str, ...]
-    channels: int
-    bundle: int = 1
-    fixed_by: str = ""
-    slices: tuple[Slice, ...] = field(default=(), repr=False, compare=False)
-
-    @property
-    def prunable(self) -> bool:
-        return not self.fixed_by
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Cuttable:
-    """A group that can be cut.
-
-    Attributes:
-        bundle: channels that can only go together.
-        slices: where the channels lie, by the numbers that they have in the layer asked for.
-        scope: where in the network it was found.
-    """
-
-    bundle: int
-    slices: tuple[Slice, ...]
-    scope: Scope
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,13 +49,11 @@ class _Found:
     Attributes:
         shape: of the example.
         fixed: layers whose width is part of the network's interface.
-        scopes: path of a layer → where its group was found.
     """
 
     shape: tuple[int, ...]
     fixed: frozenset[str]
     couplings: tuple[Coupling, ...]
-    scopes: Mapping[str, Scope]
 
 
 _known: WeakKeyDictionary[nn.Module, _Found] = WeakKeyDictionary()
@@ -110,8 +75,8 @@ def couplings(
     )
 
 
-def cuttable(module: nn.Module, example: Tensor, paths: Collection[str]) -> dict[str, Cuttable]:
-    """The groups of these layers in a dense network.
+def cuttable(module: nn.Module, example: Tensor, paths: Collection[str]) -> dict[str, Coupling]:
+    """The groups of these layers in a dense network, each with the layer's numbers of channels.
 
     Raises:
         CandidateError: stage ``compress``: one of them cannot be cut.
@@ -124,9 +89,7 @@ def cuttable(module: nn.Module, example: Tensor, paths: Collection[str]) -> dict
         item = next((each for each in known.couplings if path in each.layers), None)
         if item is None or not item.slices:
             raise CandidateError("compress", f"group {path!r} cannot be cut")
-        found[path] = Cuttable(
-            bundle=item.bundle, slices=numbered_by(item.slices, path), scope=known.scopes[path]
-        )
+        found[path] = item.numbered_by(path)
     return found
 
 
@@ -144,7 +107,6 @@ def _explored(module: nn.Module, example: Tensor, fixed: frozenset[str] | None =
             shape=tuple(example.shape),
             fixed=explorer.fixed,
             couplings=tuple(explorer.in_order()),
-            scopes=explorer.scopes,
         )
     return known
 
@@ -157,7 +119,6 @@ class _Explorer:
         self.example = example
         self.fixed = fixed
         self.noise = noise_like(example)
-        self.scopes: dict[str, Scope] = {}
         self._patience = MOST_CALLS
         self._found: dict[str, Coupling] = {}
         try:
@@ -184,6 +145,7 @@ class _Explorer:
         else:
             self._look(Scope(path="", example=small))
         self._descend("")
+        self._look_by_marks()
 
     def in_order(self) -> Iterator[Coupling]:
         """Every coupling, by its first layer in the order of modules."""
@@ -238,23 +200,38 @@ class _Explorer:
             if item.fixed_by or self._found.keys() & set(item.layers):
                 self._leave(item, UNHANDLED)
             elif not scope.path and self.fixed & set(item.layers):  # never cut
-                self._take(item, scope)
+                self._take(item)
             else:
                 items.append(item)
-        if not items:
-            return
-        probe = scope.example if scope.path else self.noise
-        standing = set(Trials(module=self.module, scope=scope, probe=probe).surviving(items))
-        for index, item in enumerate(items):
-            if index in standing:
-                self._take(item, scope)
-            else:
+        if items:
+            probe = scope.example if scope.path else self.noise
+            for item in self._taken(items, Trials(module=self.module, scope=scope, probe=probe)):
                 self._leave(item, UNFIT)
 
-    def _take(self, item: Coupling, scope: Scope) -> None:
+    def _look_by_marks(self) -> None:
+        """Take those of what is left that can be cut: as they are, or one of each equal part."""
+        paths = [path for path in self._left if path not in self.fixed]
+        try:
+            example = tracing_input(self.module, self.example)
+        except UsageError:
+            example = self.example
+        items = marked(sharing_copy(self.module), noise_like(example), paths)
+        whole = Scope(path="", example=self.example)
+        for parts in PARTS if items else ():
+            left = (item.in_parts(parts) for item in items if item.layers[0] in self._left)
+            trials = Trials(module=self.module, scope=whole, probe=self.noise, compares=True)
+            self._taken([item for item in left if item is not None], trials)
+
+    def _taken(self, items: Sequence[Coupling], trials: Trials) -> list[Coupling]:
+        """Take what stands; returned is the rest."""
+        standing = set(trials.surviving(items))
+        for index in standing:
+            self._take(items[index])
+        return [item for index, item in enumerate(items) if index not in standing]
+
+    def _take(self, item: Coupling) -> None:
         for path in item.layers:
             self._found[path] = item
-            self.scopes[path] = scope
             self._left.pop(path, None)
 
     def _leave(self, item: Coupling, why: str) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from hwloop.compress import slices
-from hwloop.compress.calls import check_fits, sharing_copy
-from hwloop.compress.coupling import Cuttable, cuttable
+from hwloop.compress.calls import check_fits
+from hwloop.compress.coupled import Coupling
+from hwloop.compress.coupling import cuttable
 from hwloop.compress.moments import InputMoments
-from hwloop.compress.pruning_graph import in_channels_of, out_channels
+from hwloop.compress.pruning_graph import in_channels_of
 from hwloop.compress.refit import Reader, by_loss, refit
 from hwloop.compress.slices import Side, Slice
-from hwloop.compress.tracing import dependencies
 from hwloop.compress.training import batch_norms
 
 Order = tuple[int, ...]
@@ -44,7 +42,7 @@ def ranking(
 
     With the moments of what layers are given, the order in which channels can be done without
     (:func:`hwloop.compress.refit.by_loss`). Without, or where no layer that reads the group has
-    any: the mean over the coupled layers of the squared norm of a channel's weights (Fang et al.,
+    any: the sum over the coupled layers of the squared norm of a channel's weights (Fang et al.,
     CVPR 2023, section 3.3).
 
     Args:
@@ -69,25 +67,17 @@ def _ranked(
         known = _rankings[dense] = state, {}
     groups = known[1]
     lacking = cuttable(dense, example, [path for path in wanted if path not in groups])
-    unread = {}
     for path, group in lacking.items():
         readers = _readers(dense, group, moments or {})
-        if readers:
-            width = out_channels(dense.get_submodule(path))
-            bundles = by_loss(readers, width // group.bundle)
-            groups[path] = _Ranked(order=_channels(bundles, group), slices=group.slices)
-        else:
-            unread[path] = group
-    if unread:
-        scopes = {path: group.scope for path, group in unread.items()}
-        with dependencies(sharing_copy(dense), scopes) as graph:
-            for path, group in unread.items():
-                bundles = _by_magnitude(graph.group(path), group.bundle)
-                groups[path] = _Ranked(order=_channels(bundles, group), slices=group.slices)
+        count = group.channels // group.bundle
+        bundles = by_loss(readers, count) if readers else _by_magnitude(dense, group)
+        groups[path] = _Ranked(
+            order=tuple(in_channels_of(bundles, group.bundle)), slices=group.slices
+        )
     return {path: groups[path] for path in wanted}
 
 
-def _readers(dense: nn.Module, group: Cuttable, moments: InputMoments) -> list[Reader]:
+def _readers(dense: nn.Module, group: Coupling, moments: InputMoments) -> list[Reader]:
     found = []
     for path, pairs in _pairs(group.slices).items():
         if path in moments:
@@ -109,14 +99,22 @@ def _pairs(slices: Iterable[Slice]) -> dict[str, list[tuple[int, int]]]:
     }
 
 
-def _by_magnitude(group: Any, bundle: int) -> tuple[int, ...]:
-    importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
-    scores = importance(group).reshape(-1, bundle).sum(1)
-    return tuple(torch.argsort(scores, descending=True, stable=True).tolist())
-
-
-def _channels(bundles: Sequence[int], group: Cuttable) -> Order:
-    return tuple(in_channels_of(bundles, group.bundle))
+def _by_magnitude(dense: nn.Module, group: Coupling) -> tuple[int, ...]:
+    """A group's bundles, the most important first."""
+    scores = torch.zeros(group.channels)
+    for each in group.slices:
+        part = None if each.side is Side.PARAMETER else dense.get_submodule(each.path)
+        weight = getattr(part, "weight", None)
+        inputs = each.side is Side.INPUTS
+        if not isinstance(weight, Tensor) or (inputs and getattr(part, "groups", 1) > 1):
+            continue
+        rows = weight.detach().transpose(0, 1) if inputs else weight.detach()
+        squares = rows.reshape(len(rows), -1).square().sum(1)
+        for channel, places in each.places.items():
+            if len(squares) > 1:  # one number may be for all
+                scores[channel] += squares[list(places)].sum()
+    bundles = scores.reshape(-1, group.bundle).sum(1)
+    return tuple(torch.argsort(bundles, descending=True, stable=True).tolist())
 
 
 def cut(

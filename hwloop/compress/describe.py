@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hwloop.compress.branches import holder, residual_blocks, with_branches
 from hwloop.compress.calls import weighted_calls
-from hwloop.compress.coupling import Coupling, couplings
+from hwloop.compress.coupled import Coupling
+from hwloop.compress.coupling import couplings
 from hwloop.compress.graph_reader import POOLS, GraphReader
 from hwloop.errors import UsageError
 from hwloop.records import Group, Layer, LayerConfig, Network
@@ -107,8 +108,9 @@ def _layers(
         read = reader.read_by(node)
         for index, per_channel in reader.sources(read):
             group = group_of[calls[index]]
-            out = per_channel * reader.width(index)
-            inputs[group] = inputs.get(group, 0) + out // groups[group].channels
+            own = per_channel * reader.width(index) / groups[group].channels
+            if own.denominator == 1:  # else part of a split that cannot change
+                inputs[group] = inputs.get(group, 0) + int(own)
         out_group = group_of.get(path)
         # A pool has no path of its own: it goes with all that reads it.
         pools = node.op_type in POOLS

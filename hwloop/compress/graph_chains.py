@@ -122,10 +122,12 @@ class Chains:
             product: of its softmax and its values.
         """
         waiting = [self.index.producers.get(product.input[0])]
+        seen: set[str] = set()
         while waiting:
             node = waiting.pop()
-            if node is None or node.op_type == "MatMul":
+            if node is None or node.op_type == "MatMul" or node.name in seen:
                 continue
+            seen.add(node.name)  # a mask may be computed by many paths
             yield node.name
             waiting += [self.index.producers.get(name) for name in self.computed(node)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import onnx
@@ -16,7 +17,7 @@ from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import GraphIndex
 
 WEIGHTED = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear"}
-OTHER_CHANNELS = ("ConvTranspose", "DepthToSpace", "SpaceToDepth", "LSTM", "GRU", "RNN")
+OTHER_CHANNELS = ("ConvTranspose", "SpaceToDepth", "LSTM", "GRU", "RNN")
 """Operators without rows that write other channels than they read: no group's."""
 
 POOLS = {"MaxPool": "maxpool", "AveragePool": "avgpool", "GlobalAveragePool": "globalavgpool"}
@@ -156,8 +157,13 @@ class GraphReader:
         tail = (*self.chains.words_of(node), *fused)
         return LayerConfig(op="elementwise", in_shape=shape, out_channels=shape[1], tail=tail)
 
-    def sources(self, tensor: str, per_channel: int = 1) -> list[tuple[int, int]]:
-        """(index of the weighted node, inputs per channel) for all that feed a tensor."""
+    def sources(
+        self, tensor: str, per_channel: Fraction = Fraction(1)
+    ) -> list[tuple[int, Fraction]]:
+        """(index of the weighted node, inputs per channel) for all that feed a tensor.
+
+        Of what is split into equal parts each is fed by its share of the channels.
+        """
         node = self.index.producers.get(tensor)
         if node is None:
             return []
@@ -166,6 +172,9 @@ class GraphReader:
         dynamic = self.chains.computed(node)
         if node.op_type in OTHER_CHANNELS or not dynamic:
             return []
+        if node.op_type == "DepthToSpace":
+            size = next(item.i for item in node.attribute if item.name == "blocksize")
+            per_channel /= size**2
         if node.op_type in ("Flatten", "Reshape"):
             before, after = self.shapes.get(dynamic[0], ()), self.shapes.get(tensor, ())
             if len(after) == 2 < len(before) and after[1] == math.prod(before[1:]):
@@ -173,22 +182,23 @@ class GraphReader:
         if node.op_type == "Concat":
             parts = [(name, self.sources(name, per_channel)) for name in dynamic]
             return self._concatenated(node, parts)
-        found = self.sources(dynamic[0], per_channel)
-        cuts = node.op_type in ("Slice", "Split", "Gather")
-        return [] if cuts and self._cuts_channels(node, tensor, found) else found
+        if node.op_type in ("Slice", "Split", "Gather"):
+            per_channel *= self._share(node, tensor, self.sources(dynamic[0], per_channel))
+        return self.sources(dynamic[0], per_channel) if per_channel else []
 
-    def _cuts_channels(self, node: Any, tensor: str, sources: list[tuple[int, int]]) -> bool:
-        """Whether a part of a tensor is fewer channels of it, and not fewer positions."""
+    def _share(self, node: Any, tensor: str, sources: list[tuple[int, Fraction]]) -> Fraction:
+        """How much of the channels a part of a tensor has: all, where it is some positions."""
         channels = sum(self.width(index) * times for index, times in sources)
-        before, after = list(self.shapes.get(node.input[0], ())), self.shapes.get(tensor, ())
-        for size in after:
-            if size in before:
-                before.remove(size)
-        return channels in before  # what is no longer there
+        before, after = self.shapes.get(node.input[0], ()), self.shapes.get(tensor, ())
+        if len(before) != len(after):  # one of them
+            return Fraction(0 if list(before).count(channels) > after.count(channels) else 1)
+        sizes = zip(before, after, strict=True)
+        part = next((own for size, own in sizes if size != own and size == channels), None)
+        return Fraction(1) if part is None else part / Fraction(channels)
 
     def _concatenated(
-        self, node: Any, parts: list[tuple[str, list[tuple[int, int]]]]
-    ) -> list[tuple[int, int]]:
+        self, node: Any, parts: list[tuple[str, list[tuple[int, Fraction]]]]
+    ) -> list[tuple[int, Fraction]]:
         """Of the channels; or of one part, where it is positions that are put side by side."""
         axis = next(item.i for item in node.attribute if item.name == "axis")
         for name, sources in parts:

@@ -46,15 +46,15 @@ class Slice:
     dim: int = 0
 
 
+Loss = tuple[Sequence[Slice], Collection[int]]
+"""The slices of a group, and the channels of it that go."""
+
 Index = Callable[[int], Tensor]
 """From the size of a dimension to what is taken of it, in order."""
 
 
-def cut(module: nn.Module, groups: Iterable[tuple[Sequence[Slice], Collection[int]]]) -> None:
+def cut(module: nn.Module, groups: Iterable[Loss]) -> None:
     """Take channels of groups away, in place; parts that are not there any more are passed over.
-
-    Args:
-        groups: the slices of each and the channels of it that go.
 
     Raises:
         CandidateError: stage ``compress``: part of what goes together would stay.
@@ -72,6 +72,18 @@ def cut(module: nn.Module, groups: Iterable[tuple[Sequence[Slice], Collection[in
             _take(module, path, side, dim, _without(indices))
 
 
+def unread(module: nn.Module, groups: Iterable[Loss]) -> None:
+    """Make layers read zeros for channels of groups, in place, in weights of their own."""
+    for slices, removed in groups:
+        for each in slices:
+            if each.side is Side.INPUTS:
+                part: Any = module.get_submodule(each.path)
+                gone = [index for channel in removed for index in each.places.get(channel, ())]
+                weight = part.weight.detach().clone()
+                weight[:, gone] = 0
+                part.weight = nn.Parameter(weight, requires_grad=part.weight.requires_grad)
+
+
 def reorder(module: nn.Module, slices: Iterable[Slice], order: Sequence[int]) -> None:
     """Bring a group's channels into another order, in place: the network answers as before.
 
@@ -82,17 +94,37 @@ def reorder(module: nn.Module, slices: Iterable[Slice], order: Sequence[int]) ->
         _take(module, each.path, each.side, each.dim, _moved(each.places, order))
 
 
-def numbered_by(slices: Iterable[Slice], path: str) -> tuple[Slice, ...]:
-    """The same, where channels have the numbers that they have in one of the layers written."""
+def numbered_by(slices: Iterable[Slice], path: str, count: int) -> tuple[Slice, ...]:
+    """The same, where channels have the numbers that they have in one of the layers written.
+
+    They keep theirs where that layer has several of each, not in order.
+
+    Args:
+        count: how many channels there are.
+    """
     slices = tuple(slices)
     own = next(each for each in slices if each.path == path and each.side is Side.OUTPUTS)
     numbers = {channel: places[0] for channel, places in own.places.items()}
-    if all(channel == index for channel, index in numbers.items()):
+    same = all(channel == index for channel, index in numbers.items())
+    if same or sorted(numbers.values()) != list(range(count)):
         return slices
     return tuple(
         replace(each, places={numbers[channel]: each.places[channel] for channel in each.places})
         for each in slices
     )
+
+
+def folded(slices: Iterable[Slice], width: int) -> tuple[Slice, ...]:
+    """The same, where a channel stands for all that are so far apart: one of each equal part."""
+
+    def fold(places: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for channel in sorted(places):
+            own = found.setdefault(channel % width, [])
+            own += [index for index in places[channel] if index not in own]
+        return found
+
+    return tuple(replace(each, places=fold(each.places)) for each in slices)
 
 
 def _heads_first(place: tuple[str, Side, int]) -> bool:

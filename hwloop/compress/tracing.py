@@ -180,7 +180,8 @@ class Dependencies:
             if writes:
                 bundles.append(self._bundles.get(target, 1))
             if not isinstance(target, PRUNABLE_TYPES):
-                handled = isinstance(target, NORM_TYPES) or _is(dependency.target, "ELEMENTWISE")
+                by_channel = isinstance(target, (*NORM_TYPES, nn.Parameter))
+                handled = by_channel or _is(dependency.target, "ELEMENTWISE")
                 clean = clean and (handled or _is_reshaping(target))
                 continue
             if writes:

@@ -44,11 +44,14 @@ class Trials:
 
     Attributes:
         probe: an input of the part, of values that are not all alike.
+        compares: whether a network without some channels must answer as the whole one does where
+            nobody reads them; what norms over channels does not, and is only seen to run.
     """
 
     module: nn.Module
     scope: Scope
     probe: Tensor
+    compares: bool = False
     left: int = MOST_TRIALS
 
     def __post_init__(self) -> None:
@@ -84,12 +87,21 @@ class Trials:
             share = LEAST_SHARE + SHARES * float(torch.rand(1, generator=generator))
             return in_channels_of(bundles[max(round(len(bundles) * share), 1) :], item.bundle)
 
-        def cut(trial: nn.Module) -> None:
-            slices.cut(trial, [(item.slices, removed(item)) for item in items])
-
-        after = self._after(cut)
+        lost = [(item.slices, removed(item)) for item in items]
+        after = self._after(lambda trial: slices.cut(trial, lost))
         whole = not self.scope.path  # its own outputs may be among them
-        return after is not None and (whole or shapes(after) == shapes(self._before))
+        if after is None or not (whole or shapes(after) == shapes(self._before)):
+            return False
+        if not self.compares or self._normed(items):
+            return True
+        expected = self._after(lambda trial: slices.unread(trial, lost))
+        return not self._is_steady or alike(expected, after)
+
+    def _normed(self, items: Sequence[Item]) -> bool:
+        """Whether a norm over channels makes others of those that stay."""
+        paths = {each.path for item in items for each in item.slices}
+        parts = [part for path, part in self.module.named_modules() if path in paths]
+        return any(isinstance(part, nn.LayerNorm | nn.GroupNorm) for part in parts)
 
     def _can_be_moved(self, items: Sequence[Item]) -> bool:
         """Whether the answers stay when their channels change places: all who read them are known.

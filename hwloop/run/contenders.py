@@ -15,8 +15,8 @@ from hwloop.findings import LatencySource, Measurement, Protocol
 from hwloop.measure.progress import Progress
 from hwloop.records import Trial
 from hwloop.run.evaluate import Evaluator
-from hwloop.run.front import outcome_of
-from hwloop.run.race import Race, is_faster
+from hwloop.run.front import is_faster, outcome_of
+from hwloop.run.race import Race
 
 CLOSE = 0.05
 """Relative: a candidate so much slower than the fastest may in truth be as fast."""

@@ -18,7 +18,8 @@ from hwloop.run.choice import Seen
 from hwloop.run.clock import FinalsClock
 from hwloop.run.contenders import Contenders
 from hwloop.run.evaluate import Evaluator
-from hwloop.run.race import LONG, Race, seen_of
+from hwloop.run.front import seen_of
+from hwloop.run.race import LONG, Race
 from hwloop.run.result import USUAL
 
 

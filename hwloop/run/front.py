@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hwloop.findings import Outcome
 from hwloop.records import Goal, Trial
+from hwloop.run import choice
 from hwloop.run.choice import Seen, within_drop
 
 
@@ -37,3 +38,22 @@ def outcome_of(trial: Trial) -> Outcome:
 def drop_of(trial: Trial) -> float:
     """Of a trial that is known to be complete, in the metric's unit."""
     return outcome_of(trial).metric_drop
+
+
+def is_faster(trial: Trial) -> bool:
+    """Whether a trial is complete and measurably faster than the dense network."""
+    measurement = None if trial.outcome is None else trial.outcome.measurement
+    return measurement is not None and choice.is_faster(measurement)
+
+
+def seen_of(trial: Trial, *, steps: int) -> Seen:
+    """A complete trial as the choice of what ships sees it, after the search's recovery."""
+    outcome = outcome_of(trial)
+    return Seen(
+        candidate=trial.candidate,
+        steps=steps,
+        latency_ms=outcome.latency_ms,
+        faster=is_faster(trial),
+        drop=outcome.metric_drop,
+        upper_drop=outcome.upper_drop,
+    )

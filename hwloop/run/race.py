@@ -19,7 +19,7 @@ from hwloop.records import Candidate, Goal, Trial
 from hwloop.run import choice
 from hwloop.run.choice import Seen
 from hwloop.run.distil import Distiller
-from hwloop.run.front import drop_of, outcome_of
+from hwloop.run.front import drop_of, is_faster, outcome_of, seen_of
 from hwloop.run.worth import Worth
 from hwloop.search.foresight import Foreseen, Foresight, Lesson, unit_of
 from hwloop.search.problem import Score
@@ -105,9 +105,9 @@ class Race:
         """What was recovered so far, each with its steps."""
         return frozenset((seen.candidate, seen.steps) for seen in self._recovered.values())
 
-    def is_stored(self, trial: Trial) -> bool:
-        """Whether the first full recovery of a trial was done in an earlier process."""
-        schedule = Schedule(steps=self.first_steps)
+    def is_stored(self, trial: Trial, steps: int) -> bool:
+        """Whether a full recovery of a trial was done in an earlier process."""
+        schedule = Schedule(steps=steps)
         return self.distiller.evaluator.figures.finalist(trial.candidate, schedule) is not None
 
     def recover(self, trial: Trial, steps: int, *, revert: bool) -> Seen | None:
@@ -155,7 +155,7 @@ class Race:
         if self._room is None or (found is not None and choice.within_drop(found, self.goal)):
             return 1.0
         if found is None:
-            return self._foreseen(trial).chance_within(self._room)
+            return self._foreseen(trial, self.most_steps).chance_within(self._room)
         steps = LONG * found.steps if trial.candidate.is_cut else found.steps
         longer = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
         return longer.chance_within(self._room)
@@ -171,12 +171,26 @@ class Race:
         return foreseen.chance_within(self._room) >= NO_CHANCE
 
     def score(self, trial: Trial) -> Score:
-        """A trial as the search is told of it: with the drop that is expected in the end."""
+        """A trial as the search is told of it: with the drop that the longest recovery may leave.
+
+        That is what ships when it is worth its time; told of a shorter one, a search would stop at
+        candidates that a longer one leaves far within the goal.
+        """
         if trial.outcome is None:
             return Score(metric_drop=None, latency_ms=None, failed=trial.reason)
         found = self.of(trial)
-        drop = self._foreseen(trial).drop if found is None else found.drop
+        if found is None:
+            drop = self._foreseen(trial, self.most_steps).drop
+        else:
+            drop = self._in_the_end(found)
         return Score(metric_drop=drop, latency_ms=trial.outcome.latency_ms)
+
+    def _in_the_end(self, seen: Seen) -> float:
+        """The drop that the longest recovery may leave of one that was recovered."""
+        if not seen.candidate.is_cut or seen.steps >= self.most_steps or not seen.steps:
+            return seen.drop
+        longest = self.foresight.longer(seen.drop, steps_before=seen.steps, steps=self.most_steps)
+        return longest.drop
 
     @property
     def limit(self) -> float | None:
@@ -189,7 +203,11 @@ class Race:
         Args:
             damages: summed damage of candidates, in the metric's unit.
         """
-        pairs = [(damages[c], seen.drop) for c, seen in self._recovered.items() if c in damages]
+        pairs = [
+            (damages[candidate], self._in_the_end(seen))
+            for candidate, seen in self._recovered.items()
+            if candidate in damages
+        ]
         products = sum(damage * drop for damage, drop in pairs)
         if products <= 0:
             return MOST_ALLOWANCE if pairs else MOST_ALLOWANCE / 5
@@ -218,32 +236,39 @@ class Race:
         timed = self.as_timed(seen_of(trial, steps=0))
         if not timed.faster:
             return
-        first, found, latency_ms = self.first_steps, self.of(trial), timed.latency_ms
+        found, latency_ms = self.of(trial), timed.latency_ms
         if found is None:
-            if (trial.candidate, first) not in self._failed:
-                value = self._worth.of(self._foreseen(trial), latency_ms, best)
-                yield Entry(trial=trial, steps=first, units=1, value=value)
+            if any(candidate == trial.candidate for candidate, _ in self._failed):
+                return
+            for units, steps in self._rungs(trial, long=long):
+                value = self._worth.of(self._foreseen(trial, steps), latency_ms, best) / units
+                yield Entry(trial=trial, steps=steps, units=units, value=value)
             return
-        steps = LONG * found.steps
-        longer = found.steps < steps <= self.most_steps
-        done = not longer or (trial.candidate, steps) in self._failed
         meets = choice.meets(found, self.goal, baseline_ms=self.baseline_ms)
-        enough = meets and self.goal.max_drop is not None
-        if done or enough or not long or not trial.candidate.is_cut:
+        if meets and self.goal.max_drop is not None:
             return
-        foreseen = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
-        units = max(steps // max(first, 1), 1)
-        value = self._worth.of(foreseen, found.latency_ms, best) / units
-        yield Entry(trial=trial, steps=steps, units=units, value=value)
+        for units, steps in self._rungs(trial, long=long):
+            if (
+                found.steps < steps == LONG * found.steps
+                and (trial.candidate, steps) not in self._failed
+            ):
+                foreseen = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
+                value = self._worth.of(foreseen, found.latency_ms, best) / units
+                yield Entry(trial=trial, steps=steps, units=units, value=value)
 
-    def _foreseen(self, trial: Trial) -> Foreseen:
+    def _rungs(self, trial: Trial, *, long: bool) -> Iterable[tuple[int, int]]:
+        """(cost in first rungs, steps) of each; nothing is trained of what was not cut."""
+        last = self.rungs if long and trial.candidate.is_cut else 0
+        return [(LONG**rung, self.first_steps * LONG**rung) for rung in range(last + 1)]
+
+    def _foreseen(self, trial: Trial, steps: int) -> Foreseen:
         outcome = outcome_of(trial)
         if not trial.candidate.is_cut:  # nothing of it is trained: it stays as it is
             return self.foresight.longer(outcome.metric_drop, steps_before=1, steps=1)
         return self.foresight.of(
             short_drop=outcome.metric_drop,
             speedup=self.baseline_ms / outcome.latency_ms,
-            steps=self.first_steps,
+            steps=steps,
         )
 
     @property
@@ -263,26 +288,7 @@ class Race:
         return median(found) if found else FIRST_MARGIN * (self.goal.max_drop or 0.0)
 
 
-def seen_of(trial: Trial, *, steps: int) -> Seen:
-    """A complete trial as the choice of what ships sees it, after the search's recovery."""
-    outcome = outcome_of(trial)
-    return Seen(
-        candidate=trial.candidate,
-        steps=steps,
-        latency_ms=outcome.latency_ms,
-        faster=is_faster(trial),
-        drop=outcome.metric_drop,
-        upper_drop=outcome.upper_drop,
-    )
-
-
 @lru_cache(maxsize=1)
 def _learned(unit: float, first_steps: int, lessons: tuple[Lesson, ...]) -> Foresight:
     """Fitted once for the same lessons: every candidate of a round is asked about."""
     return Foresight(unit=unit, first_steps=first_steps, lessons=lessons)
-
-
-def is_faster(trial: Trial) -> bool:
-    """Whether a trial is complete and measurably faster than the dense network."""
-    measurement = None if trial.outcome is None else trial.outcome.measurement
-    return measurement is not None and choice.is_faster(measurement)

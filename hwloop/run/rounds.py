@@ -18,7 +18,7 @@ from hwloop.measure.predict import Predictor
 from hwloop.records import Trial
 from hwloop.run import features
 from hwloop.run.front import outcome_of
-from hwloop.run.race import Race
+from hwloop.run.race import LONG, Race
 from hwloop.run.result import BY_HAND, USUAL
 from hwloop.run.trials import Trials, usual_candidate
 from hwloop.search.methods import METHODS
@@ -75,7 +75,7 @@ class Rounds:
             )
             enough = len(self._asked) >= before + ROUND
             if enough:
-                self._teach()
+                self._teach(long=not later)
             if not self._recovered(later) or not enough:
                 return
             later = []
@@ -99,22 +99,28 @@ class Rounds:
     def _recovered(self, usual: Sequence[Trial]) -> bool:
         """Recover them fully; False if the time is up."""
         for trial in usual:
-            if not self._may_recover(trial):
+            if not self._may_recover(trial, self.race.first_steps):
                 return False
             self.race.recover(trial, self.race.first_steps, revert=False)
         if usual:
             self.trials.work.progress.stage("search")
         return True
 
-    def _teach(self) -> None:
-        entry = self.race.next(list(self._asked.values()), units=1, long=False)
-        if entry is not None and self._may_recover(entry.trial):
+    def _teach(self, *, long: bool) -> None:
+        """The full recovery that pays most.
+
+        Args:
+            long: whether it may be of the second rung, which only lessons can tell.
+        """
+        units = LONG if long else 1
+        entry = self.race.next(list(self._asked.values()), units=units, long=long)
+        if entry is not None and self._may_recover(entry.trial, entry.steps):
             self.race.recover(entry.trial, entry.steps, revert=False)
             self.trials.work.progress.stage("search")
 
-    def _may_recover(self, trial: Trial) -> bool:
+    def _may_recover(self, trial: Trial, steps: int) -> bool:
         """Whether there is time for it, or it was done before the time was up."""
-        return not self.trials.work.out_of_time or self.race.is_stored(trial)
+        return not self.trials.work.out_of_time or self.race.is_stored(trial, steps)
 
     def _evaluated(self, choices: Choices, source: str) -> Trial:
         trial = self.trials.evaluate(choices, source, predictor=self.predictor)

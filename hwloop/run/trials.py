@@ -15,8 +15,7 @@ from hwloop.run import choice
 from hwloop.run.best import Best
 from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Evaluator
-from hwloop.run.front import described
-from hwloop.run.race import seen_of
+from hwloop.run.front import described, seen_of
 from hwloop.run.result import BY_HAND, USUAL, Usual
 from hwloop.run.work import Work
 from hwloop.search.problem import BudgetSpent, Choices

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 RESULTS: dict[str, int] = {
     "export": 1,
-    "prune": 3,
+    "prune": 4,
     "quantize": 2,
     "recover": 5,
     "score": 2,
-    "search": 5,
+    "search": 6,
 }
 """Area of hwloop to the version of what it computes."""

@@ -23,6 +23,9 @@ BY_NAME: dict[tuple[str, str], Callable[[Any], ExplicitAttention]] = {
 """Module and class of what is rewritten; their own subclasses may compute something else."""
 
 
+VIT = ("torchvision.models.vision_transformer", "VisionTransformer")
+
+
 def explicit(network: nn.Module) -> nn.Module:
     """The network, in place, with every attention that can be in explicit layers.
 
@@ -33,6 +36,8 @@ def explicit(network: nn.Module) -> nn.Module:
     made: dict[nn.Module, ExplicitAttention] = {}
     for path, child in list(network.named_modules(remove_duplicate=False)):
         _compute_weights(child)
+        if (type(child).__module__, type(child).__name__) == VIT:
+            child.__class__ = _of_its_layers_width(type(child))
         if isinstance(child, nn.TransformerEncoder):
             child.use_nested_tensor = False  # it would look for the weights of one function
         found = made.get(child) or _explicit(child)
@@ -44,6 +49,12 @@ def explicit(network: nn.Module) -> nn.Module:
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, found)
     return network
+
+
+def _of_its_layers_width(kind: type[nn.Module]) -> type[nn.Module]:
+    """A ViT that reshapes its patches to as many channels as they have, and not as it was made."""
+    width = property(lambda self: self.conv_proj.out_channels)
+    return type(kind.__name__, (kind,), {"hidden_dim": width})
 
 
 def _compute_weights(child: nn.Module) -> None:
