@@ -124,7 +124,10 @@ def opened(label: str, profile: TargetProfile) -> Iterator[tuple[DeviceSession, 
 def study(name: str, label: str, count: int, *, target: str, ablation: bool) -> None:
     started, progress, profile = time.monotonic(), ConsoleProgress(), load_profile(target)
     with opened(label, profile) as (session, table):
-        networks = drawn(name, count, profile=profile, isa=session.isa, ablation=ablation)
+        task: Task = load_task("demo") if name == "demo" else RandomNetwork(name)
+        networks = drawn(
+            task, name, count + FITTED, profile=profile, isa=session.isa, ablation=ablation
+        )
         bare = networks.bare
         wanted = [*bare, *(part for parts in bare.values() for part in parts)]
         progress.stage("rows")
@@ -166,20 +169,48 @@ def study(name: str, label: str, count: int, *, target: str, ablation: bool) -> 
 
 def planned_study(name: str, label: str, count: int, *, target: str) -> None:
     """Predicted as a run predicts: from the rows that its table has."""
-    started, progress, profile = time.monotonic(), ConsoleProgress(), load_profile(target)
+    started = time.monotonic()
+    value = planned(RandomNetwork(name), name, label, count, target=target)
+    print_table(lines(value["results"]))
+    write_result(f"table_error_{label}", value, started=started)
+
+
+def planned(
+    task: Task,
+    name: str,
+    label: str,
+    count: int,
+    *,
+    target: str = "cpu",
+    fitted_on: int = FITTED,
+    every_row: bool = True,
+) -> dict[str, Any]:
+    """A table's error on so many networks.
+
+    Args:
+        every_row: else only those are measured that these networks need.
+    """
+    progress, profile = ConsoleProgress(), load_profile(target)
     with opened(label, profile) as (session, table):
-        networks = drawn(name, count, profile=profile, isa=session.isa, ablation=False)
+        networks = drawn(
+            task, name, count + fitted_on, profile=profile, isa=session.isa, ablation=False
+        )
         found = networks.found
+        needed = (part for row in networks.bare for part, _ in found.plan.parts(row))
         progress.stage("rows")
         row_start = time.monotonic()
         measure.build_rows(
-            session, table, found.reachable(), runtime=found.runtime, progress=progress.advance
+            session,
+            table,
+            found.reachable() if every_row else list(dict.fromkeys(needed)),
+            runtime=found.runtime,
+            progress=progress.advance,
         )
         row_s = time.monotonic() - row_start
         latencies_ms = measured(session, networks, profile.protocols.loop, progress)
         predictor = Predictor(table, found.network, found.rules, cache_bytes=session.cache_bytes)
     choices = [found.choices(item) for item in networks.candidates]
-    fitted, rest = fitted_and_rest(len(choices))
+    fitted, rest = fitted_and_rest(len(choices), fitted_on)
     for index in fitted:
         predictor.observe(choices[index], latencies_ms[index])
     predicted = [predictor(choices[index]) for index in rest]
@@ -192,11 +223,10 @@ def planned_study(name: str, label: str, count: int, *, target: str) -> None:
             results[label_of] = _compared(
                 [predicted[i] for i in chosen_ones], [observed[i] for i in chosen_ones]
             )
-    print_table(lines(results))
-    value = {
+    return {
         "network": name,
         "input": list(found.network.input_shape),
-        "fitted_on": FITTED + 1,
+        "fitted_on": fitted_on + 1,
         "rows": len(found.plan.measured),
         "rows_interpolated": found.plan.interpolated,
         "row_seconds": row_s,
@@ -206,7 +236,6 @@ def planned_study(name: str, label: str, count: int, *, target: str) -> None:
         "coefficients": to_json(predictor.fit),
         "results": results,
     }
-    write_result(f"table_error_{label}", value, started=started)
 
 
 def _compared(predicted: list[float], observed: list[float]) -> dict[str, Any]:
@@ -218,13 +247,14 @@ def _compared(predicted: list[float], observed: list[float]) -> dict[str, Any]:
     }
 
 
-def drawn(name: str, count: int, *, profile: TargetProfile, isa: str, ablation: bool) -> Networks:
-    """The dense network and seeded random candidates of it."""
-    task: Task = load_task("demo") if name == "demo" else RandomNetwork(name)
+def drawn(
+    task: Task, name: str, count: int, *, profile: TargetProfile, isa: str, ablation: bool
+) -> Networks:
+    """The dense network and so many seeded random candidates of it."""
     found = subject(task, load_model(task, None), rules_for(profile, isa), isa=isa, name=name)
     rng = np.random.default_rng(11)
     candidates = [found.dense_candidate]
-    candidates += [random_candidate(found.network, found.rules, rng) for _ in range(count + FITTED)]
+    candidates += [random_candidate(found.network, found.rules, rng) for _ in range(count)]
     rows = [network_configs(found.network, item, found.rules) for item in candidates]
     bare = {
         config: bare_operators(config) if ablation else (config,)
@@ -234,9 +264,9 @@ def drawn(name: str, count: int, *, profile: TargetProfile, isa: str, ablation: 
     return Networks(found=found, candidates=candidates, rows=rows, bare=bare)
 
 
-def fitted_and_rest(count: int) -> tuple[list[int], list[int]]:
+def fitted_and_rest(count: int, fitted_on: int = FITTED) -> tuple[list[int], list[int]]:
     """Which networks are fitted on, the dense one first, and which are predicted."""
-    fitted = [0, *(1 + number * (count - 1) // FITTED for number in range(FITTED))]
+    fitted = [0, *(1 + number * (count - 1) // fitted_on for number in range(fitted_on))]
     return fitted, [index for index in range(count) if index not in fitted]
 
 

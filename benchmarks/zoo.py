@@ -6,8 +6,11 @@ its table, random candidates (outputs against PyTorch's, how long one takes to m
 NVIDIA's builder on graphs written for TensorRT.
 
     python benchmarks/zoo.py [FAMILY ...]      all by default; each is kept when it is done
+    python benchmarks/zoo.py --errors [FAMILY ...]     the same, and how well a table predicts it
 
-All of them are also the table in docs/networks.md.
+All of them are also the table in docs/networks.md. The error of a table is that of ten candidates,
+after thirteen others of the same network, as in a run, have been measured; it takes minutes for
+each, in which nothing else may run.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import onnxruntime
 import torch
 import torchvision
 from common import CACHE, print_table, write_result
+from table_error import planned
 from torch import Tensor, nn
 from trt_build import RULES as TENSORRT
 from trt_build import proved
@@ -45,9 +49,11 @@ from hwloop.measure.profile_file import load_profile
 from hwloop.records import KEEP, Action, Candidate, Network
 from hwloop.run.table_check import random_candidate
 from hwloop.runtimes.proof import bindings
+from hwloop.task import ClassificationTask
 from hwloop.tasks.explicit import explicit
 
 CANDIDATES, PROOFS, RUNS = 5, 2, 30
+PREDICTED, FITTED = 10, 12
 PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
 MOST_ERROR = 1e-3
 
@@ -84,6 +90,20 @@ class Features(nn.Module):
 class Family:
     make: Callable[[], nn.Module]
     pixels: int
+
+
+class Untrained(ClassificationTask):
+    """A family's network with random weights: good for latency, for nothing else."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return FAMILIES[self.name].make()
+
+    def example(self) -> Tensor:
+        return torch.zeros(1, 3, FAMILIES[self.name].pixels, FAMILIES[self.name].pixels)
 
 
 def _model(name: str, pixels: int, **settings: Any) -> Family:
@@ -273,10 +293,34 @@ def kept(name: str, rules: SpaceRules) -> dict[str, Any]:
     return found
 
 
+def table_error(name: str, *, take: bool) -> dict[str, Any] | None:
+    """What was found before, or now; None where it was not taken."""
+    path = CACHE / "zoo" / f"{name}.error.json"
+    if path.is_file():
+        known: dict[str, Any] = json.loads(path.read_text())
+        return known
+    if not take:
+        return None
+    study = planned(
+        Untrained(name),
+        name,
+        f"zoo_{name}",
+        PREDICTED,
+        fitted_on=FITTED,
+        every_row=False,
+    )
+    found = {
+        key: study["results"]["all"][key] for key in ("median_abs_pct", "within_10pct", "spearman")
+    }
+    found.update(dense_ms=study["dense_ms"], row_seconds=study["row_seconds"])
+    write_atomically(path, json.dumps(found).encode())
+    return found
+
+
 COLUMNS = (
     *("family", "groups", "of free width", "blocks that can go", "MACs that can change"),
     *("rows measured", "between them", "enumerated in", "candidate / export"),
-    *("latency", "wrong outputs", "NVIDIA's builder"),
+    *("latency", "wrong outputs", "NVIDIA's builder", "table's error"),
 )
 
 
@@ -298,6 +342,7 @@ def line(name: str, item: dict[str, Any]) -> list[str]:
         f"{item['dense_ms']:.1f} ms",
         f"{wrong} of {1 + len(item['candidates_ms'])}",
         f"{item.get('nvidia_built', 'not tried')} of {PROOFS}",
+        f"{error['median_abs_pct']:.1f} %" if (error := item.get("table_error")) else "not taken",
     ]
 
 
@@ -313,12 +358,15 @@ def write_page(rows: list[list[str]]) -> None:
 
 def main() -> None:
     started = time.monotonic()
-    names = sys.argv[1:] or list(FAMILIES)
+    errors = "--errors" in sys.argv
+    names = [word for word in sys.argv[1:] if word != "--errors"] or list(FAMILIES)
     rules = rules_for(load_profile("cpu"), state.isa())
     torch.set_num_threads(2)
     found = {}
     for name in names:
         found[name] = kept(name, rules)
+        if "refused" not in found[name]:
+            found[name]["table_error"] = table_error(name, take=errors)
         print(name, json.dumps(found[name]), file=sys.stderr)
     rows = [line(name, item) for name, item in found.items()]
     print_table([list(COLUMNS), *rows])

@@ -156,7 +156,7 @@ class Group:
     Attributes:
         name: name of its first layer in forward order.
         layers: names of all members.
-        channels: output channels of the dense network.
+        channels: of the dense network that can be told apart: a layer may write several for each.
         prunable: False where the width is part of the network's interface (a classifier).
         block: the block it belongs to, e.g. ``stage1.0``.
         branch: path of the residual block that can be left out with this group, the first within

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torchvision
@@ -43,6 +46,30 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(torch.softmax(self.first(x), 1))
+
+
+class Passing(nn.Module):
+    """Between two layers, some that treat channels alone or in bundles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, groups=32)
+        self.grouped, self.narrow = nn.Conv2d(32, 32, 1, groups=8), nn.Conv2d(32, 8, 1)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.narrow(self.grouped(self.depthwise(self.first(x))))
+        return self.last(x.mean((2, 3)))
+
+
+class PassingBoth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.depthwise, self.last = nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.depthwise(torch.cat([self.first(x), self.second(x)], 1)))
 
 
 def places(item: Coupling, path: str, side: Side) -> dict[int, list[int]]:
@@ -89,10 +116,27 @@ def test_the_network_is_left_as_it_was(name: str) -> None:
     assert torch.equal(network(EXAMPLE), before)
 
 
-def test_it_ends_after_so_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marks, "MOST_RUNS", 20)
-    found = marked(Bottlenecks().eval(), EXAMPLE, ["stem.0", "out"])
-    assert found == []
+def test_it_ends_after_so_many_runs_and_a_wide_layer_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(marks, "MOST_RUNS", 9)
+    network = nn.Sequential(nn.Conv2d(3, 48, 1), nn.Conv2d(48, 8, 1), nn.Conv2d(8, 2, 1)).eval()
+    assert [item.layers for item in marked(network, EXAMPLE, ["0", "1"])] == [("1",)]
+
+
+def test_what_channels_pass_on_their_way_is_cut_with_them() -> None:
+    torch.manual_seed(0)
+    dense = Passing().eval()
+    (item,) = marked(dense, EXAMPLE, ["first"])
+    assert item.layers == ("first", "depthwise", "grouped")
+    assert (item.channels, item.bundle) == (32, 4)
+    found = couplings(dense, EXAMPLE, layers=[*item.layers, "narrow", "last"], fixed=("last",))
+    by_layer = {layer: group for group in found for layer in group.layers}
+    assert by_layer["depthwise"] is by_layer["grouped"] is by_layer["first"]
+
+
+def test_what_channels_of_others_pass_as_well_is_left_alone() -> None:
+    assert marked(PassingBoth().eval(), EXAMPLE, ["first"]) == []
 
 
 def test_the_tokens_of_a_vit_can_be_of_any_width() -> None:
@@ -104,6 +148,23 @@ def test_the_tokens_of_a_vit_can_be_of_any_width() -> None:
     network = describe(explicit(dense), EXAMPLE, export_onnx(dense, EXAMPLE), name="vit")
     torch.testing.assert_close(dense(EXAMPLE), expected)
     assert {group.name for group in network.groups if not group.prunable} == {"heads.head"}
+
+
+def test_a_vit_with_another_stem_and_a_copy_of_it_work() -> None:
+    stem = [vision_transformer.ConvStemConfig(out_channels=8, kernel_size=3, stride=4)]
+    dense = vision_transformer.VisionTransformer(
+        image_size=16,
+        patch_size=4,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        mlp_dim=32,
+        conv_stem_configs=stem,
+    )
+    expected = dense.eval()(EXAMPLE)
+    found = copy.deepcopy(explicit(dense))
+    torch.testing.assert_close(found(EXAMPLE), expected)
+    assert pickle.dumps(found)  # as a whole, which people still do
 
 
 def test_what_merges_patches_can_be_of_any_width() -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Sequence
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from wirings import answers_as_if_nobody_read_what_went
 
-from hwloop.compress import slices
 from hwloop.compress.apply import compress
-from hwloop.compress.coupled import Coupling
 from hwloop.compress.coupling import UNFIT, couplings
 from hwloop.compress.cut import cut, ranking
 from hwloop.compress.describe import describe
@@ -202,7 +200,7 @@ def test_a_dependency_that_torch_pruning_miscounts_is_seen_by_marks() -> None:
     dense = Flattened().eval()
     found = couplings(dense, EXAMPLE, layers=("left", "right", "last"), fixed=("last",))
     assert {item.layers for item in found if item.prunable} == {("left",), ("right",)}
-    check_answers_as_if_nobody_read_what_went(dense, EXAMPLE, found)
+    answers_as_if_nobody_read_what_went(dense, EXAMPLE, found)
 
 
 def test_layers_that_no_longer_fit_fail_the_candidate() -> None:
@@ -238,20 +236,7 @@ def test_a_cut_network_answers_as_if_nobody_read_what_went(
     weighted = (nn.Conv2d, nn.Linear)
     layers = [path for path, child in dense.named_modules() if isinstance(child, weighted)]
     found = couplings(dense, example, layers=layers, fixed=("head", "last"))
-    check_answers_as_if_nobody_read_what_went(dense, example, found)
-
-
-def check_answers_as_if_nobody_read_what_went(
-    dense: nn.Module, example: Tensor, found: Sequence[Coupling]
-) -> None:
-    free = [item for item in found if item.prunable]
-    assert free
-    widths = {item.layers[0]: item.channels // 2 for item in free}
-    small, masked = copy.deepcopy(dense), copy.deepcopy(dense)
-    cut(small, example, widths, dense=dense)
-    order = ranking(dense, example, widths)
-    slices.unread(masked, [(i.slices, order[i.layers[0]][widths[i.layers[0]] :]) for i in free])
-    torch.testing.assert_close(small(example), masked(example))
+    answers_as_if_nobody_read_what_went(dense, example, found)
 
 
 def test_an_image_is_traced_at_the_smallest_size_that_tells_the_same() -> None:

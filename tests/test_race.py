@@ -145,6 +145,30 @@ def test_the_search_is_told_of_the_longest_recovery_that_may_ship() -> None:
     assert long.score(known).metric_drop == 0.021
 
 
+def test_more_steps_are_not_expected_to_beat_the_dense_network() -> None:
+    trained, better, whole = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4), trial(2, 5.0, 0.001)
+    whole = replace(whole, candidate=Candidate(actions=(Action(precision="int8"),)))
+    drops = {trained.candidate: 0.002, better.candidate: -0.003, whole.candidate: 0.001}
+    found = race(Made({(candidate, STEPS): drop for candidate, drop in drops.items()}))
+    for each in (trained, better, whole):
+        found.recover(each, STEPS, revert=False)
+    assert found.score(trained).metric_drop == 0.0
+    assert found.score(better).metric_drop == -0.003
+    assert found.score(whole).metric_drop == 0.001
+    assert found.allowance({trained.candidate: 0.04, whole.candidate: 0.002}) > 1
+
+
+@pytest.mark.parametrize("rungs", [1, 2])
+def test_what_the_search_aims_at_does_not_depend_on_what_the_finals_may_spend(rungs: int) -> None:
+    known, other = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4)
+    found = race(Made({(known.candidate, STEPS): 0.03}), rungs=rungs)
+    found.recover(known, STEPS, revert=False)
+    expected = race(Made({(known.candidate, STEPS): 0.03}))
+    expected.recover(known, STEPS, revert=False)
+    for each in (known, other):
+        assert found.score(each) == expected.score(each)
+
+
 def test_what_only_a_long_recovery_can_save_gets_it_at_once() -> None:
     best, fast = trial(0, 5.0, 0.05), trial(1, 3.0, 0.2)
     lessons = [trial(number, 6.0, 0.2) for number in range(2, 6)]

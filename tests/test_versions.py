@@ -26,6 +26,8 @@ AREAS: dict[str, tuple[str, ...]] = {
         "compress/coupled.py",
         "compress/coupling.py",
         "compress/marks.py",
+        "compress/tracing.py",
+        "compress/trying.py",
         "compress/cut.py",
         "compress/slices.py",
         "compress/moments.py",

@@ -11,11 +11,19 @@ import torch
 import torchvision
 from method_contract import one_by_one
 from torch import Tensor, nn
-from wirings import NEVER, WIRINGS, Grouped, Heads, Window, WindowV2
+from wirings import (
+    NEVER,
+    WIRINGS,
+    Grouped,
+    Heads,
+    Window,
+    WindowV2,
+    answers_as_if_nobody_read_what_went,
+)
 
 from hwloop.compress import space
 from hwloop.compress.apply import compress, quantized
-from hwloop.compress.coupling import OUTPUT
+from hwloop.compress.coupling import OUTPUT, couplings
 from hwloop.compress.cut import cut, ranking
 from hwloop.compress.describe import describe, graph_configs
 from hwloop.compress.export import check_outputs, export_onnx
@@ -33,6 +41,14 @@ RULES = SpaceRules(recipe="ort-x86", align=8)
 def made(name: str) -> nn.Module:
     torch.manual_seed(0)
     return explicit(WIRINGS[name][0]().eval())
+
+
+WITHOUT_NORMS_OVER_CHANNELS = [
+    name
+    for name, (_, free) in WIRINGS.items()
+    if free
+    and not any(isinstance(child, nn.LayerNorm | nn.GroupNorm) for child in made(name).modules())
+]
 
 
 def described(dense: nn.Module, name: str = "it") -> Network:
@@ -70,6 +86,21 @@ def test_every_width_alone_and_all_together_run_and_have_the_rows_that_were_fore
         with torch.no_grad():
             assert small(EXAMPLE).shape == dense(EXAMPLE).shape
     assert all(torch.equal(before[key], value) for key, value in dense.state_dict().items())
+
+
+@pytest.mark.parametrize("name", WITHOUT_NORMS_OVER_CHANNELS)
+def test_a_cut_network_answers_as_if_nobody_read_what_went(name: str) -> None:
+    dense = made(name)
+    weighted = (nn.Conv1d, nn.Conv2d, nn.Linear)
+    layers = [path for path, child in dense.named_modules() if isinstance(child, weighted)]
+    found = couplings(dense, EXAMPLE, layers=layers, fixed=("last",))
+    answers_as_if_nobody_read_what_went(dense, EXAMPLE, found)
+
+
+def test_a_shuffle_loses_whole_columns() -> None:
+    group = next(group for group in described(made("shuffle alone")).groups if group.prunable)
+    (before,) = (g for g in described(made("shuffle alone")).groups if g.name == "before")
+    assert (group.channels, before.channels) == (32, 48 // 4)
 
 
 def test_what_no_layer_takes_in_is_a_row_of_its_own() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from hwloop.compress import slices
+from hwloop.compress.coupled import Coupling
+from hwloop.compress.cut import cut, ranking
 
 
 def _image(width: int = 32) -> nn.Module:
@@ -157,6 +162,46 @@ class Bottlenecks(Wired):
         for block in (self.inner, self.more):
             parts.append(parts[-1] + block(parts[-1]))
         return self.out(torch.cat(parts, 1))
+
+
+class Quarters(Wired):
+    """Halves of a half, and both beside what is whole."""
+
+    width = 56
+
+    def build(self) -> None:
+        self.both, self.out = nn.Conv2d(32, 32, 1), nn.Conv2d(8, 24, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.both(x))
+        first, second = y.chunk(2, dim=1)[0].chunk(2, dim=1)
+        return torch.cat([self.out(first * second), y], 1)
+
+
+class FlattenedHalves(Wired):
+    """Halves of two layers side by side, with all their positions."""
+
+    def build(self) -> None:
+        self.left, self.right = nn.Conv2d(32, 16, 1), nn.Conv2d(32, 24, 1)
+        self.mid = nn.Linear(20 * 16, 32)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = nn.functional.adaptive_avg_pool2d(x, 4)
+        x = torch.cat([self.left(x).chunk(2, dim=1)[0], self.right(x).chunk(2, dim=1)[1]], 1)
+        return torch.relu(self.mid(x.flatten(1)))[:, :, None, None]
+
+
+class ShuffleOfNormed(Wired):
+    """Channels in another order, of a norm over all of them."""
+
+    def build(self) -> None:
+        self.before, self.norm = nn.Conv2d(32, 48, 1), nn.GroupNorm(1, 48)
+        self.after = nn.Conv2d(48, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.before(x)))
+        n, c, h, w = y.shape
+        return x + self.after(y.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w))
 
 
 class SqueezeExcite(Wired):
@@ -447,6 +492,9 @@ WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
     "shuffle": (Shuffle, frozenset({"units.0.branch.0", "units.1.branch.0", "after"})),
     "chunk": (Chunk, frozenset({"stem.0", "both", "inner.0", "inner.2", "out"})),
     "chunk of bottlenecks": (Bottlenecks, frozenset({"stem.0", "both", "inner.0", "more.0"})),
+    "quarters": (Quarters, frozenset({"stem.0", "both"})),
+    "flattened halves": (FlattenedHalves, frozenset({"stem.0", "left", "right", "mid"})),
+    "shuffle of normed": (ShuffleOfNormed, frozenset({"stem.0", "before"})),
     "chunk of tokens": (ChunkOfTokens, frozenset({"stem", "wide", "up"})),
     "dense block": (DenseBlock, frozenset({"stem.0", *(f"layers.{i}" for i in range(36))})),
     "squeeze-excite": (SqueezeExcite, frozenset({"stem.0", "down"})),
@@ -470,3 +518,19 @@ WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
     "windows of the second version": (WindowV2, frozenset({"blocks.0.attn.query"})),
 }
 """Name → network, and the groups whose width can change at the least."""
+
+
+def answers_as_if_nobody_read_what_went(
+    dense: nn.Module, example: Tensor, found: Sequence[Coupling]
+) -> None:
+    """Cut to halves of all widths, a network answers so; norms over channels see others."""
+    free = [item for item in found if item.prunable]
+    assert free
+    halves = ((item, item.channels // 2 // item.bundle * item.bundle) for item in free)
+    widths = {item.layers[0]: width for item, width in halves}
+    small, masked = copy.deepcopy(dense), copy.deepcopy(dense)
+    cut(small, example, widths, dense=dense)
+    order = ranking(dense, example, widths)
+    numbered = ((item.layers[0], item.numbered_by(item.layers[0])) for item in free)
+    slices.unread(masked, [(item.slices, order[path][widths[path] :]) for path, item in numbered])
+    torch.testing.assert_close(small(example), masked(example))

@@ -42,7 +42,12 @@ class Coupling:
         return found if all(map(_is_even, found.slices)) else None
 
     def numbered_by(self, path: str) -> Coupling:
-        """The same, where channels have the numbers that they have in one of the layers."""
+        """The same, where channels have the numbers that they have in one of the layers.
+
+        Bundles keep theirs: in another order they might lie apart.
+        """
+        if self.bundle > 1:
+            return self
         return replace(self, slices=numbered_by(self.slices, path, self.channels))
 
 

@@ -119,6 +119,7 @@ class _Explorer:
         self.example = example
         self.fixed = fixed
         self.noise = noise_like(example)
+        self._small = example
         self._patience = MOST_CALLS
         self._found: dict[str, Coupling] = {}
         try:
@@ -137,13 +138,13 @@ class _Explorer:
 
     def explore(self) -> None:
         try:
-            small = tracing_input(self.module, self.example)
+            self._small = tracing_input(self.module, self.example)
         except UsageError as error:
             self._left.update(dict.fromkeys(self._left, error.message))
             if opaque := self._untraceable(""):
                 self._look(Scope(path="", example=self.example, opaque=opaque))
         else:
-            self._look(Scope(path="", example=small))
+            self._look(Scope(path="", example=self._small))
         self._descend("")
         self._look_by_marks()
 
@@ -211,16 +212,16 @@ class _Explorer:
     def _look_by_marks(self) -> None:
         """Take those of what is left that can be cut: as they are, or one of each equal part."""
         paths = [path for path in self._left if path not in self.fixed]
-        try:
-            example = tracing_input(self.module, self.example)
-        except UsageError:
-            example = self.example
-        items = marked(sharing_copy(self.module), noise_like(example), paths)
+        if not paths:
+            return
+        items = marked(sharing_copy(self.module), noise_like(self._small), paths)
         whole = Scope(path="", example=self.example)
-        for parts in PARTS if items else ():
-            left = (item.in_parts(parts) for item in items if item.layers[0] in self._left)
-            trials = Trials(module=self.module, scope=whole, probe=self.noise, compares=True)
-            self._taken([item for item in left if item is not None], trials)
+        for parts in PARTS:
+            left = [item for item in items if not self._found.keys() & set(item.layers)]
+            tried = [found for item in left if (found := item.in_parts(parts)) is not None]
+            if tried:
+                trials = Trials(module=self.module, scope=whole, probe=self.noise, compares=True)
+                self._taken(tried, trials)
 
     def _taken(self, items: Sequence[Coupling], trials: Trials) -> list[Coupling]:
         """Take what stands; returned is the rest."""

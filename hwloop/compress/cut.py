@@ -20,7 +20,7 @@ from hwloop.compress.slices import Side, Slice
 from hwloop.compress.training import batch_norms
 
 Order = tuple[int, ...]
-"""Channels of a group's first layer, the most important first."""
+"""Channels of a group, the most important first, by their numbers in the layer asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +52,8 @@ def ranking(
         moments: of the dense network's layers.
 
     Raises:
-        UsageError: torch-pruning cannot trace the network.
+        CandidateError: stage ``compress``: one of the groups cannot be cut.
+        UsageError: the network cannot be run.
     """
     return {path: ranked.order for path, ranked in _ranked(dense, example, paths, moments).items()}
 

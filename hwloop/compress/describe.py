@@ -1,7 +1,7 @@
 """What the search may know about a network: its layers, and the groups that change together.
 
 The layers are read from the exported dense graph, because that is what the runtime executes; which
-layers are coupled comes from torch-pruning's dependency graph (compress/coupling.py).
+layers are coupled is looked for in the network itself (compress/coupling.py).
 """
 
 from __future__ import annotations

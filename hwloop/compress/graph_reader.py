@@ -37,6 +37,7 @@ class GraphReader:
         self.index = GraphIndex(graph)
         self.weighted = [node for node in graph.node if self._is_weighted(node)]
         self._position = {node.name: number for number, node in enumerate(self.weighted)}
+        self._sources: dict[str, list[tuple[int, Fraction]]] = {}
         self.chains = Chains(
             self.index,
             constants=self.constants,
@@ -157,41 +158,43 @@ class GraphReader:
         tail = (*self.chains.words_of(node), *fused)
         return LayerConfig(op="elementwise", in_shape=shape, out_channels=shape[1], tail=tail)
 
-    def sources(
-        self, tensor: str, per_channel: Fraction = Fraction(1)
-    ) -> list[tuple[int, Fraction]]:
-        """(index of the weighted node, inputs per channel) for all that feed a tensor.
+    def sources(self, tensor: str) -> list[tuple[int, Fraction]]:
+        """(index of the weighted node, inputs per channel) for all that feed a tensor."""
+        if tensor not in self._sources:
+            self._sources[tensor] = self._found_sources(tensor)
+        return self._sources[tensor]
 
-        Of what is split into equal parts each is fed by its share of the channels.
-        """
+    def _found_sources(self, tensor: str) -> list[tuple[int, Fraction]]:
         node = self.index.producers.get(tensor)
         if node is None:
             return []
         if self._is_weighted(node):
-            return [(self._position[node.name], per_channel)]
+            return [(self._position[node.name], Fraction(1))]
         dynamic = self.chains.computed(node)
         if node.op_type in OTHER_CHANNELS or not dynamic:
             return []
-        if node.op_type == "DepthToSpace":
-            size = next(item.i for item in node.attribute if item.name == "blocksize")
-            per_channel /= size**2
-        if node.op_type in ("Flatten", "Reshape"):
-            before, after = self.shapes.get(dynamic[0], ()), self.shapes.get(tensor, ())
-            if len(after) == 2 < len(before) and after[1] == math.prod(before[1:]):
-                per_channel *= math.prod(before[2:])
         if node.op_type == "Concat":
-            parts = [(name, self.sources(name, per_channel)) for name in dynamic]
-            return self._concatenated(node, parts)
-        if node.op_type in ("Slice", "Split", "Gather"):
-            per_channel *= self._share(node, tensor, self.sources(dynamic[0], per_channel))
-        return self.sources(dynamic[0], per_channel) if per_channel else []
+            return self._concatenated(node, [(name, self.sources(name)) for name in dynamic])
+        found = self.sources(dynamic[0])
+        share = self._share(node, tensor, found)
+        return [(index, times * share) for index, times in found] if share else []
 
     def _share(self, node: Any, tensor: str, sources: list[tuple[int, Fraction]]) -> Fraction:
-        """How much of the channels a part of a tensor has: all, where it is some positions."""
+        """Features of what a node writes for each that it reads; 0 where they are no channels."""
+        read = self.chains.computed(node)[0]
+        before, after = self.shapes.get(read, ()), self.shapes.get(tensor, ())
+        if node.op_type == "DepthToSpace":
+            size = next(item.i for item in node.attribute if item.name == "blocksize")
+            return Fraction(1, size**2)
+        if node.op_type in ("Flatten", "Reshape"):
+            flat = len(after) == 2 < len(before) and after[1] == math.prod(before[1:])
+            return Fraction(math.prod(before[2:]) if flat else 1)
+        if node.op_type not in ("Slice", "Split", "Gather"):
+            return Fraction(1)
         channels = sum(self.width(index) * times for index, times in sources)
-        before, after = self.shapes.get(node.input[0], ()), self.shapes.get(tensor, ())
-        if len(before) != len(after):  # one of them
-            return Fraction(0 if list(before).count(channels) > after.count(channels) else 1)
+        if len(before) != len(after):  # one of them, or of the positions
+            gone = [size for size in before if size not in after]
+            return Fraction(0 if channels in gone else 1)
         sizes = zip(before, after, strict=True)
         part = next((own for size, own in sizes if size != own and size == channels), None)
         return Fraction(1) if part is None else part / Fraction(channels)

@@ -20,7 +20,7 @@ from hwloop.compress.calls import FAILURES
 from hwloop.compress.coupled import Coupling
 from hwloop.compress.pruning_graph import out_channels
 from hwloop.compress.slices import WRITERS, Side, Slice
-from hwloop.compress.standins import standing_in
+from hwloop.compress.standins import channels_dim, standing_in
 from hwloop.compress.tracing import NORM_TYPES
 
 MOST_RUNS = 1000
@@ -49,14 +49,8 @@ def marked(module: nn.Module, probe: Tensor, paths: Collection[str]) -> list[Cou
             reads = marks.reads([path for path in paths if bundles.get(_at(module, path), 1) == 1])
         except FAILURES:
             return []
-        found = []
-        for layers, classes in _classes(reads):
-            places = {place for each in classes for place in each}
-            written = {_at(module, path) for path, side, _ in places if side is Side.OUTPUTS}
-            item = _marked(layers, classes, math.lcm(*(bundles.get(each, 1) for each in written)))
-            if item is not None:
-                found.append(item)
-        return found
+        items = (_marked(module, layers, classes, bundles) for layers, classes in _classes(reads))
+        return [item for item in items if item is not None]
 
 
 class _Marks:
@@ -96,14 +90,18 @@ class _Marks:
         self._run("", ())  # what each layer answers to no marks
         for path in paths:
             if _mixes(_at(self._module, path)) and path in self._answers:
-                width = out_channels(_at(self._module, path))
-                if self._left < 2 * width.bit_length() + width:
-                    break
-                found[path] = self._reads(path, width)
+                reads = self._reads(path, out_channels(_at(self._module, path)))
+                if reads is not None:
+                    found[path] = reads
         return found
 
-    def _reads(self, path: str, width: int) -> dict[int, set[Place]]:
-        """By the bits of a channel's number; channel by channel, where one place reads several."""
+    def _reads(self, path: str, width: int) -> dict[int, set[Place]] | None:
+        """By the bits of a channel's number; channel by channel, where one place reads several.
+
+        None where there are too few runs for that.
+        """
+        if self._left < 2 * width.bit_length():
+            return None
         found: dict[int, set[Place]] = {channel: set() for channel in range(width)}
         runs = []
         for bit in range(max((width - 1).bit_length(), 1)):
@@ -115,6 +113,8 @@ class _Marks:
             for place in everything:
                 found[sum(value for value, ones, _ in runs if place in ones)].add(place)
             return found
+        if self._left < width:
+            return None
         return {channel: self._run(path, [channel]) for channel in found}
 
     def _run(self, path: str, channels: Sequence[int]) -> set[Place]:
@@ -138,7 +138,7 @@ class _Marks:
         answer, (marked, channels) = answers[turn], self._marking
         if path != marked or not channels:
             return answer.clone()  # forward may change it in place
-        return answer.index_fill(_dim(layer), torch.tensor(channels), math.nan)
+        return answer.index_fill(channels_dim(layer, answer), torch.tensor(channels), math.nan)
 
     def _passes(
         self, path: str, layer: nn.Module, own: Callable[[Tensor], Tensor], x: Tensor
@@ -148,7 +148,7 @@ class _Marks:
         return x.clone() if isinstance(layer, nn.LayerNorm) else own(x)
 
     def _note(self, path: str, layer: nn.Module, side: Side, x: Tensor) -> None:
-        read = torch.isnan(x).movedim(_dim(layer), 0).flatten(1).any(1)
+        read = torch.isnan(x).movedim(channels_dim(layer, x), 0).flatten(1).any(1)
         self._seen.update((path, side, index) for index in torch.nonzero(read).flatten().tolist())
 
 
@@ -184,22 +184,31 @@ def _joined(sets: Iterable[Collection[Any]]) -> list[set[Any]]:
 
 
 def _marked(
-    layers: tuple[str, ...], classes: Sequence[Collection[Place]], bundle: int
+    module: nn.Module,
+    layers: tuple[str, ...],
+    classes: Sequence[Collection[Place]],
+    bundles: Mapping[nn.Module, int],
 ) -> Coupling | None:
-    """None where no layer has channels in all classes, or nobody reads them."""
+    """None where no layer has channels in all classes, nobody reads them, or one has others too."""
     places = {
         side: [_indices(each, *side) for each in classes]
         for side in sorted({place[:2] for each in classes for place in each}, key=str)
     }
+    written = {path: _at(module, path) for path, side in places if side is Side.OUTPUTS}
+    through = [path for path, part in written.items() if isinstance(part, WRITERS)]
+    whole = all(
+        sum(map(len, places[path, Side.OUTPUTS])) == out_channels(written[path]) for path in through
+    )
     first = next((path for path in layers if all(places[path, Side.OUTPUTS])), None)
-    if first is None or len(places) == len(layers):
+    if first is None or not whole or len(places) == len(through):
         return None
+    bundle = math.lcm(*(bundles.get(part, 1) for part in written.values()))
     own = places[first, Side.OUTPUTS]
     if bundle > 1 and max(map(len, own)) > 1:
         return None
     order = sorted(range(len(classes)), key=lambda index: min(own[index]))
     return Coupling(
-        layers=layers,
+        layers=tuple(path for path, _ in module.named_modules() if path in through),
         channels=len(order),
         bundle=bundle,
         slices=tuple(
@@ -221,8 +230,3 @@ def _mixes(layer: Any) -> bool:
     if not isinstance(layer, WRITERS):
         return False
     return getattr(layer, "groups", 1) == 1 or layer.groups != layer.out_channels
-
-
-def _dim(layer: nn.Module) -> int:
-    """Of the channels."""
-    return -1 if isinstance(layer, nn.Linear | nn.LayerNorm) else 1

@@ -1,7 +1,7 @@
 """Where a network's tensors hold the channels of a group, and taking other channels there.
 
-What torch-pruning finds once in the dense network is kept as plain indices. A candidate is cut by
-them in one go, whatever many groups it cuts, and nothing is followed a second time.
+What is found once in the dense network is kept as plain indices. A candidate is cut by them in one
+go, whatever many groups it cuts, and nothing is followed a second time.
 """
 
 from __future__ import annotations

@@ -217,14 +217,11 @@ def _masks(network: Network, rules: SpaceRules) -> Masks:
 def _int8_pays(action: Action, group: Group, rules: SpaceRules, layers: Iterable[Layer]) -> bool:
     """False where int8 kernels are known to lose, or do not exist."""
     kept = method_of(action).channels(action, group, rules)
-    if kept < MIN_INT8_CHANNELS:
+    widths = {layer: layer.config.out_channels * kept // group.channels for layer in layers}
+    if min(widths.values(), default=kept) < MIN_INT8_CHANNELS:
         return False
     runtime = writing(rules.recipe)
     return all(
-        runtime.int8_pays(
-            layer.config,
-            out_channels=layer.config.out_channels * kept // group.channels,
-            first=not layer.in_groups,
-        )
-        for layer in layers
+        runtime.int8_pays(layer.config, out_channels=width, first=not layer.in_groups)
+        for layer, width in widths.items()
     )

@@ -55,12 +55,28 @@ def standing_in(module: nn.Module) -> Iterator[dict[nn.Module, int]]:
             conv.weight, conv.groups = weight, groups
 
 
-def _scaled(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+def make_norms_scales(module: nn.Module) -> None:
+    """From here on every norm over channels treats each alone."""
+    for child in module.modules():
+        if isinstance(child, nn.LayerNorm | nn.GroupNorm):
+            child.forward = partial(_scaled, child)  # type: ignore[method-assign]
+
+
+def channels_dim(layer: nn.Module, x: Tensor) -> int:
+    """Which dimension of its inputs a layer or norm takes for channels."""
+    if isinstance(layer, nn.LayerNorm):  # that of torchvision's ConvNeXt is given images
+        return -1 if x.shape[-1] == layer.normalized_shape[-1] else 1
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def _scaled(norm: nn.LayerNorm | nn.GroupNorm, x: Tensor) -> Tensor:
     """Each channel alone."""
-    if not norm.affine:
+    if norm.weight is None:
         return x * 1.0
-    shape = (1, -1, *(1,) * (x.ndim - 2))
-    return x * norm.weight.reshape(shape) + norm.bias.reshape(shape)
+    shape = [1] * x.ndim
+    shape[channels_dim(norm, x)] = -1
+    bias = 0.0 if norm.bias is None else norm.bias.reshape(shape)
+    return x * norm.weight.reshape(shape) + bias
 
 
 def _make_depthwise(conv: Any) -> None:

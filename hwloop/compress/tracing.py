@@ -1,6 +1,6 @@
 """torch-pruning's dependency graph of a network, or of parts of it where the whole defies it.
 
-Only this file, ``pruning_graph.py`` and ``cut.py`` know torch-pruning (Fang et al., CVPR 2023).
+Only this file and ``pruning_graph.py`` know torch-pruning (Fang et al., CVPR 2023).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from hwloop.compress import slices
 from hwloop.compress.calls import FAILURES, shapes, sharing_copy
 from hwloop.compress.pruning_graph import in_channels_of
 from hwloop.compress.slices import Slice
+from hwloop.compress.standins import make_norms_scales
 from hwloop.compress.tracing import Scope
 from hwloop.errors import CandidateError
 
@@ -45,7 +46,8 @@ class Trials:
     Attributes:
         probe: an input of the part, of values that are not all alike.
         compares: whether a network without some channels must answer as the whole one does where
-            nobody reads them; what norms over channels does not, and is only seen to run.
+            nobody reads them: channels that are followed by what forward does are told so from
+            those that only seem to fit.
     """
 
     module: nn.Module
@@ -92,16 +94,21 @@ class Trials:
         whole = not self.scope.path  # its own outputs may be among them
         if after is None or not (whole or shapes(after) == shapes(self._before)):
             return False
-        if not self.compares or self._normed(items):
-            return True
-        expected = self._after(lambda trial: slices.unread(trial, lost))
-        return not self._is_steady or alike(expected, after)
+        return not self.compares or self._answers_as_unread(lost)
 
-    def _normed(self, items: Sequence[Item]) -> bool:
-        """Whether a norm over channels makes others of those that stay."""
-        paths = {each.path for item in items for each in item.slices}
-        parts = [part for path, part in self.module.named_modules() if path in paths]
-        return any(isinstance(part, nn.LayerNorm | nn.GroupNorm) for part in parts)
+    def _answers_as_unread(self, lost: Sequence[slices.Loss]) -> bool:
+        """Whether those who stay answer as if nobody read what went; norms apart, which see it."""
+
+        def cut(trial: nn.Module) -> None:
+            slices.cut(trial, lost)
+            make_norms_scales(trial)
+
+        def unread(trial: nn.Module) -> None:
+            slices.unread(trial, lost)
+            make_norms_scales(trial)
+
+        expected = self._after(unread)
+        return expected is not None and (not self._is_steady or alike(expected, self._after(cut)))
 
     def _can_be_moved(self, items: Sequence[Item]) -> bool:
         """Whether the answers stay when their channels change places: all who read them are known.

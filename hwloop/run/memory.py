@@ -267,13 +267,14 @@ class Figures:
         """How many results of each stage are stored: latencies, probes, finalists.
 
         Args:
-            final_steps: distillation steps of the finalists that count.
+            final_steps: of one finalist; a longer recovery counts as several.
         """
         finalists = self._scope.all("finalist", KeptFinalist.from_json).values()
+        units = (found.steps // final_steps if final_steps else 1 for found in finalists)
         return {
             "latencies": len(self._scope.all("latency", as_it_is)),
             "probes": len(self._scope.all("probe", as_it_is)),
-            "finalists": sum(found.steps == final_steps for found in finalists),
+            "finalists": sum(units),
         }
 
 

@@ -20,7 +20,7 @@ from hwloop.run import choice
 from hwloop.run.choice import Seen
 from hwloop.run.distil import Distiller
 from hwloop.run.front import drop_of, is_faster, outcome_of, seen_of
-from hwloop.run.worth import Worth
+from hwloop.run.worth import Entry, Worth
 from hwloop.search.foresight import Foreseen, Foresight, Lesson, unit_of
 from hwloop.search.problem import Score
 
@@ -37,22 +37,6 @@ NO_CHANCE = 0.002
 MOST_ALLOWANCE = 50.0
 
 OnRecovered = Callable[[Seen, Callable[[], Built]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A full recovery that may be worth its time.
-
-    Attributes:
-        steps: of the recovery.
-        units: its cost in first rungs.
-        value: what it is expected to win for each of them.
-    """
-
-    trial: Trial
-    steps: int
-    units: int
-    value: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,7 +140,7 @@ class Race:
             return 1.0
         if found is None:
             return self._foreseen(trial, self.most_steps).chance_within(self._room)
-        steps = LONG * found.steps if trial.candidate.is_cut else found.steps
+        steps = max(self.most_steps, found.steps) if trial.candidate.is_cut else found.steps
         longer = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
         return longer.chance_within(self._room)
 
@@ -171,7 +155,7 @@ class Race:
         return foreseen.chance_within(self._room) >= NO_CHANCE
 
     def score(self, trial: Trial) -> Score:
-        """A trial as the search is told of it: with the drop that the longest recovery may leave.
+        """A trial as the search is told of it: with the drop that a long recovery may leave.
 
         That is what ships when it is worth its time; told of a shorter one, a search would stop at
         candidates that a longer one leaves far within the goal.
@@ -180,17 +164,30 @@ class Race:
             return Score(metric_drop=None, latency_ms=None, failed=trial.reason)
         found = self.of(trial)
         if found is None:
-            drop = self._foreseen(trial, self.most_steps).drop
+            drop = self._foreseen(trial, self._aimed_steps).drop
         else:
             drop = self._in_the_end(found)
         return Score(metric_drop=drop, latency_ms=trial.outcome.latency_ms)
 
+    @property
+    def _aimed_steps(self) -> int:
+        """Of the recovery that the search aims at: that of the second rung.
+
+        The same whatever the finals may spend, which a run that goes on may be told anew.
+        """
+        return self.first_steps * (LONG if self.rungs else 1)
+
     def _in_the_end(self, seen: Seen) -> float:
-        """The drop that the longest recovery may leave of one that was recovered."""
-        if not seen.candidate.is_cut or seen.steps >= self.most_steps or not seen.steps:
+        """The drop that a long recovery may leave of one that was recovered.
+
+        More steps make nothing better than the dense network that was not so before.
+        """
+        if not seen.candidate.is_cut or not 0 < seen.steps < self._aimed_steps:
             return seen.drop
-        longest = self.foresight.longer(seen.drop, steps_before=seen.steps, steps=self.most_steps)
-        return longest.drop
+        foreseen = self.foresight.longer(
+            seen.drop, steps_before=seen.steps, steps=self._aimed_steps
+        )
+        return max(foreseen.drop, min(seen.drop, 0.0))
 
     @property
     def limit(self) -> float | None:

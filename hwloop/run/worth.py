@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hwloop.records import Goal
+from hwloop.records import Goal, Trial
 from hwloop.run import choice
 from hwloop.run.choice import Seen
 from hwloop.search.foresight import Foreseen
@@ -13,6 +13,22 @@ from hwloop.search.foresight import Foreseen
 MOST_VALUE = 1e6
 HOPE = -0.5
 """Standard deviations: where only accuracy counts, half of one is hoped for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A full recovery that may be worth its time.
+
+    Attributes:
+        steps: of the recovery.
+        units: its cost in first rungs.
+        value: what it is expected to win for each of them.
+    """
+
+    trial: Trial
+    steps: int
+    units: int
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def explicit(network: nn.Module) -> nn.Module:
     for path, child in list(network.named_modules(remove_duplicate=False)):
         _compute_weights(child)
         if (type(child).__module__, type(child).__name__) == VIT:
-            child.__class__ = _of_its_layers_width(type(child))
+            child.__class__ = _any_width_vit()
         if isinstance(child, nn.TransformerEncoder):
             child.use_nested_tensor = False  # it would look for the weights of one function
         found = made.get(child) or _explicit(child)
@@ -51,10 +51,10 @@ def explicit(network: nn.Module) -> nn.Module:
     return network
 
 
-def _of_its_layers_width(kind: type[nn.Module]) -> type[nn.Module]:
-    """A ViT that reshapes its patches to as many channels as they have, and not as it was made."""
-    width = property(lambda self: self.conv_proj.out_channels)
-    return type(kind.__name__, (kind,), {"hidden_dim": width})
+def _any_width_vit() -> type[nn.Module]:
+    from hwloop.tasks.vit import AnyWidthViT  # whoever has a ViT has loaded torchvision's models
+
+    return AnyWidthViT
 
 
 def _compute_weights(child: nn.Module) -> None:

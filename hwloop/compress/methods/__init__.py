@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from hwloop.compress.methods.drop import Drop
+from hwloop.compress.methods.lowrank import LowRank
 from hwloop.compress.methods.method import Keep, Method
 from hwloop.compress.methods.prune import Prune
 from hwloop.records import Action
 
-METHODS: tuple[Method, ...] = (Keep(), Drop(), Prune())
+METHODS: tuple[Method, ...] = (Keep(), Drop(), Prune(), LowRank())
 """In the order of the menu, in which they are also applied."""
 
 
