@@ -48,6 +48,20 @@ class Mixed(nn.Module):
         return self.last(torch.softmax(self.first(x), 1))
 
 
+class Paired(nn.Module):
+    """Channels of which two each are multiplied: one of each half, or neighbours."""
+
+    def __init__(self, together: str) -> None:
+        super().__init__()
+        self.together = together
+        self.first, self.last = nn.Conv2d(3, 256, 1), nn.Conv2d(128, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        halves = x.chunk(2, 1) if self.together == "halves" else (x[:, ::2], x[:, 1::2])
+        return self.last(halves[0] * halves[1])
+
+
 class Passing(nn.Module):
     """Between two layers, some that treat channels alone or in bundles."""
 
@@ -122,6 +136,19 @@ def test_it_ends_after_so_many_runs_and_a_wide_layer_hides_no_other(
     monkeypatch.setattr(marks, "MOST_RUNS", 9)
     network = nn.Sequential(nn.Conv2d(3, 48, 1), nn.Conv2d(48, 8, 1), nn.Conv2d(8, 2, 1)).eval()
     assert [item.layers for item in marked(network, EXAMPLE, ["0", "1"])] == [("1",)]
+
+
+@pytest.mark.parametrize("together", ["halves", "neighbours"])
+def test_what_is_read_together_takes_no_more_runs(
+    together: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marks, "MOST_RUNS", 100)
+    torch.manual_seed(0)
+    (item,) = marked(Paired(together).eval(), EXAMPLE, ["first"])
+    assert item.channels == 128
+    step = 1 if together == "neighbours" else 128
+    first = places(item, "first", Side.OUTPUTS)[1]
+    assert first[1] - first[0] == step
 
 
 def test_what_channels_pass_on_their_way_is_cut_with_them() -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from hwloop.compress.slices import Side, Slice, folded, numbered_by
 
+PARTS = (1, 2, 3, 4)
+"""Equal ones that a tensor may be split into, which lose as many channels each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Coupling:

@@ -23,7 +23,7 @@ from hwloop.compress.calls import (
     single_inputs,
     within,
 )
-from hwloop.compress.coupled import Coupling
+from hwloop.compress.coupled import PARTS, Coupling
 from hwloop.compress.marks import marked
 from hwloop.compress.pruning_graph import out_channels
 from hwloop.compress.tracing import MOST_CALLS, Members, Scope, dependencies, tracing_input
@@ -34,9 +34,6 @@ OUTPUT = "the network's output has this width"
 UNHANDLED = "what reads its channels needs all of them"
 UNFIT = "the network does not run with fewer of its channels, or mixes them"
 UNMET = "its channels cannot be followed"
-
-PARTS = (1, 2, 3, 4)
-"""Equal ones that a tensor may be split into, which lose as many channels each."""
 
 LEAST_PATIENCE = 250_000
 """Calls for a group within a part, when several others took too many."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hwloop.compress.calls import FAILURES
-from hwloop.compress.coupled import Coupling
+from hwloop.compress.coupled import PARTS, Coupling
 from hwloop.compress.pruning_graph import out_channels
 from hwloop.compress.slices import WRITERS, Side, Slice
 from hwloop.compress.standins import channels_dim, standing_in
@@ -96,26 +96,45 @@ class _Marks:
         return found
 
     def _reads(self, path: str, width: int) -> dict[int, set[Place]] | None:
-        """By the bits of a channel's number; channel by channel, where one place reads several.
+        """By the bits of a channel's number; channel by channel, where that does not tell.
 
-        None where there are too few runs for that.
+        None where there are too few runs for it.
         """
         if self._left < 2 * width.bit_length():
             return None
-        found: dict[int, set[Place]] = {channel: set() for channel in range(width)}
-        runs = []
-        for bit in range(max((width - 1).bit_length(), 1)):
-            ones = [channel for channel in found if channel >> bit & 1]
-            zeros = [channel for channel in found if not channel >> bit & 1]
-            runs.append((1 << bit, self._run(path, ones), self._run(path, zeros)))
-        everything = {place for _, ones, zeros in runs for place in ones | zeros}
-        if all(len(everything) == len(ones) + len(zeros) for _, ones, zeros in runs):
-            for place in everything:
-                found[sum(value for value, ones, _ in runs if place in ones)].add(place)
-            return found
+        for parts in PARTS:
+            apart = width // parts
+            far = {channel: channel % apart for channel in range(apart * parts)}
+            near = {channel: channel // parts for channel in far}
+            for numbers in (far, near) if parts > 1 else (far,):
+                found = self._by_bits(path, numbers) if apart * parts == width else None
+                if found is not None:
+                    return found
         if self._left < width:
             return None
-        return {channel: self._run(path, [channel]) for channel in found}
+        return {channel: self._run(path, [channel]) for channel in range(width)}
+
+    def _by_bits(self, path: str, numbers: Mapping[int, int]) -> dict[int, set[Place]] | None:
+        """Who reads each channel; None where somebody reads several of different numbers.
+
+        Args:
+            numbers: of the channels; those that have the same are told as read together.
+        """
+        bits = max(max(numbers.values()).bit_length(), 1)
+        if self._left < 2 * bits:
+            return None
+        runs = []
+        for bit in range(bits):
+            ones = [channel for channel, number in numbers.items() if number >> bit & 1]
+            zeros = [channel for channel, number in numbers.items() if not number >> bit & 1]
+            runs.append((1 << bit, self._run(path, ones), self._run(path, zeros)))
+        everything = {place for _, ones, zeros in runs for place in ones | zeros}
+        if any(len(everything) != len(ones) + len(zeros) for _, ones, zeros in runs):
+            return None
+        read: dict[int, set[Place]] = {number: set() for number in numbers.values()}
+        for place in everything:
+            read[sum(value for value, ones, _ in runs if place in ones)].add(place)
+        return {channel: read[number] for channel, number in numbers.items()}
 
     def _run(self, path: str, channels: Sequence[int]) -> set[Place]:
         """Who reads these channels of a layer."""
