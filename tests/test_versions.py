@@ -47,6 +47,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         "runtimes/openvino.py",
         "runtimes/tensorrt.py",
         "runtimes/qdq_ort.py",
+        "runtimes/tokens.py",
         "runtimes/qdq_tensorrt.py",
         "runtimes/fp16.py",
         "compress/fp16_range.py",

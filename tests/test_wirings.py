@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -148,6 +151,33 @@ def test_all_of_it_in_int8_runs(name: str) -> None:
     found = session.run(None, {"input": EXAMPLE.numpy()})[0]
     expected = dense(EXAMPLE).detach().numpy()
     assert np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["heads", "windows", "chunk of tokens"])
+def test_linear_layers_over_tokens_are_one_int8_kernel_each_and_give_floats(
+    name: str, tmp_path: Path
+) -> None:
+    dense = made(name)
+    graph, network = export_onnx(dense, EXAMPLE), described(dense)
+    small = quantized(
+        dense,
+        EXAMPLE,
+        graph,
+        network=network,
+        candidate=space.uniform(network, Action(precision="int8"), RULES),
+        calibration=np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32),
+        runtime=writing(RULES.recipe, "avx2+avx512_vnni"),
+    )
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(small, options, providers=["CPUExecutionProvider"])
+    optimized = onnx.load(options.optimized_model_filepath).graph
+    ops = Counter(node.op_type for node in optimized.node)
+    linear = sum(layer.config.op == "linear" for layer in network.layers)
+    assert ops["QGemm"] == linear - 1  # the last one has too few channels
+    assert not {"QLinearMatMul", "QLinearAdd", "MatMulIntegerToFloat"} & set(ops)
+    if name != "chunk of tokens":
+        assert ops["Gelu"] >= 1  # as one kernel, which it is of floats alone
 
 
 def test_whole_groups_of_a_grouped_convolution_go() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwloop.runtimes.graph import ACTIVATIONS, GraphIndex
-from hwloop.runtimes.qdq_ort import FOLLOWERS
+from hwloop.runtimes.qdq_ort import FOLLOWERS, GIVES_FLOATS
 
 NORMS = {"LayerNormalization": "layernorm", "BatchNormalization": "batchnorm"}
 ARITHMETIC = ("Add", "Mul")
@@ -94,10 +94,13 @@ class Chains:
         return [name for name in node.input if name and name not in self.constants]
 
     def is_float(self, tensor: str) -> bool:
-        """Whether a tensor is computed in base precision, whatever the groups' precisions."""
+        """Whether a tensor is computed in base precision, whatever the groups' precisions.
+
+        What a linear layer gives is: see :data:`hwloop.runtimes.qdq_ort.GIVES_FLOATS`.
+        """
         node = self.index.producers.get(tensor)
         if node is None or self._is_weighted(node):
-            return False
+            return node is not None and node.op_type in GIVES_FLOATS
         if node.op_type == "Add" and self.follows(tensor):
             return False
         if node.op_type in FLOAT and not self._is_gated(node):
@@ -111,7 +114,7 @@ class Chains:
         """Whether a tensor is in int8 where all layers are."""
         node = self.index.producers.get(tensor)
         if node is None or self._is_weighted(node):
-            return node is not None
+            return node is not None and node.op_type not in GIVES_FLOATS
         read = self.computed(node)
         return node.op_type in FOLLOWERS and bool(read) and all(map(self.follows, read))
 

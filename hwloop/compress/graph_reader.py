@@ -11,10 +11,10 @@ from typing import Any
 import onnx
 
 from hwloop.compress.graph_chains import ALONE, NORMS, Chains
-from hwloop.compress.graph_shapes import with_shapes
 from hwloop.errors import UsageError
 from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import GraphIndex
+from hwloop.runtimes.graph_shapes import with_shapes
 
 WEIGHTED = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear"}
 OTHER_CHANNELS = ("ConvTranspose", "SpaceToDepth", "LSTM", "GRU", "RNN")

@@ -11,7 +11,7 @@ from __future__ import annotations
 RESULTS: dict[str, int] = {
     "export": 1,
     "prune": 4,
-    "quantize": 2,
+    "quantize": 3,
     "recover": 5,
     "score": 2,
     "search": 6,

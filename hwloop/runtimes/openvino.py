@@ -67,7 +67,8 @@ class OpenVinoRow(OrtRow):
         for step in config.tail:
             value = self._tail_step(step, value, shape)
         rectified = bool({"relu", "clip"} & {step.split(":")[0] for step in config.tail})
-        return self._given(value, shape, config.precision, 0 if rectified else ZERO_POINT)
+        given = "int8" if self.gives_int8 else "fp32"
+        return self._given(value, shape, given, 0 if rectified else ZERO_POINT)
 
     def _operand(self, name: str, shape: tuple[int, ...]) -> str:
         precision = "int8" if self.int8 else "fp32"

@@ -18,10 +18,16 @@ import onnx
 from hwloop.errors import CandidateError
 from hwloop.runtimes.calibration import ranges
 from hwloop.runtimes.graph import GraphIndex
+from hwloop.runtimes.graph_shapes import with_shapes
 from hwloop.runtimes.host import part_of_onnxruntime
+from hwloop.runtimes.tokens import tokens_as_rows
 
 FOLLOWERS = ("Relu", "Clip", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten")
 """Operators that run in int8 when everything that feeds them does."""
+
+GIVES_FLOATS = ("Gemm", "MatMul")
+"""What gives floats also in int8: the runtime's kernel does so at no cost, and what follows linear
+layers (norms, GELU, softmax) is fused, and exact, as floats alone."""
 
 MARKED_BYTES = 991
 """From this size on a weight says that it lies in the file, as ``quantize_static`` leaves it: a
@@ -50,6 +56,8 @@ def quantize_ort(
         EnvironmentProblem: ONNX Runtime is not installed.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph))
+    if any(node.op_type == "MatMul" and node.name in nodes for node in model.graph.node):
+        tokens_as_rows(model.graph, set(nodes), with_shapes(onnx.load_from_string(graph))[1])
     channels = _channels(model.graph)
     chosen = sorted(_with_followers(model.graph, set(nodes)))
     seen = ranges(model, _float_tensors(model.graph, chosen), calibration, optimized=False)
@@ -112,7 +120,7 @@ def _rewritten(
             nodes_to_quantize=list(nodes),
             nodes_to_exclude=[],
             op_types_to_quantize=sorted({names[name] for name in nodes}),
-            extra_options={},
+            extra_options={"OpTypesToExcludeOutputQuantization": list(GIVES_FLOATS)},
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
@@ -125,7 +133,12 @@ def _with_followers(graph: Any, chosen: Collection[str]) -> set[str]:
     # The bounds of a Clip are nodes; with one that is left out each convolution is rounded twice.
     constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     inside = set(chosen)
-    tensors = {output for node in graph.node if node.name in inside for output in node.output}
+    tensors = {
+        output
+        for node in graph.node
+        if node.name in inside and node.op_type not in GIVES_FLOATS
+        for output in node.output
+    }
     for node in graph.node:
         computed = [name for name in node.input if name and name not in constants]
         if node.op_type in FOLLOWERS and computed and all(name in tensors for name in computed):

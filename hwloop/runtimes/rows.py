@@ -4,7 +4,7 @@ The graphs are those that the runtime makes of such a block *within* a network, 
 runtime. docs/measuring.md has the reasons and figures.
 
 * ONNX Runtime: int8 tensors lie channels last (N, H, W, C), so changing the layout is part of a
-  change of precision and of nothing else.
+  change of precision and of nothing else. A linear layer gives floats, also in int8.
 * OpenVINO: tensors lie channels last, floats too; a row gives one pixel of what its block wrote.
 * TensorRT: tensors are FP16 or symmetric int8, channels first. An int8 row takes and gives int8
   tensors, as the block does between int8 neighbours, where the Q at the next operator's input is
@@ -61,12 +61,17 @@ class OrtRow(RowGraph):
         shape, value = self._operator(self._operand("input", self._read_shape()))
         for step in config.tail:
             value = self._tail_step(step, value, shape)
-        if not self.int8:
+        if not self.gives_int8:
             self.nodes[-1].output[0] = "output"
-            return self._finish(shape, config.precision)
+            return self._finish(shape, "fp32")
         rectified = bool({"relu", "clip"} & {step.split(":")[0] for step in config.tail})
         self._int8_output(self._quantized(value, "quantized", 0 if rectified else ZERO_POINT))
         return self._finish(channels_last(shape), "int8")
+
+    @property
+    def gives_int8(self) -> bool:
+        """Whether what it writes is int8: a linear layer gives floats in any precision."""
+        return self.int8 and self.config.op != "linear"
 
     def _tail_step(self, step: str, value: str, shape: tuple[int, ...]) -> str:
         word, *bounds = step.split(":")
@@ -74,17 +79,17 @@ class OrtRow(RowGraph):
         if word == "add":
             other = self._operand("residual", shape)
             # The runtime adds int8 tensors: the convolution's sum is rounded first.
-            if self.int8 and self.config.op != "elementwise":
+            if self.gives_int8 and self.config.op != "elementwise":
                 value = self._dequantized(self._quantized(value, f"{name}_q", ZERO_POINT))
             return self._node("Add", [value, other], name)
         if word == "scale":
             return self._scaled(value, shape, name)
         # Quantizers drop a rectifier in front of uint8 with zero point 0, which cannot go below.
-        if word == "clip" and not self.int8:
+        if word == "clip" and not self.gives_int8:
             limits = [self._weight(np.float32(item)) for item in bounds]
             return self._node("Clip", [value, *limits], name)
-        if (word in TAIL_OPS or word in TAIL_CHAINS) and not (self.int8 and word == "relu"):
-            if self.int8:
+        if (word in TAIL_OPS or word in TAIL_CHAINS) and not (self.gives_int8 and word == "relu"):
+            if self.gives_int8:
                 value = self._dequantized(self._quantized(value, f"{name}_q", ZERO_POINT))
             return self._activated(word, value, name)
         return value
