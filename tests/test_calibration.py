@@ -24,6 +24,7 @@ from hwloop.compress.export import export_onnx
 from hwloop.errors import CandidateError
 from hwloop.runtimes import runtime
 from hwloop.runtimes.calibration import ranges
+from hwloop.runtimes.qdq_ort import GIVES_FLOATS
 
 INPUTS = np.random.default_rng(0).standard_normal((6, 3, 12, 12)).astype(np.float32)
 
@@ -147,6 +148,7 @@ def test_the_file_is_the_one_that_onnx_runtimes_own_tool_writes(
         per_channel=True,
         nodes_to_quantize=[node.name for node in chosen],
         op_types_to_quantize=sorted({node.op_type for node in chosen}),
+        extra_options={"OpTypesToExcludeOutputQuantization": list(GIVES_FLOATS)},
     )
     made = quantize(graph, weighted, calibration=INPUTS, recipe="ort-arm", isa="")
     assert made == (tmp_path / "int8.onnx").read_bytes()

@@ -153,6 +153,7 @@ def one_more(labels: Any) -> Any:
     return changed
 
 
+QUANTIZE = versions.RESULTS["quantize"]
 KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights": (lambda f: change_weights(f, torch.rand_like), "the network's weights"),
     "one weight": (lambda f: change_weights(f, by_a_millionth), "the network's weights"),
@@ -166,7 +167,10 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "metric": (lambda f: edit(f, "axis=1) ==", "axis=1) !="), "the task's metric"),
     "transform": (lambda f: edit(f, "batch * SCALE", "batch * SCALE + 0"), "the search split"),
     "architecture": (lambda f: edit(f, "nn.ReLU()", "nn.ReLU6()"), "the network's architecture"),
-    "quantization": (lambda f: None, "hwloop's quantize (version 2, now 3)"),
+    "quantization": (
+        lambda f: None,
+        f"hwloop's quantize (version {QUANTIZE}, now {QUANTIZE + 1})",
+    ),
 }
 
 
@@ -195,7 +199,7 @@ def test_a_run_whose_inputs_changed_is_refused_before_anything_is_written(
     change, named = KINDS[kind]
     change(project)
     if kind == "quantization":
-        monkeypatch.setitem(versions.RESULTS, "quantize", 3)
+        monkeypatch.setitem(versions.RESULTS, "quantize", QUANTIZE + 1)
     before = snapshot(project / "run")
     with pytest.raises(hwloop.UsageError) as refused:
         optimize(project)

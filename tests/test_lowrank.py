@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torchvision.models import vision_transformer
 
+from hwloop.compress import space
+from hwloop.compress.apply import compress, quantized
+from hwloop.compress.describe import describe, graph_configs
+from hwloop.compress.export import export_onnx
 from hwloop.compress.methods.lowrank import LowRank
 from hwloop.compress.methods.method import Work
 from hwloop.compress.moments import InputMoments, input_moments
+from hwloop.compress.rows import network_configs
 from hwloop.compress.rules import SpaceRules
+from hwloop.errors import CandidateError
 from hwloop.records import Action, Group, Layer, LayerConfig
+from hwloop.runtimes.known import writing
+from hwloop.tasks.explicit import explicit
 
 HALF, QUARTER = Action(kind="lowrank", amount=0.5), Action(kind="lowrank", amount=0.25)
 RULES = SpaceRules(recipe="ort-x86", align=8, kinds=("keep", "lowrank"))
@@ -61,6 +72,77 @@ def test_what_inputs_do_is_told_from_what_weights_could() -> None:
         by_inputs = factored(layer, batch, HALF, moments)(batch)
     error = (by_inputs - expected).norm() / expected.norm()
     assert error < 1e-3 < (by_weights - expected).norm() / expected.norm()
+
+
+def test_a_mean_that_no_bias_can_make_up_for_is_a_direction() -> None:
+    torch.manual_seed(0)
+    layer, mixing = nn.Linear(64, 96, bias=False), torch.randn(64, 6) / 8
+    batch = 1 + torch.randn(512, 6) @ mixing.T
+    moments = input_moments(nn.Sequential(layer), [batch])
+    with torch.no_grad():
+        expected = layer(batch)
+        found = factored(layer, batch, HALF, moments)(batch)
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_a_layer_with_two_names_stays_one() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(64, 64)
+            self.b = self.a
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x))
+
+    network, example = Twice().eval(), torch.randn(2, 64)
+    group = Group(name="a", layers=("a",), channels=64, prunable=True, block="")
+    work = Work(module=network, dense=network, example=example, rules=RULES)
+    LowRank().apply(work, {group: HALF})
+    assert isinstance(network.a, nn.Sequential)
+    assert network.b is network.a
+
+
+def test_a_layer_of_somebodys_own_fails_the_candidate() -> None:
+    class Own(nn.Linear):
+        pass
+
+    with pytest.raises(CandidateError, match="0 is a Own, not torch's own"):
+        factored(Own(64, 64), torch.randn(2, 64), HALF)
+
+
+@pytest.mark.parametrize("precision", ["base", "int8"])
+def test_heads_of_low_rank_run_with_the_rows_that_were_foreseen(precision: str) -> None:
+    torch.manual_seed(0)
+    dense = explicit(
+        vision_transformer.VisionTransformer(
+            image_size=16, patch_size=4, num_layers=2, num_heads=2, hidden_dim=64, mlp_dim=128
+        ).eval()
+    )
+    example = torch.randn(1, 3, 16, 16)
+    graph = export_onnx(dense, example)
+    network = describe(dense, example, graph, name="vit")
+    chosen = space.uniform(network, replace(HALF, precision=precision), RULES)
+    assert sum(action.kind == "lowrank" for action in chosen.actions) >= 4
+    small = compress(dense, example, network, candidate=chosen, rules=RULES)
+    exported = export_onnx(small, example)
+    if precision == "base":
+        assert graph_configs(exported) == list(network_configs(network, chosen, RULES))
+    else:
+        exported = quantized(
+            small,
+            example,
+            exported,
+            network=network,
+            candidate=chosen,
+            calibration=torch.randn(4, 3, 16, 16).numpy(),
+            runtime=writing(RULES.recipe, "avx2+avx512_vnni"),
+        )
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": example.numpy()})
+    expected = small(example).detach().numpy()
+    tolerance = 1e-4 if precision == "base" else 0.2
+    assert abs(found - expected).max() <= tolerance * max(abs(expected).max(), 1e-3)
 
 
 def test_it_is_for_wide_layers_that_it_makes_much_cheaper() -> None:

@@ -58,7 +58,8 @@ def _make_gemm(
     )
     if add is not None and add.op_type == "Add" and bias is not None:
         inputs, last = [*inputs, bias], add
-    found = f"{node.output[0]}_rows"
+    found = f"{node.output[0]}_of_rows"
+    rows[last.output[0]] = found  # whoever reads it next takes the matrix
     made.append(onnx.helper.make_node("Gemm", inputs, [found], name=node.name))
     made.append(_reshape(graph, found, last.output[0], (*shape[:-1], width)))
     described = (

@@ -38,7 +38,8 @@ class ExplicitAttention(nn.Module):
 
     @property
     def heads(self) -> int:
-        return self.query.out_features // self.head_channels
+        parts = [part for part in self.query.modules() if isinstance(part, nn.Linear)]
+        return parts[-1].out_features // self.head_channels  # of two, where it is of low rank
 
     def keep_heads(self, kept: Sequence[int]) -> None:
         """Cut what there is once for each head; the layers have been cut."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hwloop.compress.methods.method import Method, Work
 from hwloop.compress.rules import SpaceRules
+from hwloop.errors import CandidateError
 from hwloop.records import Action, Group, Layer, LayerConfig
 
 if TYPE_CHECKING:
@@ -62,17 +63,12 @@ class LowRank(Method):
         return first, replace(config, in_shape=shape, kernel=one, stride=one, padding=none)
 
     def apply(self, work: Work, chosen: Mapping[Group, Action]) -> None:
-        there: dict[str, Any] = dict(work.module.named_modules())
+        from hwloop.compress.calls import check_fits
+
         for group, action in chosen.items():
             for path in group.layers:
-                layer = there.get(path)  # none, where its block is left out
-                rank = 0 if layer is None else self._rank_in(layer, action, work.rules)
-                if rank:
-                    parent, _, name = path.rpartition(".")
-                    moments = None if work.moments is None else work.moments.get(path)
-                    setattr(
-                        work.module.get_submodule(parent), name, _factored(layer, rank, moments)
-                    )
+                _replace(work, path, lambda layer, by=action: self._rank_in(layer, by, work.rules))
+        check_fits(work.module, work.example)
 
     def describe(self, action: Action) -> str:
         return f"low rank, {100 * action.amount:g}% of the work"
@@ -98,17 +94,44 @@ class LowRank(Method):
         return rank if rank * thin <= MOST_WORK * whole else 0
 
 
-def _factored(layer: Any, rank: int, moments: Moments | None) -> nn.Sequential:
+def _replace(work: Work, path: str, rank_in: Callable[[Any], int]) -> None:
+    """One layer by two, under every name that it has.
+
+    Raises:
+        CandidateError: it is a class of somebody's own, which may compute something else.
+    """
+    from torch import nn
+
+    names = dict(work.module.named_modules(remove_duplicate=False))
+    layer: Any = names.get(path)
+    rank = 0 if layer is None else rank_in(layer)  # none, where its block is left out
+    if not rank:
+        return
+    if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        raise CandidateError("compress", f"{path} is a {type(layer).__name__}, not torch's own")
+    known = work.moments or {}
+    normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in names.values())
+    made = _factored(layer, rank, known.get(path), normed=normed)
+    for name, part in names.items():
+        if part is layer:
+            parent, _, own = name.rpartition(".")
+            setattr(work.module.get_submodule(parent), own, made)
+
+
+def _factored(layer: Any, rank: int, moments: Moments | None, *, normed: bool) -> nn.Sequential:
     """Two layers for one: the best that r directions of its outputs can do.
 
     With U the directions, W the weights and m the mean input: U^T W, then U, with the bias
     b + (1 - U U^T) W m.
+
+    Args:
+        normed: batch norms, renewed afterwards, make up for a mean that is lost without a bias.
     """
     import torch
     from torch import nn
 
     weight = layer.weight.detach().double()
-    directions = _directions(weight, rank, moments)
+    directions = _directions(weight, rank, moments, centred=layer.bias is not None or normed)
     first, second = _layers(layer, rank)
     with torch.no_grad():
         projected = directions.T @ weight.flatten(1)
@@ -122,8 +145,12 @@ def _factored(layer: Any, rank: int, moments: Moments | None) -> nn.Sequential:
     return nn.Sequential(first, second).train(layer.training)
 
 
-def _directions(weight: Tensor, rank: int, moments: Moments | None) -> Tensor:
-    """(K, r) orthonormal: in which the outputs vary most, as if positions were independent."""
+def _directions(weight: Tensor, rank: int, moments: Moments | None, *, centred: bool) -> Tensor:
+    """(K, r) orthonormal: in which the outputs vary most, as if positions were independent.
+
+    Args:
+        centred: around their mean, which something else makes up for.
+    """
     import torch
 
     taps = weight.reshape(*weight.shape[:2], -1)
@@ -131,6 +158,9 @@ def _directions(weight: Tensor, rank: int, moments: Moments | None) -> Tensor:
         spread = torch.einsum("ict,jct->ij", taps, taps)
     else:
         spread = torch.einsum("ict,cd,jdt->ij", taps, moments.covariance, taps)
+        if not centred:
+            mean = taps.sum(2) @ moments.mean
+            spread = spread + torch.outer(mean, mean)
     found: Tensor = torch.linalg.eigh(spread).eigenvectors[:, -rank:].flip(1)
     return found
 
