@@ -358,7 +358,7 @@ def evaluate(
         sums.append(add_up(costs, empty_ms, cache_bytes=cache_bytes))
     fitted, rest = fitted_and_rest(len(sums))
     fitted_ms = [latencies_ms[index] for index in fitted]
-    model = fit([sums[index] for index in fitted], fitted_ms)
+    model = fit([sums[index] for index in fitted], fitted_ms, empty_ms=empty_ms)
     predicted = [model(sums[index]) for index in rest]
     observed = [latencies_ms[index] for index in rest]
     return {

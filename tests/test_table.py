@@ -69,6 +69,15 @@ def test_the_fit_finds_known_coefficients_despite_an_outlier() -> None:
     assert np.sort(errors)[-2] < 0.03
 
 
+def test_what_is_fitted_on_networks_of_one_size_holds_for_small_ones() -> None:
+    rng = np.random.default_rng(2)
+    sums = [(float(b), float(i), 0.05, 0.0) for b, i in rng.uniform(0.05, 0.25, (13, 2))]
+    y = [(0.9 * (b + i) + 1.3 * c + 0.002) * rng.normal(1, 0.03) for b, i, c, _ in sums]
+    found = fit(sums, y, empty_ms=0.002)
+    assert found((0.03, 0.01, 0.005, 0.0)) == pytest.approx(0.9 * 0.04 + 0.0085, rel=0.12)
+    assert found.offset_ms == pytest.approx(0.002, abs=0.02 * y[0])
+
+
 def test_one_observation_gives_one_scale() -> None:
     found = fit([(2.0, 0.0, 0.0, 0.0)], [1.0])
     assert found((2.0, 0.0, 0.0, 0.0)) == pytest.approx(1.0)

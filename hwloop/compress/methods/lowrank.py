@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hwloop.compress.methods.method import Method, Work
@@ -67,7 +68,7 @@ class LowRank(Method):
 
         for group, action in chosen.items():
             for path in group.layers:
-                _replace(work, path, lambda layer, by=action: self._rank_in(layer, by, work.rules))
+                _replace(work, path, partial(self._rank_in, action=action, rules=work.rules))
         check_fits(work.module, work.example)
 
     def describe(self, action: Action) -> str:
