@@ -44,6 +44,7 @@ from hwloop.measure.table import EMPTY, LatencyTable
 from hwloop.parsing import to_json
 from hwloop.records import Candidate, LayerConfig
 from hwloop.run.table_check import random_candidate, unrecovered
+from hwloop.runtimes.rowgraph import spatial
 from hwloop.task import ClassificationTask, Task, load_model
 from hwloop.tasks.load import load_task
 
@@ -53,6 +54,14 @@ NAMES = (
     *("demo", "resnet18"),
     *("resnet18-64", "mobilenet_v2-64", "densenet121-64", "vit_tiny-96"),
 )
+
+
+def awake(network: torch.nn.Module) -> torch.nn.Module:
+    """The network, with no weights that are all zeros: a head that begins so answers nothing."""
+    for parameter in network.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return network
 
 
 class RandomNetwork(ClassificationTask):
@@ -74,9 +83,7 @@ class RandomNetwork(ClassificationTask):
                 hidden_dim=192,
                 mlp_dim=768,
             )
-            head: Any = network.heads.head
-            torch.nn.init.normal_(head.weight, std=0.02)  # it begins as zeros
-            return network  # type: ignore[no-any-return]
+            return awake(network)
         several = self._kind in ("googlenet", "inception_v3")  # outputs, in training
         settings = {"init_weights": False, "aux_logits": False} if several else {}
         made: torch.nn.Module = torchvision.models.get_model(self._kind, weights=None, **settings)
@@ -332,13 +339,7 @@ def bare_operators(config: LayerConfig) -> tuple[LayerConfig, ...]:
 
 
 def output_shape(config: LayerConfig) -> tuple[int, ...]:
-    sizes = [
-        (size + 2 * pad - kernel) // stride + 1
-        for size, kernel, stride, pad in zip(
-            config.in_shape[2:], config.kernel, config.stride, config.padding, strict=True
-        )
-    ]
-    return (config.in_shape[0], config.out_channels, *sizes)
+    return (config.in_shape[0], config.out_channels, *spatial(config))
 
 
 def evaluate(

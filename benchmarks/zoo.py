@@ -29,7 +29,7 @@ import onnxruntime
 import torch
 import torchvision
 from common import CACHE, print_table, write_result
-from table_error import planned
+from table_error import awake, planned
 from torch import Tensor, nn
 from trt_build import RULES as TENSORRT
 from trt_build import proved
@@ -100,7 +100,7 @@ class Untrained(ClassificationTask):
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
-        return FAMILIES[self.name].make()
+        return awake(FAMILIES[self.name].make())
 
     def example(self) -> Tensor:
         return torch.zeros(1, 3, FAMILIES[self.name].pixels, FAMILIES[self.name].pixels)
@@ -184,10 +184,7 @@ def relative_error(found: list[Any], expected: Tensor) -> float:
 
 def study(name: str, family: Family, rules: SpaceRules) -> dict[str, Any]:
     torch.manual_seed(0)
-    module = explicit(family.make().eval())
-    for parameter in module.parameters():  # a head that starts at zero would answer nothing
-        if parameter.ndim > 1 and not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
+    module = awake(explicit(family.make().eval()))
     example = torch.randn(1, 3, family.pixels, family.pixels)
     started = time.monotonic()
     graph = export_onnx(module, example)

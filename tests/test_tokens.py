@@ -87,24 +87,21 @@ def test_what_is_read_by_others_as_well_keeps_its_addition() -> None:
     assert rewritten(model, {"one"}) == {"Reshape": 2, "Gemm": 1, "Add": 1, "Mul": 1}
 
 
-def test_only_named_products_change() -> None:
+def two_readers() -> Any:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["p"], name="one"),
         helper.make_node("MatMul", ["x", "v"], ["q"], name="other"),
         helper.make_node("Add", ["p", "q"], ["y"], name="sum"),
     ]
-    model = built(*nodes, w=weight(16, 8), v=weight(16, 8))
-    assert rewritten(model, {"one"})["MatMul"] == 1
+    return built(*nodes, w=weight(16, 8), v=weight(16, 8))
+
+
+def test_only_named_products_change() -> None:
+    assert rewritten(two_readers(), {"one"})["MatMul"] == 1
 
 
 def test_the_same_tokens_are_one_matrix_for_all_that_read_them() -> None:
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["p"], name="one"),
-        helper.make_node("MatMul", ["x", "v"], ["q"], name="other"),
-        helper.make_node("Add", ["p", "q"], ["y"], name="sum"),
-    ]
-    model = built(*nodes, w=weight(16, 8), v=weight(16, 8))
-    assert rewritten(model, {"one", "other"}) == {"Reshape": 3, "Gemm": 2, "Add": 1}
+    assert rewritten(two_readers(), {"one", "other"}) == {"Reshape": 3, "Gemm": 2, "Add": 1}
 
 
 def test_layers_in_a_row_are_int8_kernels_in_a_row() -> None:

@@ -171,7 +171,7 @@ class _Explorer:
             return False
         scope = Scope(path=path, example=self.inputs[path])
         try:
-            with dependencies(sharing_copy(self.module), {"": scope}):
+            with dependencies(sharing_copy(self.module), scope):
                 return False
         except UsageError:
             return True
@@ -247,7 +247,7 @@ def _groups_in(
     seen: set[str] = set()
     found = []
     # A copy: what forward keeps while it is traced stays there.
-    with dependencies(sharing_copy(module), dict.fromkeys(wanted, scope)) as graph:
+    with dependencies(sharing_copy(module), scope) as graph:
         for path in wanted:
             if path in seen or not graph.knows(path):
                 continue

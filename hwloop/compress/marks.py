@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hwloop.compress.calls import FAILURES
 from hwloop.compress.coupled import PARTS, Coupling
-from hwloop.compress.pruning_graph import out_channels
+from hwloop.compress.pruning_graph import is_depthwise, out_channels
 from hwloop.compress.slices import WRITERS, Side, Slice
 from hwloop.compress.standins import channels_dim, standing_in
 from hwloop.compress.tracing import NORM_TYPES
@@ -246,6 +246,4 @@ def _at(module: nn.Module, path: str) -> nn.Module:
 
 
 def _mixes(layer: Any) -> bool:
-    if not isinstance(layer, WRITERS):
-        return False
-    return getattr(layer, "groups", 1) == 1 or layer.groups != layer.out_channels
+    return isinstance(layer, WRITERS) and not is_depthwise(layer)

@@ -53,13 +53,14 @@ def cuts_outputs_of(layer: nn.Module) -> Any:
     """torch-pruning's function for that."""
     if isinstance(layer, nn.Linear):
         return tp.prune_linear_out_channels
-    if _is_depthwise(layer):
+    if is_depthwise(layer):
         return tp.prune_depthwise_conv_out_channels
     return tp.prune_conv_out_channels
 
 
-def _is_depthwise(layer: Any) -> bool:
-    return bool(layer.groups > 1 and layer.groups == layer.out_channels)
+def is_depthwise(layer: Any) -> bool:
+    """Whether a convolution treats each channel alone."""
+    return bool(1 < getattr(layer, "groups", 1) == layer.out_channels)
 
 
 def out_channels(layer: Any) -> int:

@@ -63,7 +63,7 @@ def cut(module: nn.Module, groups: Iterable[Loss]) -> None:
     for slices, removed in groups:
         for each in slices:
             indices = gone.setdefault((each.path, each.side, each.dim), set())
-            indices.update(index for channel in removed for index in each.places.get(channel, ()))
+            indices.update(_lost(each, removed))
     there = {path for path, _ in module.named_modules()}
     for path, side, dim in sorted(gone, key=_heads_first):
         indices = gone[path, side, dim]
@@ -78,9 +78,8 @@ def unread(module: nn.Module, groups: Iterable[Loss]) -> None:
         for each in slices:
             if each.side is Side.INPUTS:
                 part: Any = module.get_submodule(each.path)
-                gone = [index for channel in removed for index in each.places.get(channel, ())]
                 weight = part.weight.detach().clone()
-                weight[:, gone] = 0
+                weight[:, _lost(each, removed)] = 0
                 part.weight = nn.Parameter(weight, requires_grad=part.weight.requires_grad)
 
 
@@ -125,6 +124,10 @@ def folded(slices: Iterable[Slice], width: int) -> tuple[Slice, ...]:
         return found
 
     return tuple(replace(each, places=fold(each.places)) for each in slices)
+
+
+def _lost(each: Slice, removed: Collection[int]) -> list[int]:
+    return [index for channel in removed for index in each.places.get(channel, ())]
 
 
 def _heads_first(place: tuple[str, Side, int]) -> bool:

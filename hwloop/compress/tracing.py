@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from hwloop.compress.calls import sharing_copy
 from hwloop.compress.limits import at_most_calls
-from hwloop.compress.pruning_graph import cuts_outputs_of, out_channels, traced
-from hwloop.compress.slices import Side, Slice
+from hwloop.compress.pruning_graph import cuts_outputs_of, is_depthwise, out_channels, traced
+from hwloop.compress.slices import WRITERS, Side, Slice
 from hwloop.compress.standins import standing_in
 from hwloop.errors import UsageError
 from hwloop.tasks.attention import ExplicitAttention
 
-PRUNABLE_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 SMALL_SIZES = (32, 64, 128)
 """Heights and widths to trace at, where that tells the same as the deployed size."""
@@ -90,7 +89,7 @@ def _smallest(module: nn.Module, example: Tensor) -> Tensor:
     trial = sharing_copy(module)  # what forward keeps while it is traced stays there
 
     def meaning(part: Tensor) -> list[Any]:
-        with dependencies(trial, {"": Scope(path="", example=part)}) as graph:
+        with dependencies(trial, Scope(path="", example=part)) as graph:
             return graph.meaning()
 
     wanted = meaning(example)
@@ -108,58 +107,49 @@ def _smallest(module: nn.Module, example: Tensor) -> Tensor:
 
 
 @contextmanager
-def dependencies(module: nn.Module, scopes: Mapping[str, Scope]) -> Iterator[Dependencies]:
-    """The dependencies within parts of a network, until the block ends.
+def dependencies(module: nn.Module, scope: Scope) -> Iterator[Dependencies]:
+    """The dependencies within a part of a network, until the block ends.
 
     Until then other layers stand in for some: the network must be run afterwards only.
 
-    Args:
-        scopes: path of a layer → where its group is looked for.
-
     Raises:
-        UsageError: torch-pruning cannot trace one of them.
+        UsageError: torch-pruning cannot trace it.
     """
     with standing_in(module) as bundles:
-        found = Dependencies(module, scopes, bundles)
+        found = Dependencies(module, scope, bundles)
         try:
-            found.trace()
             yield found
         finally:
             found.forget()
 
 
 class Dependencies:
-    """torch-pruning's graphs of one network, or of its parts."""
+    """torch-pruning's graph of one network, or of a part of it.
 
-    def __init__(
-        self, module: nn.Module, scopes: Mapping[str, Scope], bundles: Mapping[nn.Module, int]
-    ) -> None:
+    Raises:
+        UsageError: torch-pruning cannot trace it.
+    """
+
+    def __init__(self, module: nn.Module, scope: Scope, bundles: Mapping[nn.Module, int]) -> None:
         self._module = module
-        self._scopes = scopes
+        self._scope = scope
         self._names = {child: path for path, child in module.named_modules()}
         self._bundles = bundles
-        self._graphs: dict[str, Any] = {}
         self._attentions: dict[nn.Module, ExplicitAttention] = {
             child.query: child for child in module.modules() if isinstance(child, ExplicitAttention)
         }
-
-    def trace(self) -> None:
-        """All parts. Raises UsageError where torch-pruning cannot."""
-        for scope in self._scopes.values():
-            if scope.path not in self._graphs:
-                part = self._module.get_submodule(scope.path)
-                opaque = [self._module.get_submodule(path) for path in scope.opaque]
-                self._graphs[scope.path] = traced(part, scope.example, opaque=opaque)
+        opaque = [module.get_submodule(path) for path in scope.opaque]
+        self._graph = traced(module.get_submodule(scope.path), scope.example, opaque=opaque)
 
     def knows(self, path: str) -> bool:
         """Whether a layer was met."""
-        return self._module.get_submodule(path) in self._graph(path).module2node
+        return self._module.get_submodule(path) in self._graph.module2node
 
-    def group(self, path: str) -> Any:
+    def _group(self, path: str) -> Any:
         """torch-pruning's group: every dependency of all output channels of a layer."""
-        layer, graph = self._module.get_submodule(path), self._graph(path)
+        layer = self._module.get_submodule(path)
         indices = list(range(out_channels(layer)))
-        return graph.get_pruning_group(layer, cuts_outputs_of(layer), idxs=indices)
+        return self._graph.get_pruning_group(layer, cuts_outputs_of(layer), idxs=indices)
 
     def members(self, path: str, *, most_calls: int = MOST_CALLS) -> Members:
         """What is coupled to a layer.
@@ -170,16 +160,16 @@ class Dependencies:
         Raises:
             UsageError: there is no end to it.
         """
-        graph, clean = self._graph(path), True
+        graph, clean = self._graph, True
         layers, bundles = [path], [1]
         with at_most_calls(most_calls, what="following the network's channels"):
-            group = self.group(path)
+            group = self._group(path)
         for dependency, indices in group:
             target = dependency.target.module
             writes = graph.is_out_channel_pruning_fn(dependency.handler)
             if writes:
                 bundles.append(self._bundles.get(target, 1))
-            if not isinstance(target, PRUNABLE_TYPES):
+            if not isinstance(target, WRITERS):
                 by_channel = isinstance(target, (*NORM_TYPES, nn.Parameter))
                 handled = by_channel or _is(dependency.target, "ELEMENTWISE")
                 clean = clean and (handled or _is_reshaping(target))
@@ -188,28 +178,28 @@ class Dependencies:
                 layers.append(self._names[target])
                 clean = clean and sorted(indices) == list(range(out_channels(target)))
             grouped = getattr(target, "groups", 1)
-            clean = clean and (grouped == 1 or grouped == getattr(target, "out_channels", 0))
+            clean = clean and (grouped == 1 or is_depthwise(target))
             if not writes and max(indices) >= target.weight.shape[1] * grouped:
                 clean = False  # torch-pruning took for element-wise what is not
         clean = clean and out_channels(self._module.get_submodule(path)) % math.lcm(*bundles) == 0
         return Members(
             layers=tuple(dict.fromkeys(layers)),
             bundle=math.lcm(*bundles),
-            slices=self._slices(path, group) if clean else (),
+            slices=self._slices(group) if clean else (),
             clean=clean,
         )
 
-    def _slices(self, path: str, group: Any) -> tuple[Slice, ...]:
+    def _slices(self, group: Any) -> tuple[Slice, ...]:
         """Where a group's channels lie."""
-        graph = self._graph(path)
+        graph = self._graph
         found: dict[tuple[str, Side, int], dict[int, list[int]]] = {}
         for item in group:
             node, target = item.dep.target, item.dep.target.module
             writes = graph.is_out_channel_pruning_fn(item.dep.handler)
             if isinstance(target, nn.Parameter):
-                names = (self._scopes[path].path, graph._param_to_name[target])
+                names = (self._scope.path, graph._param_to_name[target])
                 place = (".".join(filter(None, names)), Side.PARAMETER, node.pruning_dim)
-            elif isinstance(target, (*PRUNABLE_TYPES, *NORM_TYPES)):
+            elif isinstance(target, (*WRITERS, *NORM_TYPES)):
                 place = (self._names[target], Side.OUTPUTS if writes else Side.INPUTS, 0)
             else:
                 continue
@@ -226,31 +216,24 @@ class Dependencies:
         )
 
     def meaning(self) -> list[Any]:
-        """What the graphs say, to be compared with that of the same network on another input."""
-        found = []
-        for graph in self._graphs.values():
-            nodes = list(graph.module2node.values())
-            index = {node: position for position, node in enumerate(nodes)}
-            found += [
-                (
-                    *(node.type, self._names.get(node.module), node.enable_index_mapping),
-                    *([index[other] for other in side] for side in (node.inputs, node.outputs)),
-                    *(_mappings(dependency) for dependency in node.dependencies),
-                )
-                for node in nodes
-            ]
-        return found
+        """What the graph says, to be compared with that of the same network on another input."""
+        nodes = list(self._graph.module2node.values())
+        index = {node: position for position, node in enumerate(nodes)}
+        return [
+            (
+                *(node.type, self._names.get(node.module), node.enable_index_mapping),
+                *([index[other] for other in side] for side in (node.inputs, node.outputs)),
+                *(_mappings(dependency) for dependency in node.dependencies),
+            )
+            for node in nodes
+        ]
 
     def forget(self) -> None:
-        """Let go of what forward computed, which the graphs' circles would keep for long."""
-        for graph in self._graphs.values():
-            for node in graph.module2node.values():
-                node.grad_fn = None
-                if _is(node, "SLICE"):
-                    node.module.grad_fn = None
-
-    def _graph(self, path: str) -> Any:
-        return self._graphs[self._scopes[path].path]
+        """Let go of what forward computed, which the graph's circles would keep for long."""
+        for node in self._graph.module2node.values():
+            node.grad_fn = None
+            if _is(node, "SLICE"):
+                node.module.grad_fn = None
 
 
 def _mappings(dependency: Any) -> list[Any]:

@@ -138,11 +138,7 @@ class Race:
         found = self.of(trial)
         if self._room is None or (found is not None and choice.within_drop(found, self.goal)):
             return 1.0
-        if found is None:
-            return self._foreseen(trial, self.most_steps).chance_within(self._room)
-        steps = max(self.most_steps, found.steps) if trial.candidate.is_cut else found.steps
-        longer = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
-        return longer.chance_within(self._room)
+        return self._foreseen(trial, self.most_steps).chance_within(self._room)
 
     def may_meet(self, trial: Trial, steps: int) -> bool:
         """Whether a longer recovery has any chance to bring a trial within the limit."""
@@ -151,8 +147,7 @@ class Race:
             return False
         if self._room is None:
             return True
-        foreseen = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
-        return foreseen.chance_within(self._room) >= NO_CHANCE
+        return self._foreseen(trial, steps).chance_within(self._room) >= NO_CHANCE
 
     def score(self, trial: Trial) -> Score:
         """A trial as the search is told of it: with the drop that a long recovery may leave.
@@ -233,25 +228,24 @@ class Race:
         timed = self.as_timed(seen_of(trial, steps=0))
         if not timed.faster:
             return
-        found, latency_ms = self.of(trial), timed.latency_ms
-        if found is None:
-            if any(candidate == trial.candidate for candidate, _ in self._failed):
+        found = self.of(trial)
+        if found is not None:
+            meets = choice.meets(found, self.goal, baseline_ms=self.baseline_ms)
+            if meets and self.goal.max_drop is not None:
                 return
-            for units, steps in self._rungs(trial, long=long):
+        latency_ms = timed.latency_ms if found is None else found.latency_ms
+        for units, steps in self._rungs(trial, long=long):
+            if self._is_due(trial, steps):
                 value = self._worth.of(self._foreseen(trial, steps), latency_ms, best) / units
                 yield Entry(trial=trial, steps=steps, units=units, value=value)
-            return
-        meets = choice.meets(found, self.goal, baseline_ms=self.baseline_ms)
-        if meets and self.goal.max_drop is not None:
-            return
-        for units, steps in self._rungs(trial, long=long):
-            if (
-                found.steps < steps == LONG * found.steps
-                and (trial.candidate, steps) not in self._failed
-            ):
-                foreseen = self.foresight.longer(found.drop, steps_before=found.steps, steps=steps)
-                value = self._worth.of(foreseen, found.latency_ms, best) / units
-                yield Entry(trial=trial, steps=steps, units=units, value=value)
+
+    def _is_due(self, trial: Trial, steps: int) -> bool:
+        """Whether a rung is one to go on with: any at first, then the next."""
+        found = self.of(trial)
+        if found is None:
+            return all(candidate != trial.candidate for candidate, _ in self._failed)
+        longer = found.steps < steps == LONG * found.steps
+        return longer and (trial.candidate, steps) not in self._failed
 
     def _rungs(self, trial: Trial, *, long: bool) -> Iterable[tuple[int, int]]:
         """(cost in first rungs, steps) of each; nothing is trained of what was not cut."""
@@ -259,6 +253,11 @@ class Race:
         return [(LONG**rung, self.first_steps * LONG**rung) for rung in range(last + 1)]
 
     def _foreseen(self, trial: Trial, steps: int) -> Foreseen:
+        """What so many steps leave, by its own full recovery where it had one."""
+        found = self.of(trial)
+        if found is not None:
+            longer = max(steps, found.steps) if trial.candidate.is_cut else found.steps
+            return self.foresight.longer(found.drop, steps_before=found.steps, steps=longer)
         outcome = outcome_of(trial)
         if not trial.candidate.is_cut:  # nothing of it is trained: it stays as it is
             return self.foresight.longer(outcome.metric_drop, steps_before=1, steps=1)

@@ -57,7 +57,7 @@ def quantize_ort(
     """
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph))
     if any(node.op_type == "MatMul" and node.name in nodes for node in model.graph.node):
-        tokens_as_rows(model.graph, set(nodes), with_shapes(onnx.load_from_string(graph))[1])
+        tokens_as_rows(model.graph, set(nodes), with_shapes(model)[1])
     channels = _channels(model.graph)
     chosen = sorted(_with_followers(model.graph, set(nodes)))
     seen = ranges(model, _float_tensors(model.graph, chosen), calibration, optimized=False)

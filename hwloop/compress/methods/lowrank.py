@@ -103,6 +103,8 @@ def _replace(work: Work, path: str, rank_in: Callable[[Any], int]) -> None:
     """
     from torch import nn
 
+    from hwloop.compress.training import batch_norms
+
     names = dict(work.module.named_modules(remove_duplicate=False))
     layer: Any = names.get(path)
     rank = 0 if layer is None else rank_in(layer)  # none, where its block is left out
@@ -111,7 +113,7 @@ def _replace(work: Work, path: str, rank_in: Callable[[Any], int]) -> None:
     if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
         raise CandidateError("compress", f"{path} is a {type(layer).__name__}, not torch's own")
     known = work.moments or {}
-    normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in names.values())
+    normed = bool(batch_norms(work.module))
     made = _factored(layer, rank, known.get(path), normed=normed)
     for name, part in names.items():
         if part is layer:
