@@ -46,11 +46,17 @@ class Grouped(nn.Module):
         return self.last(torch.flatten(self.mean(self.pool(both)), 1))
 
 
+def small_resnext() -> nn.Module:
+    """A bottleneck of eight groups in each stage."""
+    kind = torchvision.models.resnet.Bottleneck
+    return torchvision.models.ResNet(kind, [1, 1, 1, 1], groups=8, width_per_group=8)
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "demo": (ResNet20, (1, 1, 28, 28)),
     "resnet18": (torchvision.models.resnet18, (1, 3, 32, 32)),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 32, 32)),
-    "resnext50_32x4d": (torchvision.models.resnext50_32x4d, (1, 3, 64, 64)),
+    "resnext": (small_resnext, (1, 3, 32, 32)),
     "flattened": (TinyNet, (1, 1, 8, 8)),
     "grouped": (lambda: Grouped(), (1, 3, 16, 16)),
 }
