@@ -19,11 +19,12 @@ import pytest
 from tiny import HERE, MINI, environment
 
 KILLS = 20
-# One process imports torch once and forks a child per attempt: the child is what is killed.
+# One process imports torch once, with what optimizers import when they are first made, and forks a
+# child per attempt: the child is what is killed.
 SERVER = """
 import os, sys, traceback
 sys.path.insert(0, sys.argv[1])
-import hwloop.search.agent, hwloop.api, hwloop.run.rounds
+import hwloop.search.agent, hwloop.api, hwloop.run.rounds, torch._dynamo
 hwloop.run.rounds.ROUND = 3  # a full recovery every few candidates, so that kills meet them
 for run in sys.stdin:
     pid = os.fork()
