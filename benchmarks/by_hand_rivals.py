@@ -21,6 +21,8 @@ PLANNED = (5.0, 10.0)
 DEPTHS = {"none of the blocks": 1, "half of the blocks": 2}
 """Of the residual blocks that can be left out every so-manieth is."""
 
+WITH_SMALLER_IMAGES = ("width 0.75", "width 0.5", "whole-network INT8", "width 0.5, INT8")
+
 BISECTIONS = 5
 WIDEST_CUT = 0.9
 """Of a layer's channels, by the global ranking: what torch-pruning's guide advises."""
@@ -53,6 +55,7 @@ def rivals(bench: Bench, *, max_drop: float, latency_ms: float) -> dict[str, Can
         for name, candidate in list(found.items()):
             if name.endswith(("no heads", "magnitude")):
                 found[f"{name}, INT8"] = _in_int8(bench, candidate)
+    found.update(smaller_images(bench, found))
     problem = bench.problem(max_drop=max_drop)
     for goals in PLANNED:
         plan = Planner(problem).fastest_within(goals * max_drop)
@@ -77,6 +80,22 @@ def uniform(bench: Bench, action: Action, *, heads: bool = True) -> Candidate:
     return Candidate(actions=tuple(chosen))
 
 
+def smaller_images(bench: Bench, found: dict[str, Candidate]) -> dict[str, Candidate]:
+    """Each size of the image with the trained network, and with some of what was found.
+
+    Nothing where hwloop has no sizes to choose from either.
+    """
+    first, dense = bench.subject.network.groups[0], bench.subject.dense_candidate
+    beside = {name: found[name] for name in WITH_SMALLER_IMAGES if name in found}
+    return {
+        ", ".join(filter(None, (f"image {share:.3g}", name))): Candidate(
+            actions=(Action(kind="resize", amount=share), *candidate.actions[1:])
+        )
+        for share in first.sizes
+        for name, candidate in {"": dense, **beside}.items()
+    }
+
+
 def magnitude(bench: Bench, latency_ms: float) -> Candidate:
     """torch-pruning's global ranking by group magnitude, cut at about a latency, by bisection."""
     low, high = 0.0, 1.0
@@ -99,7 +118,7 @@ def _cut_at(bench: Bench, ratio: float) -> Candidate:
     fixed = [
         module.get_submodule(path)
         for group in subject.network.groups
-        if not group.prunable
+        if not group.prunable and not group.sizes
         for path in group.layers
     ]
     tp.pruner.BasePruner(
@@ -114,6 +133,9 @@ def _cut_at(bench: Bench, ratio: float) -> Candidate:
     ).step()
     chosen = []
     for group in subject.network.groups:
+        if group.sizes:
+            chosen.append(KEEP)
+            continue
         width = len(module.get_submodule(group.name).get_parameter("weight"))
         action = Action(kind="prune", amount=width / group.channels)
         legal = method_of(action).legal(action, group, (), subject.rules)

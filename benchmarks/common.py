@@ -87,7 +87,7 @@ class Bench:
             masks=self.subject.masks,
             predict_ms=self.predictor,
             baseline_ms=self.evaluator.baseline.latency_ms,
-            damage=sensitivity.damage(self.evaluator, ConsoleProgress()),
+            damage=sensitivity.damage(self.evaluator, ConsoleProgress(), self.subject.masks),
             menu_features=space.menu_features(self.subject.rules),
             **limits,
         )

@@ -44,7 +44,6 @@ from hwloop.measure.table import EMPTY, LatencyTable
 from hwloop.parsing import to_json
 from hwloop.records import Candidate, LayerConfig
 from hwloop.run.table_check import random_candidate, unrecovered
-from hwloop.runtimes.rowgraph import spatial
 from hwloop.task import ClassificationTask, Task, load_model
 from hwloop.tasks.load import load_task
 
@@ -339,7 +338,7 @@ def bare_operators(config: LayerConfig) -> tuple[LayerConfig, ...]:
 
 
 def output_shape(config: LayerConfig) -> tuple[int, ...]:
-    return (config.in_shape[0], config.out_channels, *spatial(config))
+    return (config.in_shape[0], config.out_channels, *config.out_sides)
 
 
 def evaluate(

@@ -1,20 +1,16 @@
 """What is asked about a network, as frozen records: values in, values out, no I/O and no torch.
 
-The network, what may be done to it, what was tried, and the goal; what was found on a target is in
+The network, what may be done to it, and the goal; what was found on a target is in
 :mod:`hwloop.findings`. Everything here turns into JSON with :func:`hwloop.parsing.to_json`.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from hwloop.findings import Outcome
 from hwloop.parsing import (
-    A_COUNT,
-    ANY_TEXT,
     Check,
     a_list,
     a_number,
@@ -37,11 +33,12 @@ class LayerConfig:
     Attributes:
         op: conv, linear, attention (from the linear layers' outputs to what the last one reads),
             maxpool, avgpool, globalavgpool, layernorm, batchnorm (that no convolution takes in),
-            concat (two halves), quantize, dequantize, elementwise (the tail alone), or empty (what
-            one call of the runtime costs without any work).
+            concat (two halves), resize (of an image, bilinear), quantize, dequantize, elementwise
+            (the tail alone), or empty (what one call of the runtime costs without any work).
         in_shape: (N, C, H, W), (N, C) for linear, or (N, C, queries, keys) for attention.
         out_channels: channels (features) of the output.
-        kernel, stride, padding: (height, width); padding is symmetric.
+        kernel, stride, padding: (height, width); padding is symmetric. Of a resize the kernel is
+            the size that it gives.
         precision_in, precision, precision_out: fp32, fp16 or int8 - of the input tensor, of the
             arithmetic, of the output tensor. A change of precision is a row of its own.
         sparsity: dense or 2:4.
@@ -76,17 +73,24 @@ class LayerConfig:
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations of one inference; 0 for operators without weights."""
-        if self.op == "linear":
-            return self.in_shape[0] * self.in_shape[1] * self.out_channels
         if self.op == "attention":
             return 2 * math.prod(self.in_shape)
-        if self.op != "conv":
+        if self.op not in ("conv", "linear"):
             return 0
-        n, channels, height, width = self.in_shape
-        out_h = (height + 2 * self.padding[0] - self.kernel[0]) // self.stride[0] + 1
-        out_w = (width + 2 * self.padding[1] - self.kernel[1]) // self.stride[1] + 1
-        per_output = channels // self.groups * self.kernel[0] * self.kernel[1]
-        return n * out_h * out_w * self.out_channels * per_output
+        positions = math.prod(self.out_sides) if self.op == "conv" else 1
+        per_output = self.in_shape[1] // self.groups * math.prod(self.kernel)
+        found = self.in_shape[0] * positions * self.out_channels * per_output
+        return found // 2 if self.sparsity == "2:4" else found
+
+    @property
+    def out_sides(self) -> tuple[int, ...]:
+        """(height, width) of what a kernel that moves over an image writes."""
+        return tuple(
+            (side + 2 * pad - kernel) // stride + 1
+            for side, kernel, stride, pad in zip(
+                self.in_shape[2:], self.kernel, self.stride, self.padding, strict=True
+            )
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -107,7 +111,8 @@ _PRECISION = one_of("fp32", "fp16", "int8")
 _LAYER: dict[str, Check] = {
     "op": one_of(
         *("conv", "linear", "attention", "maxpool", "avgpool", "globalavgpool"),
-        *("layernorm", "batchnorm", "concat", "quantize", "dequantize", "elementwise", "empty"),
+        *("layernorm", "batchnorm", "concat", "resize", "quantize", "dequantize"),
+        *("elementwise", "empty"),
     ),
     "in_shape": a_list(_SIZE, 2, 4),
     "out_channels": _SIZE,
@@ -138,6 +143,7 @@ class Layer:
             none can.
         is_float: it computes in base precision, whatever it reads.
         reads_float: so is what it reads computed, whatever the precisions of ``in_groups``.
+        sized: ``config`` at each size of the first group's ``sizes``; empty where that has none.
     """
 
     name: str
@@ -147,6 +153,7 @@ class Layer:
     branch: int | None = None
     is_float: bool = False
     reads_float: bool = False
+    sized: tuple[LayerConfig, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +171,8 @@ class Group:
         bundle: channels that can only go together, side by side: those of an attention's head, or
             of a grouped convolution's group.
         fixed_by: in words, why its width cannot change; empty where it can.
+        sizes: shares of the input's sides at which the network can compute; only of a first group
+            that stands for the input, whose one layer shrinks it.
     """
 
     name: str
@@ -174,6 +183,7 @@ class Group:
     branch: str = ""
     bundle: int = 1
     fixed_by: str = ""
+    sizes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,48 +244,6 @@ _ACTION: dict[str, Check] = {
 
 def _action(value: Any) -> Action:
     return read_record(Action, value, _ACTION)
-
-
-class TrialState(enum.Enum):
-    COMPLETE = "complete"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One evaluated candidate. COMPLETE has an outcome, FAILED has a reason; never both."""
-
-    number: int
-    candidate: Candidate
-    state: TrialState
-    source: str
-    outcome: Outcome | None = None
-    reason: str | None = None
-    predicted_ms: float | None = None
-    wall_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        if (self.outcome is not None) != (self.state is TrialState.COMPLETE):
-            raise ValueError("a trial has an outcome if and only if it is COMPLETE")
-        if bool(self.reason) != (self.state is TrialState.FAILED):
-            raise ValueError("a trial has a reason if and only if it FAILED")
-
-    @staticmethod
-    def from_json(value: Any) -> Trial:
-        """Inverse of :func:`hwloop.parsing.to_json`; raises ValueError on a wrong field."""
-        return read_record(Trial, value, _TRIAL)
-
-
-_TRIAL: dict[str, Check] = {
-    "number": A_COUNT,
-    "candidate": Candidate.from_json,
-    "state": TrialState,
-    "source": a_text(),
-    "outcome": optional(Outcome.from_json),
-    "reason": optional(a_text(10_000, ANY_TEXT)),
-    "predicted_ms": optional(a_number(0, 1e30)),  # so that its error is a number as well
-    "wall_s": a_number(0, 1e12),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

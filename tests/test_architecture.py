@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import math
 import os
@@ -227,32 +228,40 @@ HEALTHY_OR_NOT = (0, ExitCode.ENVIRONMENT)
 
 
 START_UP_LIMIT_S = 0.3
-START_UP_TRIES = 40
+START_UP_TRIES = 20
+NEEDED, NEEDED_S, NEEDED_TRIES = "import click, numpy, sqlite3", 0.08, 8
+"""What light commands cannot do without, and its time where the limit holds as it stands: on a
+machine that takes twice as long for it, twice as long is quick."""
 
 
 def quick_and_light(code: str) -> None:
-    """Run in a Python of its own, the best of many times: start-up is the whole wait.
-
-    Beside another test, on a machine that others use as well, most of them take twice as long.
-    """
+    """Run in a Python of its own, the best of many times: start-up is the whole wait."""
     loaded = "[name for name in ('torch', 'onnx', 'execnet') if name in sys.modules]"
     say = f"atexit.register(lambda: print({loaded}, file=sys.stderr))"
-    best_s = math.inf
+    best_s, limit_s = math.inf, START_UP_LIMIT_S * slowness()
     for _ in range(START_UP_TRIES):
-        if best_s <= START_UP_LIMIT_S:
-            break
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", f"import sys, atexit; {say}; {code}"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        best_s = min(best_s, time.monotonic() - started)
+        taken_s, done = timed(f"import sys, atexit; {say}; {code}")
         assert done.returncode in HEALTHY_OR_NOT, done.stderr
         assert done.stderr.strip() == "[]"
-    assert best_s <= START_UP_LIMIT_S
+        best_s = min(best_s, taken_s)
+        if best_s <= limit_s:
+            break
+    assert best_s <= limit_s
+
+
+@functools.cache
+def slowness() -> float:
+    """Of this machine, at least 1."""
+    return max(min(timed(NEEDED)[0] for _ in range(NEEDED_TRIES)) / NEEDED_S, 1.0)
+
+
+def timed(code: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Seconds of a Python that runs some code, and how it ended."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    return time.monotonic() - started, done
 
 
 def test_importing_is_quick_and_loads_no_torch() -> None:

@@ -283,7 +283,14 @@ def test_int8_within_blocks_that_are_left_out_alone_quantizes_nothing() -> None:
 
 
 def test_blocks_go_before_widths() -> None:
-    assert [method.kind for method in METHODS] == ["keep", "drop", "prune", "lowrank"]
+    assert [method.kind for method in METHODS] == [
+        "keep",
+        "resize",
+        "drop",
+        "prune",
+        "lowrank",
+        "sparse",
+    ]
 
 
 def test_a_block_is_left_out_once_and_not_in_each_precision() -> None:

@@ -24,7 +24,8 @@ from hwloop.errors import CandidateError
 from hwloop.findings import LatencySource, Measurement, Outcome, Protocol
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import IN_MEMORY, Store
-from hwloop.records import KEEP, Candidate, Goal, Trial, TrialState
+from hwloop.measure.trial import Trial, TrialState
+from hwloop.records import KEEP, Candidate, Goal
 from hwloop.run import choice, distil
 from hwloop.run.choice import Seen
 from hwloop.run.contenders import Contenders
@@ -306,3 +307,50 @@ def test_a_candidate_of_the_search_ships_when_every_finalist_misses(tmp_path: Pa
     assert shipped is not None
     assert shipped.seen.steps == world.loop_schedule.steps
     assert {item.steps for item in finals.seen(trials)} <= {20, FINAL_STEPS, LONG * FINAL_STEPS}
+
+
+class Spread(World):
+    """One candidate is within the goal; all faster ones are a little beyond it."""
+
+    def __init__(self, within: Candidate, drop: float) -> None:
+        self.within, self.drop = within, drop
+        super().__init__(0, max_drop=0.01, hopeless=False)
+
+    def _latency(self, candidate: Candidate) -> Measurement:
+        ratio = 1.0 if candidate == DENSE else 0.8 if candidate == self.within else 0.7
+        if ratio == 0.7:
+            ratio -= 0.1 * self._draw(candidate, "ms").random()
+        return Measurement(
+            samples_ms=(BASELINE_MS * ratio,) * 25,
+            reference_ms=(BASELINE_MS,) * 25,
+            reference_latency_ms=BASELINE_MS,
+        )
+
+    def build(self, candidate: Candidate, recipe: Schedule, tick: Any = None) -> Built:
+        return self._made(candidate, recipe.steps)
+
+    def scored(self, model: Any) -> Scored:
+        within = model[0] == self.within
+        drop = self.drop if within else 0.0105
+        return Scored(metric=0.9 - drop, drop=drop, upper_drop=drop + 0.001 if within else None)
+
+
+@pytest.mark.parametrize(("drop", "more"), [(0.008, False), (0.0, True)])
+def test_where_the_goal_is_hardly_touched_more_is_tried(
+    tmp_path: Path, drop: float, more: bool
+) -> None:
+    goal, count = Goal(max_drop=0.01), 4
+    candidates = [Candidate(actions=(action, KEEP, KEEP)) for action in ACTIONS[1:]]
+    world = Spread(candidates[0], drop)
+    trials = [world.trial(number, candidate) for number, candidate in enumerate(candidates)]
+    folder = RunFolder(tmp_path)
+    folder.create()
+    finals = finals_of(
+        world, lambda choices: 10.0 - sum(map(bool, choices)), folder, goal=goal, count=count
+    )
+    finals.race.recover(trials[0], FINAL_STEPS, revert=False)
+    shipped = finals.choose(trials, by_hand=[])
+    assert shipped is not None
+    assert shipped.seen.candidate == candidates[0]
+    others = [steps for candidate, steps in finals.race.known if candidate != candidates[0]]
+    assert (sum(others) // FINAL_STEPS > count) == more

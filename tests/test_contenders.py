@@ -14,7 +14,8 @@ from test_race import BASELINE_MS, STEPS, Made, race, trial
 from hwloop.errors import CandidateError
 from hwloop.findings import LatencySource, Measurement, Protocol
 from hwloop.measure.progress import Progress
-from hwloop.records import Action, Candidate, Trial
+from hwloop.measure.trial import Trial
+from hwloop.records import Action, Candidate
 from hwloop.run.contenders import CLOSE, MOST, Contenders
 from hwloop.run.race import Race
 

@@ -15,8 +15,9 @@ from hwloop import findings, records
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import check_candidate, menu
 from hwloop.findings import Fingerprint, LatencySource, Measurement, Outcome, Protocol
+from hwloop.measure.trial import Trial, TrialState
 from hwloop.parsing import LARGEST_INT, parse_json, to_json
-from hwloop.records import Action, Candidate, LayerConfig, Trial, TrialState
+from hwloop.records import Action, Candidate, LayerConfig
 
 MEASURED = Measurement(samples_ms=(1.0, 2.0), reference_ms=(1.0, 1.5), reference_latency_ms=1.0)
 OUTCOME = Outcome(

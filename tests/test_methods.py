@@ -13,17 +13,24 @@ from toy_method import Split
 
 import hwloop
 from hwloop.compress import methods
-from hwloop.compress.methods import lowrank
+from hwloop.compress.methods import lowrank, sparse
 from hwloop.compress.methods.drop import Drop
 from hwloop.compress.methods.lowrank import LowRank
 from hwloop.compress.methods.method import Keep
 from hwloop.compress.methods.prune import Prune
+from hwloop.compress.methods.resize import Resize
+from hwloop.compress.methods.sparse import Sparse
 from hwloop.measure.store import Store
 from hwloop.records import Action
 
 
 class TestKeep(MethodContract):
     method = Keep()
+
+
+class TestResize(MethodContract):
+    method = Resize()
+    legal_for = "demo"
 
 
 class TestDrop(MethodContract):
@@ -43,6 +50,15 @@ class TestLowRank(MethodContract):
         monkeypatch.setattr(lowrank, "LEAST_CHANNELS", 1)
 
 
+class TestSparse(MethodContract):
+    method = Sparse()
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The contract's networks are thinner than what it is for."""
+        monkeypatch.setattr(sparse, "LEAST_CHANNELS", 1)
+
+
 class TestSplit(MethodContract):
     """A method that is defined in the tests alone."""
 
@@ -50,7 +66,7 @@ class TestSplit(MethodContract):
 
 
 def test_every_shipped_method_has_its_contract_tested() -> None:
-    tested = (TestKeep, TestDrop, TestPrune, TestLowRank)
+    tested = (TestKeep, TestResize, TestDrop, TestPrune, TestLowRank, TestSparse)
     assert [method.kind for method in methods.METHODS] == [each.method.kind for each in tested]
 
 

@@ -84,6 +84,15 @@ def test_an_alignment_that_is_asked_for_beats_the_instruction_set(tmp_path: Path
     assert recipe_for(load_profile(str(path)), "avx2+avx512f") == "ort-arm"
 
 
+def test_what_a_profile_does_not_ask_for_by_name_is_what_shipped_ones_search(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(HEAD)
+    mine, shipped = (rules_for(load_profile(name), "avx2") for name in (str(path), "cpu"))
+    assert mine.kinds == shipped.kinds
+
+
 def test_a_profile_may_change_the_protocol(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(HEAD + "[protocol.final]\ntime_limit_s = 3.5\n[timeouts]\ncall_s = 7")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hwloop.findings import LatencySource, Measurement, Outcome
-from hwloop.records import Action, Candidate, Goal, Trial, TrialState
+from hwloop.measure.trial import Trial, TrialState
+from hwloop.records import Action, Candidate, Goal
 from hwloop.run.choice import Seen
 from hwloop.run.front import is_faster
 from hwloop.run.race import LONG, Race

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwloop.findings import Fingerprint, LatencySource, Measurement, Outcome
+from hwloop.measure.trial import Trial, TrialState
 from hwloop.parsing import canonical_json, digest, to_json
-from hwloop.records import Action, Candidate, Goal, LayerConfig, Trial, TrialState
+from hwloop.records import Action, Candidate, Goal, LayerConfig
 
 CONV = LayerConfig(
     op="conv",

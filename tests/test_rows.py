@@ -80,6 +80,8 @@ SHAPES = [
 ]
 CONCAT = (LayerConfig(op="concat", in_shape=(1, 9, 4, 4), out_channels=9), (1, 9, 4, 4))
 
+RESIZE = LayerConfig(op="resize", in_shape=(1, 3, 28, 32), out_channels=3, kernel=(24, 20))
+
 FLOATS = [
     LayerConfig(op="layernorm", in_shape=(5, 16), out_channels=16),
     LayerConfig(op="batchnorm", in_shape=(1, 8, 4, 4), out_channels=8, tail=("relu",)),
@@ -116,8 +118,22 @@ def test_every_float_row_runs_and_gives_what_it_is_given(config: LayerConfig) ->
         assert output.shape == ((*config.in_shape[:2], 1, 1) if pixel else config.in_shape)
 
 
+@pytest.mark.parametrize("recipe", ["ort-x86", "openvino"])
+def test_an_image_is_shrunk_as_torch_does(recipe: str) -> None:
+    image = np.random.default_rng(0).standard_normal(RESIZE.in_shape).astype(np.float32)
+    graph = row_onnx(RESIZE, recipe)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": image})
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(image), size=RESIZE.kernel, mode="bilinear", align_corners=False
+    )
+    if recipe == "openvino":  # a row gives one pixel of what its block wrote
+        expected = expected[:, :, :1, :1]
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+
+
 @needs_builder
-@pytest.mark.parametrize("config", FLOATS)
+@pytest.mark.parametrize("config", [*FLOATS, RESIZE])
 def test_nvidias_builder_takes_every_float_row(config: LayerConfig) -> None:
     half = {"precision_in": "fp16", "precision": "fp16", "precision_out": "fp16"}
     assert prove(row_onnx(replace(config, **half), "tensorrt"), precisions=("fp16",)) is not None

@@ -18,7 +18,8 @@ from hwloop.errors import HwloopError, UsageError
 from hwloop.files import write_atomically
 from hwloop.findings import Measurement
 from hwloop.measure.store import Store
-from hwloop.records import Action, Candidate, Trial, TrialState
+from hwloop.measure.trial import Trial, TrialState
+from hwloop.records import Action, Candidate
 
 WRITER = """
 import sys

@@ -37,7 +37,10 @@ AREAS: dict[str, tuple[str, ...]] = {
         "compress/branches.py",
         "compress/calls.py",
         "compress/describe.py",
+        "compress/sizes.py",
+        "compress/shrinking.py",
         "compress/rules.py",
+        "tasks/vit.py",
     ),
     "quantize": (
         "runtimes/calibration.py",
@@ -58,7 +61,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         "search/*.py",
         *("runtimes/rowkinds.py", "compress/space.py", "compress/rows.py"),
         *("measure/predict.py", "run/calibrate.py", "run/sensitivity.py", "run/features.py"),
-        *("run/rounds.py", "run/race.py"),
+        *("run/rounds.py", "run/race.py", "run/paying.py"),
         *("run/finalists.py", "run/distil.py", "run/front.py", "run/choice.py"),
     ),
 }

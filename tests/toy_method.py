@@ -29,17 +29,11 @@ class Split(Method):
         self, config: LayerConfig, action: Action, rules: SpaceRules
     ) -> tuple[LayerConfig, ...]:
         rank = self.rank(config.out_channels, action)
-        size = tuple(
-            (side + 2 * pad - kernel) // stride + 1
-            for side, pad, kernel, stride in zip(
-                config.in_shape[2:], config.padding, config.kernel, config.stride, strict=True
-            )
-        )
         return (
             replace(config, out_channels=rank, tail=()),
             replace(
                 config,
-                in_shape=(config.in_shape[0], rank, *size),
+                in_shape=(config.in_shape[0], rank, *config.out_sides),
                 kernel=(1, 1),
                 stride=(1, 1),
                 padding=(0, 0),

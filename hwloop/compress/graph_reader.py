@@ -54,7 +54,8 @@ class GraphReader:
             if self._is_attention(node):
                 taken.update(self.chains.within_attention(node))
         for node in self.graph.node:
-            if self._is_weighted(node) or node.op_type in POOLS or self._is_attention(node):
+            weighted, resizes = self._is_weighted(node), self._resizes_input(node)
+            if weighted or resizes or node.op_type in POOLS or self._is_attention(node):
                 yield node
             elif node.name not in taken and self._stands_alone(node):
                 self._behind[node.name] = self.chains.activation(node.output[0])
@@ -116,6 +117,10 @@ class GraphReader:
             width = heads * self.shapes[node.input[1]][3]
             size = (batch, width, queries, keys)
             return LayerConfig(op="attention", in_shape=size, out_channels=width, groups=heads)
+        if node.op_type == "Resize":
+            height, width = self.shapes[node.output[0]][2:]
+            less = (height, width)
+            return LayerConfig(op="resize", in_shape=shape, out_channels=shape[1], kernel=less)
         if node.op_type in ("Gemm", "MatMul"):
             out = self._out_channels(node)
             # A linear layer over tokens is one over as many rows.
@@ -252,6 +257,11 @@ class GraphReader:
 
     def _is_weighted(self, node: Any) -> bool:
         return node.op_type in WEIGHTED and node.input[1] in self.constants
+
+    def _resizes_input(self, node: Any) -> bool:
+        """Whether it makes the image that the network is given a smaller one."""
+        is_given = node.op_type == "Resize" and node.input[0] == self.graph.input[0].name
+        return is_given and len(self.shapes.get(node.input[0], ())) == 4
 
     def _is_attention(self, node: Any) -> bool:
         """The product of a softmax, (N, heads, queries, keys), with values of as many heads."""

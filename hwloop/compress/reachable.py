@@ -17,7 +17,9 @@ from hwloop.compress import space
 from hwloop.compress.methods import method_of
 from hwloop.compress.rows import (
     WEIGHTED,
+    at_size,
     casts,
+    changes_nothing,
     has_own_precision,
     own_precision,
     precision_of,
@@ -142,18 +144,29 @@ def _of_layer(
         for index, per_channel in layer.in_groups:
             if index == layer.out_group:  # it reads its own group
                 known[index] = _brought(network, index, per_channel, [action], rules)
-        yield from _under(network, layer, action, tuple(known.values()), rules)
+        for dense in _sizes(network, layer, legal, rules):
+            yield from _under(network, layer, dense, action, tuple(known.values()), rules)
+
+
+def _sizes(
+    network: Network, layer: Layer, legal: Masks, rules: SpaceRules
+) -> Iterator[LayerConfig]:
+    """The dense layer with each image that it can be given."""
+    for action in _options(0, legal, rules) if layer.sized else [KEEP]:
+        dense = at_size(network, layer, [action])
+        if not changes_nothing(dense):
+            yield dense
 
 
 def _under(
     network: Network,
     layer: Layer,
+    dense: LayerConfig,
     action: Action,
     brought: Sequence[Sequence[Source]],
     rules: SpaceRules,
 ) -> Iterator[LayerConfig]:
     """The rows of a layer with one action of its own group."""
-    dense = layer.config
     outputs = written_channels(network, layer, action, rules)
     fixed = dense.in_shape[1] - sum(
         network.groups[index].channels * per_channel for index, per_channel in layer.in_groups

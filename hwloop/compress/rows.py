@@ -31,12 +31,13 @@ def layer_configs(
     Args:
         actions: one for each group of the network.
     """
-    if _is_left_out(layer, actions):
+    dense = at_size(network, layer, actions)
+    if _is_left_out(layer, actions) or changes_nothing(dense):
         return ()
     action = KEEP if layer.out_group is None else actions[layer.out_group]
     sources = _sources(network, layer, actions, rules)
     own = own_precision(layer, action, sources, rules)
-    config = _in_candidate(network, layer, actions, rules)
+    config = _in_candidate(network, layer, dense, actions, rules)
     config = replace(config, precision_in=own, precision=own, precision_out=own)
     rows = method_of(action).rows(config, action, rules)
     return (*rows, *casts(layer, config, sources, rules))
@@ -59,9 +60,13 @@ def shaping_groups(layer: Layer) -> list[int]:
 
 
 def groups_of(layer: Layer) -> list[int]:
-    """The groups whose actions decide what a layer costs, in order: also whether it is there."""
+    """The groups whose actions decide what a layer costs, in order.
+
+    Also whether it is there, and the size of its image.
+    """
     holder = set() if layer.branch is None else {layer.branch}
-    return sorted({*shaping_groups(layer), *holder})
+    image = {0} if layer.sized else set()
+    return sorted({*shaping_groups(layer), *holder, *image})
 
 
 def settled(network: Network, actions: Sequence[Action]) -> Candidate:
@@ -91,17 +96,34 @@ def _is_left_out(layer: Layer, actions: Sequence[Action]) -> bool:
     return layer.branch is not None and method_of(actions[layer.branch]).leaves_out
 
 
+def at_size(network: Network, layer: Layer, actions: Sequence[Action]) -> LayerConfig:
+    """The dense layer with the image that it is given in a candidate."""
+    if not layer.sized:
+        return layer.config
+    share = method_of(actions[0]).size(actions[0])
+    return layer.config if share == 1 else layer.sized[network.groups[0].sizes.index(share)]
+
+
+def changes_nothing(config: LayerConfig) -> bool:
+    """Whether it is a resize to the size that an image has."""
+    return config.op == "resize" and config.kernel == config.in_shape[2:]
+
+
 def _in_candidate(
-    network: Network, layer: Layer, actions: Sequence[Action], rules: SpaceRules
+    network: Network,
+    layer: Layer,
+    dense: LayerConfig,
+    actions: Sequence[Action],
+    rules: SpaceRules,
 ) -> LayerConfig:
     """The layer with the channels that it reads and writes in a candidate."""
-    in_channels = layer.config.in_shape[1]
+    in_channels = dense.in_shape[1]
     for index, per_channel in layer.in_groups:
         kept = width(network, index, actions[index], rules)
         in_channels -= (network.groups[index].channels - kept) * per_channel
     own = KEEP if layer.out_group is None else actions[layer.out_group]
     written = written_channels(network, layer, own, rules)
-    return resized(layer.config, in_channels=in_channels, out_channels=written)
+    return resized(dense, in_channels=in_channels, out_channels=written)
 
 
 def written_channels(network: Network, layer: Layer, action: Action, rules: SpaceRules) -> int:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from hwloop.compress import space
 from hwloop.compress.apply import in_base_precision
-from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
 from hwloop.compress.fp16_range import Kept, kept_float
 from hwloop.compress.reachable import RowPlan, row_plan
 from hwloop.compress.rows import network_configs, settled
 from hwloop.compress.rules import SpaceRules
+from hwloop.compress.sizes import described
 from hwloop.compress.space import Choices, Masks
 from hwloop.errors import CandidateError, UsageError
 from hwloop.records import Action, Candidate, LayerConfig, Network
@@ -148,7 +148,7 @@ def subject(
         task=task,
         dense=module,
         example=example,
-        network=describe(module, example, float_graph, name=name),
+        network=described(module, example, float_graph, name=name, rules=rules),
         rules=rules,
         float_graph=float_graph,
         graph=graph,

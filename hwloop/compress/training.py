@@ -68,6 +68,9 @@ class Schedule:
     warmup_share: float = 0.2
 
 
+_KEEPS_ZEROS = "keeps_zeros"
+
+
 class Lesson(Protocol):
     """What a network is given in one step, what it should answer, and the loss of its answer."""
 
@@ -146,6 +149,7 @@ def _losses(
         optimizer, peak_lr, total_steps=total, pct_start=schedule.warmup_share
     )
     _trained_mode(module, frozen=frozen)
+    masks = _masks(module)
     limit, losses = math.inf, []
     for step in range(schedule.steps):
         taught = lesson(step)
@@ -157,9 +161,24 @@ def _losses(
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
+        with torch.no_grad():
+            for weight, mask in masks:
+                weight.mul_(mask)
         rate.step()
         tick(step + 1, schedule.steps)
     return losses
+
+
+def keep_zeros(layer: nn.Module) -> None:
+    """Whatever is trained from now on, those weights of a layer that are zero stay so."""
+    setattr(layer, _KEEPS_ZEROS, True)
+
+
+def _masks(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Weights whose zeros are kept, and where they have none."""
+    kept = [layer for layer in module.modules() if getattr(layer, _KEEPS_ZEROS, False)]
+    weights = [layer.get_parameter("weight") for layer in kept]
+    return [(weight, weight.detach() != 0) for weight in weights]
 
 
 def _optimizer(

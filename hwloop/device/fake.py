@@ -143,10 +143,12 @@ def _row_ms(config: dict[str, Any], roofline: dict[str, Any]) -> float:
     for size, kernel, stride, padding in zip(  # noqa: B905 - linear has no spatial axes
         shape[2:], config["kernel"], config["stride"], config["padding"]
     ):
-        outputs *= (size + 2 * padding - kernel) // stride + 1
+        resized = config["op"] == "resize"
+        outputs *= kernel if resized else (size + 2 * padding - kernel) // stride + 1
     per_output = shape[1] // config["groups"] * config["kernel"][0] * config["kernel"][1]
     weighted = config["op"] in ("conv", "linear")
     macs = outputs * per_output if weighted else 0
+    macs //= 2 if config.get("sparsity") == "2:4" else 1
     traffic = (int(np.prod(shape)) + outputs) * ITEM_BYTES[config["precision"]]
     compute_ms = macs / roofline["gmacs_per_s"][config["precision"]] / 1e6
     return float(max(compute_ms, traffic / roofline["gbytes_per_s"] / 1e6) + ROW_OVERHEAD_MS)

@@ -201,6 +201,7 @@ class Predictor:
         self._empty_ms = table.row_ms(EMPTY)
         self._plan = row_plan(network, rules)
         self._layers = [_LayerSums(self, layer, table) for layer in network.layers]
+        self.dense_ms = sum(layer.dense_ms for layer in self._layers)
         self._sums: list[Sums] = []
         self._latencies_ms: list[float] = []
 
@@ -211,6 +212,11 @@ class Predictor:
     def __call__(self, choices: Sequence[int]) -> float:
         """Predicted milliseconds, at least those of an empty call."""
         return max(self.fit(self.sums_ms(choices)), self._empty_ms)
+
+    def group_ms(self, choices: Sequence[int], group: int) -> float:
+        """Of a prediction, what the layers cost that a group has a say in."""
+        layers = (layer(choices) for layer in self._layers if group in layer.groups)
+        return self.fit(_network_sums(layers, None)) - self.fit.offset_ms
 
     def observe(self, choices: Sequence[int], latency_ms: float) -> None:
         """Take an end-to-end measurement into the fit; the first one must be the dense network."""
@@ -228,13 +234,13 @@ class _LayerSums:
         self.predictor = predictor
         self.table = table
         keep = (KEEP,) * len(predictor.network.groups)
-        self.dense = layer_configs(predictor.network, layer, keep, predictor.rules)[0]
-        parts = predictor._plan.parts(self.dense)
+        dense = layer_configs(predictor.network, layer, keep, predictor.rules)[:1]
+        parts = [part for config in dense for part in predictor._plan.parts(config)]
         for row, _ in parts:
             reason = table.refusal(row)
             if reason is not None:
                 raise TargetError(f"the target does not run layer {layer.name!r}: {reason}")
-        self._dense_ms = sum(weight * table.row_ms(row) for row, weight in parts)
+        self.dense_ms = sum(weight * table.row_ms(row) for row, weight in parts)
         self.known: dict[tuple[int, ...], _Parts] = {}
 
     def __call__(self, choices: Sequence[int]) -> _Parts:
@@ -265,7 +271,9 @@ class _LayerSums:
         """
         if self.table.refusal(row) is None:
             return self.table.row_ms(row)
-        return self.predictor._empty_ms if row.op in CASTS else self._dense_ms
+        if row.op == "resize":
+            return self.predictor.dense_ms
+        return self.predictor._empty_ms if row.op in CASTS else self.dense_ms
 
 
 def prediction_error(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> dict[str, Any]:

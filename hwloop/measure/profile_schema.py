@@ -153,7 +153,8 @@ def _rules(reader: _Reader, data: Any) -> tuple[SpaceRules, int | None, str]:
     base = space.get("base_precision", rules.base_precision)
     precisions = tuple(space.get("precisions", rules.precisions))
     known = [method.kind for method in methods.METHODS]
-    kinds = tuple(space.get("kinds", known))
+    usual = [method.kind for method in methods.METHODS if method.usual]
+    kinds = tuple(space.get("kinds", usual))
     reader.choice("space.base_precision", base, ("fp32", "fp16"))
     for value in precisions:
         reader.choice("space.precisions", value, sorted(PRECISIONS))

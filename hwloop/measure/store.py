@@ -24,8 +24,8 @@ from hwloop.errors import HwloopError, UsageError
 from hwloop.files import check_regular
 from hwloop.measure import storefile
 from hwloop.measure.storefile import RESTORE
+from hwloop.measure.trial import Trial
 from hwloop.parsing import canonical_json, parse_json
-from hwloop.records import Trial
 
 APPLICATION_ID = 0x48574C50
 SCHEMA_VERSION = 1

@@ -8,8 +8,8 @@ from typing import Any
 
 from hwloop.files import write_atomically
 from hwloop.findings import Measurement
+from hwloop.measure.trial import Trial
 from hwloop.parsing import to_json
-from hwloop.records import Trial
 from hwloop.report.markdown import markdown
 from hwloop.run import config, identity
 from hwloop.run.folder import RunFolder

@@ -129,6 +129,10 @@ def _table(report: dict[str, Any]) -> list[str]:
             f"outside the fit the median error is {error['median_abs_pct']} %, "
             f"{error['within_10pct']:.0%} within 10 %"
         )
+    unpaid = report["table"].get("unpaid", {})
+    if unpaid:
+        kinds = ", ".join(f"{count} of {kind}" for kind, count in unpaid.items())
+        lines.append(f"not searched, for by the rows they gain nothing: {kinds}")
     lines.extend(report["table"].get("row_doubts", ()))
     return lines
 

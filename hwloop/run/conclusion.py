@@ -8,7 +8,8 @@ from hwloop.compress.subject import Subject
 from hwloop.measure.predict import prediction_error
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.table import LatencyTable, row_doubts
-from hwloop.records import Candidate, Goal, Trial
+from hwloop.measure.trial import Trial
+from hwloop.records import Candidate, Goal
 from hwloop.run.final import Shipped
 from hwloop.run.front import pareto_front
 from hwloop.run.kept import FinalFigures
@@ -76,7 +77,12 @@ def conclusion(
 
 
 def table_use(
-    work: Work, table: LatencyTable, trials: list[Trial], *, interpolated: int
+    work: Work,
+    table: LatencyTable,
+    trials: list[Trial],
+    *,
+    interpolated: int,
+    unpaid: dict[str, int],
 ) -> TableUse:
     """What the latency table had and what it was worth, on networks outside the fit."""
     rows, hits = len(table), work.notes.rows_before()
@@ -90,6 +96,7 @@ def table_use(
         hits=hits,
         misses=rows - hits,
         row_doubts=row_doubts(table.rows(), interpolated=interpolated),
+        unpaid=unpaid,
         error=prediction_error(
             [predicted_ms for predicted_ms, _ in pairs], [measured_ms for _, measured_ms in pairs]
         ),

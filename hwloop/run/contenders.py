@@ -13,7 +13,7 @@ from hwloop.compress.recover import NO_RECOVERY
 from hwloop.errors import CandidateError
 from hwloop.findings import LatencySource, Measurement, Protocol
 from hwloop.measure.progress import Progress
-from hwloop.records import Trial
+from hwloop.measure.trial import Trial
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.front import is_faster, outcome_of
 from hwloop.run.race import Race

@@ -14,8 +14,9 @@ from hwloop.errors import CandidateError
 from hwloop.files import sha256, write_atomically
 from hwloop.measure.predict import Predictor
 from hwloop.measure.progress import Progress
+from hwloop.measure.trial import Trial
 from hwloop.parsing import to_json
-from hwloop.records import KEEP, Candidate, Trial
+from hwloop.records import KEEP, Candidate
 from hwloop.run import choice
 from hwloop.run.best import weights
 from hwloop.run.choice import Seen

@@ -144,7 +144,7 @@ def seconds_left(
     after = settings.finalists if settings.finish_s is None else 0
     finalists = left("finalists", len(BY_HAND) + taught + after)
     networks = left("latencies", calibrate.CALIBRATION_NETWORKS + total)
-    probes = left("probes", len(sensitivity.probed(found)))
+    probes = left("probes", len(sensitivity.probed(found, found.masks)))
     loop_steps = short_recovery(found.dense, settings.loop_steps).steps
     steps = trials * loop_steps + finalists * settings.final_steps
     renewals = (trials + finalists) * RECALIBRATED.recalibration_batches

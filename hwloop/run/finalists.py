@@ -12,7 +12,8 @@ from hwloop.compress.subject import Built
 from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.measure.progress import Progress
-from hwloop.records import Goal, Trial
+from hwloop.measure.trial import Trial
+from hwloop.records import Goal
 from hwloop.run import choice
 from hwloop.run.choice import Seen
 from hwloop.run.clock import FinalsClock
@@ -21,6 +22,10 @@ from hwloop.run.evaluate import Evaluator
 from hwloop.run.front import seen_of
 from hwloop.run.race import LONG, Race
 from hwloop.run.result import USUAL
+
+UNSPENT = 0.5
+"""Of the goal. While the best leaves more of it, faster ones are worth half as many recoveries
+again."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +43,7 @@ class Finals:
     Attributes:
         contenders: whose latencies are taken again first.
         count: full recoveries that it may spend, of the first rung; a long one counts for three.
+            Half as many more where the goal is hardly touched.
         clock: where the time decides instead, however many those are.
     """
 
@@ -73,9 +79,9 @@ class Finals:
                 self.race.recover(trial, chosen.seen.steps, revert=False)
 
     def _recover(self, trials: Sequence[Trial]) -> None:
-        left, done = self.count, 0
-        while left > 0 if self.clock is None else self.clock.allows(done):
-            units = left if self.clock is None else LONG**self.race.rungs
+        spent, done = 0, 0
+        while self._left(trials, spent) > 0 if self.clock is None else self.clock.allows(done):
+            units = self._left(trials, spent) if self.clock is None else LONG**self.race.rungs
             entry = self.race.next(trials, units=units)
             if entry is None:
                 return
@@ -83,9 +89,16 @@ class Finals:
             found = self.race.recover(entry.trial, entry.steps, revert=entry.trial.source != USUAL)
             # Of two that differ in what earns nothing, only the first one costs anything.
             free = found is not None and (found.candidate, found.steps) in before
-            left, done = left - (0 if free else entry.units), done + 1
+            spent, done = spent + (0 if free else entry.units), done + 1
             if self.clock is not None:
                 self.clock.keep(done)
+
+    def _left(self, trials: Sequence[Trial], spent: int) -> int:
+        """Recoveries of the first rung that may still be spent."""
+        goal = self.goal.max_drop
+        best = choice.best(self.seen(trials), self.goal, baseline_ms=self.baseline_ms)
+        touched = best is not None and (not goal or best.drop >= (1 - UNSPENT) * goal)
+        return self.count - spent if touched else self.count + self.count // 2 - spent
 
     @property
     def baseline_ms(self) -> float:

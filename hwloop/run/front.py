@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hwloop.findings import Outcome
-from hwloop.records import Goal, Trial
+from hwloop.measure.trial import Trial
+from hwloop.records import Goal
 from hwloop.run import choice
 from hwloop.run.choice import Seen, within_drop
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from hwloop.compress import methods
 from hwloop.compress.apply import compress
-from hwloop.compress.describe import describe
 from hwloop.compress.rules import SpaceRules
+from hwloop.compress.sizes import INPUT, described, resizes
 from hwloop.compress.space import menu
 from hwloop.compress.subject import dense_graph
 from hwloop.errors import CandidateError, UsageError
@@ -59,7 +59,7 @@ def load(folder: RunFolder, *, model: Any, task: Any, trust: bool) -> nn.Module:
     try:
         candidate = Candidate.from_json(note.get("candidate"))
         align = an_int(1, LARGEST_ALIGN)(note.get("align"))
-        rules = SpaceRules(align=align, kinds=tuple(method.kind for method in methods.METHODS))
+        rules = SpaceRules(align=align, kinds=_kinds(note.get("groups")))
         shape = a_list(an_int(1), 2, 6)(note.get("input_shape"))
         named = [optional(a_text(4096))(note.get(name)) for name in ("model", "task", "data")]
     except ValueError as error:
@@ -74,6 +74,12 @@ def load(folder: RunFolder, *, model: Any, task: Any, trust: bool) -> nn.Module:
     return _with_weights(
         dense, example, candidate=candidate, rules=rules, state=state, path=path
     ).eval()
+
+
+def _kinds(groups: Any) -> tuple[str, ...]:
+    """Of all methods, without those that need a group of the input where a run had none."""
+    sized = isinstance(groups, list) and groups[:1] == [INPUT]
+    return tuple(method.kind for method in methods.METHODS if sized or not resizes(method))
 
 
 def _dense(
@@ -125,7 +131,7 @@ def _with_weights(
     ours = "give the dense network that the run began with"
     try:
         graph = dense_graph(dense, example, name="the dense network")
-        network = describe(dense, example, graph, name="the dense network")
+        network = described(dense, example, graph, name="the dense network", rules=rules)
     except UsageError as error:
         shape = "x".join(map(str, example.shape))
         raise UsageError(f"{error.message} (for the run's input of {shape})", ours) from error

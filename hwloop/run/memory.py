@@ -14,6 +14,7 @@ from hwloop.errors import UsageError
 from hwloop.findings import Fingerprint, Measurement
 from hwloop.measure.scope import Scope
 from hwloop.measure.store import Store
+from hwloop.measure.trial import Trial
 from hwloop.parsing import (
     A_COUNT,
     A_DIGEST,
@@ -24,7 +25,7 @@ from hwloop.parsing import (
     as_it_is,
     digest,
 )
-from hwloop.records import Action, Candidate, Trial
+from hwloop.records import Action, Candidate
 from hwloop.run.choice import Seen
 from hwloop.run.kept import (
     FinalFigures,

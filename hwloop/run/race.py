@@ -15,7 +15,8 @@ from statistics import median
 from hwloop.compress.subject import Built
 from hwloop.compress.training import Schedule
 from hwloop.findings import Measurement
-from hwloop.records import Candidate, Goal, Trial
+from hwloop.measure.trial import Trial
+from hwloop.records import Candidate, Goal
 from hwloop.run import choice
 from hwloop.run.choice import Seen
 from hwloop.run.distil import Distiller

@@ -116,7 +116,8 @@ _REPORT = at_least(
         ),
         "comparisons": a_mapping(_comparison),
         "table": lambda value: _where_present(
-            at_least({"rows": A_COUNT, "error": _error})(value), {"row_doubts": _LINES}
+            at_least({"rows": A_COUNT, "error": _error})(value),
+            {"row_doubts": _LINES, "unpaid": a_mapping(A_COUNT)},
         ),
         "search": at_least(
             {

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwloop.findings import Fingerprint, Measurement
-from hwloop.records import Action, Candidate, Trial
+from hwloop.measure.trial import Trial
+from hwloop.records import Action, Candidate
 from hwloop.run.settings import Settings
 from hwloop.run.verdict import Verdict
 
@@ -140,6 +141,7 @@ class TableUse:
     Attributes:
         rows, hits, misses: in all, those that were there before, those that were measured.
         row_doubts: why some rows should not be trusted, in sentences.
+        unpaid: by kind, how many actions were not searched because by the rows they gain nothing.
         error: of the prediction, on networks outside the fit.
     """
 
@@ -147,6 +149,7 @@ class TableUse:
     hits: int
     misses: int
     row_doubts: list[str]
+    unpaid: dict[str, int]
     error: dict[str, Any]
 
 

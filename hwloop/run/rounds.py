@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwloop.compress import space
+from hwloop.compress.space import Masks
 from hwloop.measure.predict import Predictor
-from hwloop.records import Trial
+from hwloop.measure.trial import Trial
 from hwloop.run import features
 from hwloop.run.front import outcome_of
 from hwloop.run.race import LONG, Race
@@ -40,12 +41,14 @@ class Rounds:
     """One search.
 
     Attributes:
+        masks: what may be chosen: legal, and not known to gain nothing.
         damage: (groups, actions) of each action alone, in the metric's unit.
         predictor: of latencies.
     """
 
     trials: Trials
     race: Race
+    masks: Masks
     damage: NDArray[np.float64]
     predictor: Predictor
     _asked: dict[Choices, Trial] = field(default_factory=dict)
@@ -133,20 +136,27 @@ class Rounds:
     def _summed(self, choices: Choices) -> float:
         return float(self.damage[np.arange(len(choices)), choices].sum())
 
+    def _in_space(self, choices: Choices) -> bool:
+        """Whether a search may choose it: a usual setting may do what gains nothing."""
+        return all(mask[choice] for mask, choice in zip(self.masks, choices, strict=True))
+
     def _problem(self) -> Problem:
         """What the search is told: numbers only, drops as they are expected in the end."""
         evaluator, goal = self.trials.evaluator, self.trials.work.settings.goal
         subject, baseline_ms = evaluator.subject, evaluator.baseline.latency_ms
-        known = {choices: self.race.score(trial) for choices, trial in self._asked.items()}
+        asked = {
+            choices: trial for choices, trial in self._asked.items() if self._in_space(choices)
+        }
+        known = {choices: self.race.score(trial) for choices, trial in asked.items()}
         dense = subject.choices(subject.dense_candidate)
         known.setdefault(dense, Score(metric_drop=0.0, latency_ms=baseline_ms))
         damages = {
             trial.candidate: self._summed(subject.choices(trial.candidate))
-            for trial in self._asked.values()
+            for trial in asked.values()
         }
         return Problem(
             network_features=features.features(subject.network),
-            masks=subject.masks,
+            masks=self.masks,
             predict_ms=self.predictor,
             baseline_ms=baseline_ms,
             damage=self.damage,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwloop.compress.space import Masks
 from hwloop.compress.subject import Subject
 from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
@@ -39,16 +41,19 @@ FIRST_NAMES = {
 """Probes of runs that began when an action was known by its position on the one menu there was."""
 
 
-def damage(evaluator: Evaluator, progress: Progress) -> NDArray[np.float64]:
+def damage(evaluator: Evaluator, progress: Progress, masks: Masks) -> NDArray[np.float64]:
     """(groups, actions) expected drop of the metric of each single action, in its unit.
 
     Each action and each precision is applied alone, batch-norms recalibrated; what is measured is
     the KL divergence of the outputs from the dense network's, because on a few hundred samples it
     is far less noisy than the metric. One slope, fitted to all probes, turns it into the metric's
     unit. An action and a precision of one group are taken to add up.
+
+    Args:
+        masks: what may be chosen; the rest is not tried.
     """
     subject = evaluator.subject
-    probes = probed(subject)
+    probes = probed(subject, masks)
     split = ScoredSplit(subject.task, subject.task.search(), count=PROBE_SAMPLES)
     dense = split.outputs(torch_run(subject.dense))
     dense_metric = split.metric(dense)
@@ -65,14 +70,21 @@ def damage(evaluator: Evaluator, progress: Progress) -> NDArray[np.float64]:
     return _as_drops(results, subject, least_slope=LEAST_SLOPE * goal)
 
 
-def probed(subject: Subject) -> list[Alone]:
+def probed(subject: Subject, masks: Masks) -> list[Alone]:
     """Everything that is tried alone: each action in base precision, and each precision."""
-    return [
+    legal = {
         (group, action)
         for group, mask in enumerate(subject.masks)
-        for action, allowed in zip(subject.menu, mask, strict=True)
-        if allowed and action != KEEP and (action.kind == KEEP.kind or action.precision == "base")
-    ]
+        for action, ok in zip(subject.menu, mask, strict=True)
+        if ok and action != KEEP
+    }
+    found: dict[Alone, None] = {}
+    for group, mask in enumerate(masks):
+        for action, allowed in zip(subject.menu, mask, strict=True):
+            if allowed:
+                found[group, replace(action, precision="base")] = None
+                found[group, Action(precision=action.precision)] = None
+    return [alone for alone in found if alone in legal]
 
 
 def _name(action: Action) -> str:

@@ -31,6 +31,7 @@ from hwloop.run.final import Shipped
 from hwloop.run.finalists import Finals
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures, Notes
+from hwloop.run.paying import paying
 from hwloop.run.race import Race
 from hwloop.run.result import Result
 from hwloop.run.rounds import Rounds
@@ -103,13 +104,16 @@ def _through(work: Work, found: Subject, warnings: tuple[str, ...]) -> Result:
     with work.table() as table:
         work.notes.add_rows_before(len(table))
         predictor = calibrate.fitted_predictor(evaluator, table, progress, seed=settings.seed)
-        damage = sensitivity.damage(evaluator, progress)
+        left = paying(found, predictor)
+        damage = sensitivity.damage(evaluator, progress, left.masks)
         work.clock.keep()
         race = _race(trials, predictor)
-        Rounds(trials=trials, race=race, damage=damage, predictor=predictor).search()
+        Rounds(
+            trials=trials, race=race, masks=left.masks, damage=damage, predictor=predictor
+        ).search()
         shipped = _finalists(trials, race)
         further = evaluator.subject.plan.interpolated
-        use = table_use(work, table, trials.all(), interpolated=further)
+        use = table_use(work, table, trials.all(), interpolated=further, unpaid=left.unpaid)
         figures = final.figures_of(shipped, work, evaluator)
         by_hand = final.by_hand(trials, race, work, shipped=shipped, final=figures)
     return conclusion(

@@ -10,7 +10,8 @@ from hwloop.compress import space
 from hwloop.compress.subject import Built, Subject
 from hwloop.errors import CandidateError
 from hwloop.measure.predict import Predictor
-from hwloop.records import Candidate, Trial, TrialState
+from hwloop.measure.trial import Trial, TrialState
+from hwloop.records import Candidate
 from hwloop.run import choice
 from hwloop.run.best import Best
 from hwloop.run.choice import Seen

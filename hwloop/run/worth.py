@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hwloop.records import Goal, Trial
+from hwloop.measure.trial import Trial
+from hwloop.records import Goal
 from hwloop.run import choice
 from hwloop.run.choice import Seen
 from hwloop.search.foresight import Foreseen

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from hwloop.records import LayerConfig
-from hwloop.runtimes.rowgraph import spatial, window
+from hwloop.runtimes.rowgraph import window
 from hwloop.runtimes.rows import OrtRow, channels_last
 
 _DOMAIN = "com.microsoft.nchwc"
@@ -169,7 +169,7 @@ class BlockedRow(OrtRow):
     def _written(self) -> tuple[int, ...]:
         """The shape of its output, in whole blocks."""
         config = self.config
-        return (config.in_shape[0], self._padded(config.out_channels), *spatial(config))
+        return (config.in_shape[0], self._padded(config.out_channels), *config.out_sides)
 
     def _padded(self, channels: int) -> int:
         return -(-channels // self.block) * self.block

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import ACTIVATIONS, OPSET
@@ -70,10 +71,14 @@ class RowGraph:
             shape = (batch, config.in_shape[1] // 2, *config.in_shape[2:])
             parts = [value, self._operand("other", shape)]
             return config.in_shape, self._node("Concat", parts, "concat", axis=1)
+        if config.op == "resize":
+            shape = (*config.in_shape[:2], *config.kernel)
+            size = self._weight(np.array(shape))
+            return shape, self._node("Resize", [value, "", "", size], "image", mode="linear")
         if config.op == "globalavgpool":
             pooled = (batch, config.out_channels, 1, 1)
             return pooled, self._node("GlobalAveragePool", [value], "pool")
-        shape = (batch, config.out_channels, *spatial(config))
+        shape = (batch, config.out_channels, *config.out_sides)
         if config.op in ("maxpool", "avgpool"):
             op = "MaxPool" if config.op == "maxpool" else "AveragePool"
             return shape, self._node(op, [value], "pool", **window(config))
@@ -150,7 +155,13 @@ class RowGraph:
         if self.int8:
             return self._quantized_weight(shape)
         values = self.rng.standard_normal(shape).astype(np.float32) * 0.1
-        return self._weight(values.astype(self.floats))
+        return self._weight(self._in_pattern(values).astype(self.floats))
+
+    def _in_pattern(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Of every four input channels two are zero, where the row's weights are 2:4 sparse."""
+        if self.config.sparsity == "2:4":
+            weight[:, 0::4] = weight[:, 1::4] = 0
+        return weight
 
     def _bias(self) -> list[str]:
         if "bias" not in self.config.tail:
@@ -203,13 +214,3 @@ def window(config: LayerConfig) -> dict[str, Any]:
     """ONNX attributes of a kernel that moves over an image."""
     pads = [*config.padding, *config.padding]
     return {"kernel_shape": config.kernel, "strides": config.stride, "pads": pads}
-
-
-def spatial(config: LayerConfig) -> tuple[int, ...]:
-    """(height, width) of the output."""
-    return tuple(
-        (size + 2 * pad - kernel) // stride + 1
-        for size, kernel, stride, pad in zip(
-            config.in_shape[2:], config.kernel, config.stride, config.padding, strict=True
-        )
-    )

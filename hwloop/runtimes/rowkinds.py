@@ -34,8 +34,9 @@ def kind_of(config: LayerConfig) -> str:
 def _operator(config: LayerConfig) -> str:
     if config.op == "elementwise":
         return ""  # the tail alone
+    sparse = " 2:4" if config.sparsity == "2:4" else ""
     if config.op != "conv":
-        return _POOLS.get(config.op, config.op)
+        return _POOLS.get(config.op, config.op) + sparse
     per_group = config.in_shape[1] // config.groups
     kind = "conv"
     if config.groups > 1:
@@ -44,7 +45,6 @@ def _operator(config: LayerConfig) -> str:
         kind = "thin conv"
     kernel = "x".join(map(str, config.kernel))
     strided = " strided" if max(config.stride) > 1 else ""
-    sparse = " 2:4" if config.sparsity == "2:4" else ""
     return f"{kind} {kernel}{strided}{sparse}"
 
 

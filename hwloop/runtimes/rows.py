@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hwloop.runtimes.rowgraph import TAIL_CHAINS, TAIL_OPS, RowGraph, spatial, window
+from hwloop.runtimes.rowgraph import TAIL_CHAINS, TAIL_OPS, RowGraph, window
 
 _ACTIVATION_SCALE, _WEIGHT_SCALE, ZERO_POINT = 0.02, 0.01, 128
 _WEIGHT_LIMIT = 63  # reduce_range: seven bits, as the x86 recipe without VNNI quantizes
@@ -108,7 +108,7 @@ class OrtRow(RowGraph):
         if op != "maxpool":
             attributes = {**attributes, "channels_last": 1}
         self._node(own_op, [value, *scales], "output", domain=_RUNTIME_DOMAIN, **attributes)
-        size = (1, 1) if op == "globalavgpool" else spatial(config)
+        size = (1, 1) if op == "globalavgpool" else config.out_sides
         return (config.in_shape[0], config.out_channels, *size)
 
     def _quantized_weight(self, shape: tuple[int, ...]) -> str:
@@ -215,7 +215,7 @@ class TensorRTRow(RowGraph):
 
     def _quantized_weight(self, shape: tuple[int, ...]) -> str:
         limit = _FULL_WEIGHT_LIMIT
-        steps = self.rng.integers(-limit, limit + 1, shape)
+        steps = self._in_pattern(self.rng.integers(-limit, limit + 1, shape))
         weight = self._weight((steps * _WEIGHT_SCALE).astype(self.floats))
         scales = self._weight(np.full(shape[0], _WEIGHT_SCALE, self.floats))
         zeros = self._weight(np.zeros(shape[0], np.int8))

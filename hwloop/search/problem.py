@@ -183,14 +183,23 @@ class Problem:
         return self.latency_ms(self.fastest_choices)
 
     def uniform(self, action: int) -> Choices:
-        """The same action for all groups; where it is illegal, the one most like it."""
-        wanted = self.action_features[action]
+        """The same action for all groups; where it is illegal, the one most like it.
+
+        Of a kind of its own nothing is like it but to leave a group alone.
+        """
+        features = self.action_features
+        wanted, whole = features[action], features[0][0]
 
         def unlike(other: int) -> float:
-            features = self.action_features[other]
-            return sum(abs(one - two) for one, two in zip(features, wanted, strict=True))
+            return sum(abs(a - b) for a, b in zip(features[other], wanted, strict=True))
 
-        return tuple(action if action in menu else min(menu, key=unlike) for menu in self.menus)
+        def alike(menu: tuple[int, ...]) -> list[int]:
+            same = [other for other in menu if features[other][2:] == wanted[2:]]
+            return same or [other for other in menu if features[other][0] == whole]
+
+        return tuple(
+            action if action in menu else min(alike(menu), key=unlike) for menu in self.menus
+        )
 
     def summed_damage(self, choices: Choices) -> float:
         """Sum of the groups' single-action damages, in units of the metric."""

@@ -6,9 +6,11 @@ from hwloop.compress.methods.drop import Drop
 from hwloop.compress.methods.lowrank import LowRank
 from hwloop.compress.methods.method import Keep, Method
 from hwloop.compress.methods.prune import Prune
+from hwloop.compress.methods.resize import Resize
+from hwloop.compress.methods.sparse import Sparse
 from hwloop.records import Action
 
-METHODS: tuple[Method, ...] = (Keep(), Drop(), Prune(), LowRank())
+METHODS: tuple[Method, ...] = (Keep(), Resize(), Drop(), Prune(), LowRank(), Sparse())
 """In the order of the menu, in which they are also applied."""
 
 

@@ -35,6 +35,7 @@ class LowRank(Method):
     """
 
     kind = "lowrank"
+    usual = False
 
     def actions(self) -> tuple[Action, ...]:
         return tuple(Action(kind=self.kind, amount=share) for share in (0.5, 0.25))
@@ -53,13 +54,7 @@ class LowRank(Method):
         first = replace(config, out_channels=rank, tail=())
         if config.op == "linear":
             return first, replace(config, in_shape=(config.in_shape[0], rank))
-        sizes = (
-            (side + 2 * pad - kernel) // stride + 1
-            for side, pad, kernel, stride in zip(
-                config.in_shape[2:], config.padding, config.kernel, config.stride, strict=True
-            )
-        )
-        shape = (config.in_shape[0], rank, *sizes)
+        shape = (config.in_shape[0], rank, *config.out_sides)
         one, none = (1, 1), (0, 0)
         return first, replace(config, in_shape=shape, kernel=one, stride=one, padding=none)
 

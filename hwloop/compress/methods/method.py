@@ -52,11 +52,13 @@ class Method:
             every other kind is a feature of its own.
         leaves_out: the residual block goes that a group is the first within, with all its layers:
             they cost nothing then, and nobody decides about them.
+        usual: searched where a profile does not say which kinds are.
     """
 
     kind = KEEP.kind
     told_by_amount = False
     leaves_out = False
+    usual = True
 
     def actions(self) -> tuple[Action, ...]:
         """Its actions in base precision, gentlest first; the menu has each in every precision."""
@@ -79,6 +81,10 @@ class Method:
     def channels(self, action: Action, group: Group, rules: SpaceRules) -> int:
         """Channels of the group that stay."""
         return group.channels
+
+    def size(self, action: Action) -> float:
+        """Share of the input's sides at which the network computes; 1 for all but a resize."""
+        return 1.0
 
     def rows(
         self, config: LayerConfig, action: Action, rules: SpaceRules
