@@ -90,7 +90,7 @@ def test_it_goes_on_after_ctrl_c_and_tells_how_far_it_is(run: Path, capsys: Caps
     before, ships = trials(run), (run / "best").resolve()
     first = json.loads((run / "report.json").read_text())
     with pytest.raises(KeyboardInterrupt):
-        extended(run, evaluations=7, progress=StopsAfter(2))
+        extended(run, evaluations=6, progress=StopsAfter(2))
     between = trials(run)
     assert (run / "best").resolve() == ships  # until other finalists are chosen
     assert between.items() > before.items()
@@ -98,18 +98,18 @@ def test_it_goes_on_after_ctrl_c_and_tells_how_far_it_is(run: Path, capsys: Caps
 
     said = inside(capsys, "report", run)
     assert said.code == 0
-    assert "not finished: search, 9 of 12 candidates evaluated" in said.out
-    assert "--evaluations 7" in said.out
+    assert "not finished: search, 9 of 11 candidates evaluated" in said.out
+    assert "--evaluations 6" in said.out
     assert hwloop.load(run, task=MINI)(torch.zeros(1, 1, 8, 8)).shape == (1, 4)
 
-    report = extended(run, evaluations=7)
+    report = extended(run, evaluations=6)
     after = trials(run)
     assert after.items() > between.items()
-    assert sorted(after) == list(range(11))
-    assert searched(run) == 7
-    assert report["search"]["evaluations"] == 11
+    assert sorted(after) == list(range(10))
+    assert searched(run) == 6
+    assert report["search"]["evaluations"] == 10
     assert report["search"]["asked"] == {
-        "evaluations": 7,
+        "evaluations": 6,
         "finalists": 1,
         "final_steps": 0,
         "time_limit_s": None,

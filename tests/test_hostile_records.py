@@ -15,6 +15,7 @@ from hwloop import findings, records
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import check_candidate, menu
 from hwloop.findings import Fingerprint, LatencySource, Measurement, Outcome, Protocol
+from hwloop.measure import trial
 from hwloop.measure.trial import Trial, TrialState
 from hwloop.parsing import LARGEST_INT, parse_json, to_json
 from hwloop.records import Action, Candidate, LayerConfig
@@ -167,7 +168,7 @@ def test_every_field_that_is_written_is_read() -> None:
         (Action, records._ACTION),
         (Measurement, findings._MEASUREMENT),
         (Outcome, findings._OUTCOME),
-        (Trial, records._TRIAL),
+        (Trial, trial._TRIAL),
     ]
     for kind, checks in read:
         assert {field.name for field in dataclasses.fields(kind)} <= set(checks)

@@ -16,8 +16,9 @@ from hwloop.measure.predict import Predictor
 from hwloop.records import KEEP, Action, Candidate
 
 NOISE = 0.03
-"""Of what the layers of a group cost; a row is measured to 2 % of itself."""
+"""Of what the layers of a group cost: a row is measured to 2 % of itself."""
 
+LEAST_MS = 1e-9
 SHARES = (1.0, 0.5)
 """Widths of the networks in which an action is tried."""
 
@@ -35,7 +36,7 @@ class Paying:
     unpaid: dict[str, int]
 
 
-def paying(subject: Subject, predictor: Predictor) -> Paying:
+def paying(subject: Subject, predictor: Predictor, *, noise: float = NOISE) -> Paying:
     """The legal actions without those that save nothing, by the rows, in any network.
 
     An action pays that saves time against the same precision without it, and in its precision
@@ -46,7 +47,7 @@ def paying(subject: Subject, predictor: Predictor) -> Paying:
     masks, unpaid = [], Counter[str]()
     for group, mask in enumerate(subject.masks):
         legal = [action for action, ok in zip(menu, mask, strict=True) if ok]
-        left = [a for a in legal if a == KEEP or _pays(predictor, contexts, group, a, legal)]
+        left = [a for a in legal if a == KEEP or _pays(predictor, contexts, group, a, legal, noise)]
         unpaid.update(_kind(action) for action in legal if action not in left)
         masks.append(tuple(action in left for action in menu))
     return Paying(masks=tuple(masks), unpaid=dict(sorted(unpaid.items())))
@@ -71,23 +72,24 @@ def _pays(
     group: int,
     action: Action,
     legal: Sequence[Action],
+    noise: float,
 ) -> bool:
     """Held against the same precision without it, and against it in base precision."""
     rivals = (Action(precision=action.precision), replace(action, precision="base"))
     return all(
-        any(_saves(predictor, context, group, action, rival) for context in contexts)
+        any(_saved(predictor, context, group, action, rival) > noise for context in contexts)
         for rival in rivals
         if rival != action and rival in legal
     )
 
 
-def _saves(
+def _saved(
     predictor: Predictor, context: Choices, group: int, action: Action, rival: Action
-) -> bool:
-    """Whether a group is cheaper with an action than with its rival, beyond noise."""
+) -> float:
+    """What an action saves against its rival, as a share of what the rival's layers cost."""
     with_it, without = (
         (*context[:group], predictor.menu.index(each), *context[group + 1 :])
         for each in (action, rival)
     )
     saved_ms = predictor(without) - predictor(with_it)
-    return saved_ms > NOISE * predictor.group_ms(without, group)
+    return saved_ms / max(predictor.group_ms(without, group), LEAST_MS)

@@ -31,7 +31,7 @@ from hwloop.run.final import Shipped
 from hwloop.run.finalists import Finals
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures, Notes
-from hwloop.run.paying import paying
+from hwloop.run.paying import NOISE, paying
 from hwloop.run.race import Race
 from hwloop.run.result import Result
 from hwloop.run.rounds import Rounds
@@ -104,7 +104,7 @@ def _through(work: Work, found: Subject, warnings: tuple[str, ...]) -> Result:
     with work.table() as table:
         work.notes.add_rows_before(len(table))
         predictor = calibrate.fitted_predictor(evaluator, table, progress, seed=settings.seed)
-        left = paying(found, predictor)
+        left = paying(found, predictor, noise=0.0 if work.profile.simulated else NOISE)
         damage = sensitivity.damage(evaluator, progress, left.masks)
         work.clock.keep()
         race = _race(trials, predictor)
