@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from by_hand_tasks import Blobs, Fashion
+from common import cpu_profile
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, resnet18
@@ -22,18 +23,6 @@ from hwloop.tasks.load import load_task
 
 BATCH = 128
 PEAK_LR = 0.1
-
-FLOAT_ONLY = """description = "ONNX Runtime on this machine's CPU, without INT8"
-runtime = "onnxruntime"
-transport = "local"
-verified = true
-
-[settings]
-threads = 1
-
-[space]
-precisions = ["base"]
-"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -216,9 +205,8 @@ def _vit(folder: Path) -> Trained:
 
 
 def _float_only(known: Callable[[Path], Trained], folder: Path) -> Trained:
-    path = folder / "cpu-float.toml"
-    path.write_text(FLOAT_ONLY)
-    return replace(known(folder), target=str(path))
+    target = cpu_profile(folder / "cpu-float.toml", "without INT8", precisions=["base"])
+    return replace(known(folder), target=target)
 
 
 def _vgg(folder: Path) -> Trained:

@@ -61,6 +61,25 @@ def write_result(name: str, value: dict[str, Any], *, started: float) -> None:
     print(f"written: benchmarks/results/{name}.json")
 
 
+CPU_PROFILE = """description = "ONNX Runtime on this machine's CPU, {name}"
+runtime = "onnxruntime"
+transport = "local"
+verified = true
+
+[settings]
+threads = 1
+
+[space]
+"""
+
+
+def cpu_profile(path: Path, name: str, **space: list[str]) -> str:
+    """Write the profile of this CPU with lists of its own under ``[space]``; its path."""
+    lists = "".join(f"{key} = {json.dumps(words)}\n" for key, words in space.items())
+    write_atomically(path, (CPU_PROFILE.format(name=name) + lists).encode())
+    return str(path)
+
+
 def print_table(rows: list[list[str]]) -> None:
     """Columns aligned with spaces."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -13,11 +13,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from by_hand_networks import NETWORKS
-from common import CACHE, print_table, write_result
+from common import CACHE, cpu_profile, print_table, write_result
 
 import hwloop
 from hwloop.files import write_atomically
@@ -29,19 +28,6 @@ METHODS = (*KINDS, "int8")
 USUAL = ("prune", "drop", "int8")
 SEED = 0
 
-PROFILE = """description = "ONNX Runtime on this machine's CPU: {name}"
-runtime = "onnxruntime"
-transport = "local"
-verified = true
-
-[settings]
-threads = 1
-
-[space]
-precisions = {precisions}
-kinds = {kinds}
-"""
-
 VARIANTS: dict[str, tuple[str, ...]] = {
     "all": METHODS,
     "as shipped": USUAL,
@@ -50,14 +36,14 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def profile(name: str, methods: tuple[str, ...]) -> Path:
+def profile(name: str, methods: tuple[str, ...]) -> str:
     """A target with these methods and no others."""
-    path = FOLDER / f"{name.replace(' ', '-')}.toml"
-    precisions = ["base", *(["int8"] if "int8" in methods else [])]
-    kinds = ["keep", *(kind for kind in KINDS if kind in methods)]
-    text = PROFILE.format(name=name, precisions=json.dumps(precisions), kinds=json.dumps(kinds))
-    write_atomically(path, text.encode())
-    return path
+    return cpu_profile(
+        FOLDER / f"{name.replace(' ', '-')}.toml",
+        name,
+        precisions=["base", *(["int8"] if "int8" in methods else [])],
+        kinds=["keep", *(kind for kind in KINDS if kind in methods)],
+    )
 
 
 def work(network: str, variant: str) -> None:
@@ -69,7 +55,7 @@ def work(network: str, variant: str) -> None:
     report = hwloop.optimize(
         None if trained.shipped else trained.network,
         task=trained.shipped or trained.task,
-        target=str(profile(variant, VARIANTS[variant])),
+        target=profile(variant, VARIANTS[variant]),
         run=FOLDER / f"run-{path.stem}",
         max_drop=trained.max_drop,
         seed=SEED,

@@ -22,19 +22,21 @@ class OfOneSize(Protocol):
         """From now on images have other sides. Raises ValueError for such as it cannot have."""
 
 
-def sides(shape: Sequence[int], share: float) -> tuple[int, ...]:
+def sides(shape: Sequence[int], share: float) -> tuple[int, int]:
     """Of a smaller image, (height, width).
 
     Args:
         shape: of the whole one, (N, C, H, W).
     """
-    found = []
-    for side in shape[2:]:
-        unit = 1
-        while 2 * unit * LEAST_UNITS <= side:
-            unit *= 2
-        found.append(max(round(side * share / unit), 1) * unit)
-    return tuple(found)
+    height, width = shape[2:]
+    return _less(height, share), _less(width, share)
+
+
+def _less(side: int, share: float) -> int:
+    unit = 1
+    while 2 * unit * LEAST_UNITS <= side:
+        unit *= 2
+    return max(round(side * share / unit), 1) * unit
 
 
 def shrink(module: nn.Module, example: Tensor, share: float) -> None:

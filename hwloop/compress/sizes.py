@@ -77,10 +77,10 @@ def with_sizes(
         fixed_by="its channels are the input's",
         sizes=tuple(found),
     )
-    whole = tuple(example.shape[2:])
+    height, width = example.shape[2:]
     first = Layer(
         name=INPUT,
-        config=_resize(example, whole),
+        config=_resize(example, (height, width)),
         out_group=None,
         in_groups=(),
         sized=tuple(_resize(example, sides(example.shape, share)) for share in found),
@@ -131,11 +131,6 @@ def _kind(config: LayerConfig) -> tuple[object, ...]:
     return config.op, channels, config.out_channels, config.groups, config.tail
 
 
-def _resize(example: Tensor, size: tuple[int, ...]) -> LayerConfig:
+def _resize(example: Tensor, size: tuple[int, int]) -> LayerConfig:
     shape = tuple(example.shape)
-    return LayerConfig(op="resize", in_shape=shape, out_channels=shape[1], kernel=_two(size))
-
-
-def _two(size: tuple[int, ...]) -> tuple[int, int]:
-    height, width = size
-    return height, width
+    return LayerConfig(op="resize", in_shape=shape, out_channels=shape[1], kernel=size)

@@ -68,9 +68,6 @@ class Schedule:
     warmup_share: float = 0.2
 
 
-_KEEPS_ZEROS = "keeps_zeros"
-
-
 class Lesson(Protocol):
     """What a network is given in one step, what it should answer, and the loss of its answer."""
 
@@ -167,6 +164,9 @@ def _losses(
         rate.step()
         tick(step + 1, schedule.steps)
     return losses
+
+
+_KEEPS_ZEROS = "keeps_zeros"
 
 
 def keep_zeros(layer: nn.Module) -> None:

@@ -140,11 +140,11 @@ def latency_ms(configs: list[dict[str, Any]], roofline: dict[str, Any]) -> float
 def _row_ms(config: dict[str, Any], roofline: dict[str, Any]) -> float:
     shape = config["in_shape"]
     outputs = shape[0] * config["out_channels"]
+    resizes = config["op"] == "resize"
     for size, kernel, stride, padding in zip(  # noqa: B905 - linear has no spatial axes
         shape[2:], config["kernel"], config["stride"], config["padding"]
     ):
-        resized = config["op"] == "resize"
-        outputs *= kernel if resized else (size + 2 * padding - kernel) // stride + 1
+        outputs *= kernel if resizes else (size + 2 * padding - kernel) // stride + 1
     per_output = shape[1] // config["groups"] * config["kernel"][0] * config["kernel"][1]
     weighted = config["op"] in ("conv", "linear")
     macs = outputs * per_output if weighted else 0

@@ -80,7 +80,7 @@ class Finals:
 
     def _recover(self, trials: Sequence[Trial]) -> None:
         spent, done = 0, 0
-        while self._left(trials, spent) > 0 if self.clock is None else self.clock.allows(done):
+        while self.clock is None or self.clock.allows(done):
             units = self._left(trials, spent) if self.clock is None else LONG**self.race.rungs
             entry = self.race.next(trials, units=units)
             if entry is None:
