@@ -61,6 +61,12 @@ def write_result(name: str, value: dict[str, Any], *, started: float) -> None:
     print(f"written: benchmarks/results/{name}.json")
 
 
+def read_result(name: str) -> dict[str, Any]:
+    """What ``results/NAME.json`` has; empty where there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 CPU_PROFILE = """description = "ONNX Runtime on this machine's CPU, {name}"
 runtime = "onnxruntime"
 transport = "local"

@@ -60,12 +60,12 @@ def finals_of(case: Case) -> list[Final]:
     with reopened(trained, case) as bench:
         task = bench.task
         splits = [ScoredSplit(task, split()) for split in (task.search, task.test)]
-        dense = [_hits(split, bench.session, bench.evaluator.latencies.dense) for split in splits]
+        dense = [hits(split, bench.session, bench.evaluator.latencies.dense) for split in splits]
         found = [Final(speedup=1.0, faster=False, search=dense[0], test=dense[1])]
         for event in _finalists(case.run):
             model = _rebuilt(bench, case.run, event)
             with bench.session.holding(model):
-                search, test = (_hits(split, bench.session, model) for split in splits)
+                search, test = (hits(split, bench.session, model) for split in splits)
             found.append(
                 Final(speedup=event["speedup"], faster=event["faster"], search=search, test=test)
             )
@@ -85,7 +85,7 @@ def _rebuilt(bench: Bench, run: Path, event: dict[str, Any]) -> OnnxModel:
     return bench.evaluator.builder.restored(candidate, load_file(path)).model
 
 
-def _hits(split: ScoredSplit, session: DeviceSession, model: OnnxModel) -> Hits:
+def hits(split: ScoredSplit, session: DeviceSession, model: OnnxModel) -> Hits:
     outputs = split.finite_outputs(partial(session.infer, model))
     targets = np.concatenate([labels for _, labels in split.chunks()])
     found: Hits = outputs.argmax(axis=1) == targets

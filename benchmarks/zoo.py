@@ -6,11 +6,11 @@ its table, random candidates (outputs against PyTorch's, how long one takes to m
 NVIDIA's builder on graphs written for TensorRT.
 
     python benchmarks/zoo.py [FAMILY ...]      all by default; each is kept when it is done
-    python benchmarks/zoo.py --errors [FAMILY ...]     the same, and how well a table predicts it
+    python benchmarks/zoo.py --errors [FAMILY ...]     how well a table predicts each
+    python benchmarks/zoo.py --page            the table in docs/networks.md, from what is kept
 
-All of them are also the table in docs/networks.md. The error of a table is that of ten candidates,
-after thirteen others of the same network, as in a run, have been measured; it takes minutes for
-each, in which nothing else may run.
+The error of a table is that of ten candidates, after thirteen others of the same network, as in a
+run, have been measured; it takes minutes for each, in which nothing else may run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import onnxruntime
 import torch
 import torchvision
-from common import CACHE, print_table, write_result
+from common import print_table, read_result, write_result
 from table_error import awake, planned
 from torch import Tensor, nn
 from trt_build import RULES as TENSORRT
@@ -272,12 +272,9 @@ def proofs(module: nn.Module, example: Tensor, network: Network) -> dict[str, An
     return {"nvidia_built": PROOFS - len(refused), "nvidia_refused": refused}
 
 
-def kept(name: str, rules: SpaceRules) -> dict[str, Any]:
-    """What was found before, or now."""
-    path = CACHE / "zoo" / f"{name}.json"
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+def of_family(name: str) -> dict[str, Any]:
+    """All but the table's error."""
+    rules = rules_for(load_profile("cpu"), state.isa())
     started = time.monotonic()
     try:
         found = study(name, FAMILIES[name], rules)
@@ -285,19 +282,12 @@ def kept(name: str, rules: SpaceRules) -> dict[str, Any]:
         found = {"refused": str(error)}
     found["wall_s"] = round(time.monotonic() - started, 1)
     found["peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(found).encode())
+    found["isa"] = state.isa()
     return found
 
 
-def table_error(name: str, *, take: bool) -> dict[str, Any] | None:
-    """What was found before, or now; None where it was not taken."""
-    path = CACHE / "zoo" / f"{name}.error.json"
-    if path.is_file():
-        known: dict[str, Any] = json.loads(path.read_text())
-        return known
-    if not take:
-        return None
+def table_error(name: str) -> dict[str, Any]:
+    started = time.monotonic()
     study = planned(
         Untrained(name),
         name,
@@ -306,12 +296,15 @@ def table_error(name: str, *, take: bool) -> dict[str, Any] | None:
         fitted_on=FITTED,
         every_row=False,
     )
-    found = {
-        key: study["results"]["all"][key] for key in ("median_abs_pct", "within_10pct", "spearman")
+    return {
+        **{
+            key: study["results"]["all"][key]
+            for key in ("median_abs_pct", "within_10pct", "spearman")
+        },
+        **{key: study[key] for key in ("dense_ms", "row_seconds")},
+        "wall_s": round(time.monotonic() - started, 1),
+        "isa": state.isa(),
     }
-    found.update(dense_ms=study["dense_ms"], row_seconds=study["row_seconds"])
-    write_atomically(path, json.dumps(found).encode())
-    return found
 
 
 COLUMNS = (
@@ -353,24 +346,27 @@ def write_page(rows: list[list[str]]) -> None:
     write_atomically(PAGE, ("\n".join(lines) + "\n").encode())
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     started = time.monotonic()
-    errors = "--errors" in sys.argv
-    names = [word for word in sys.argv[1:] if word != "--errors"] or list(FAMILIES)
-    rules = rules_for(load_profile("cpu"), state.isa())
+    flags = {word for word in arguments if word.startswith("--")}
+    names = [word for word in arguments if word not in flags]
+    if flags - {"--errors", "--page"} or not set(names) <= set(FAMILIES):
+        raise SystemExit(f"{__doc__}\nfamilies: {', '.join(FAMILIES)}")
     torch.set_num_threads(2)
-    found = {}
-    for name in names:
-        found[name] = kept(name, rules)
-        if "refused" not in found[name]:
-            found[name]["table_error"] = table_error(name, take=errors)
-        print(name, json.dumps(found[name]), file=sys.stderr)
-    rows = [line(name, item) for name, item in found.items()]
+    for name in [] if "--page" in flags else names or list(FAMILIES):
+        families = read_result("zoo").get("families", {})
+        known = families.get(name, {})
+        if "--errors" in flags:
+            families[name] = {**known, "table_error": table_error(name)}
+        else:
+            families[name] = {"table_error": known.get("table_error"), **of_family(name)}
+        print(name, json.dumps(families[name]), file=sys.stderr)
+        write_result("zoo", {"families": families}, started=started)
+    families = read_result("zoo")["families"]
+    rows = [line(name, families[name]) for name in FAMILIES if name in families]
     print_table([list(COLUMNS), *rows])
-    if len(names) == len(FAMILIES):
-        write_page(rows)
-        write_result("zoo", {"families": found}, started=started)
+    write_page(rows)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

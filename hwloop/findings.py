@@ -7,6 +7,7 @@ Everything here turns into JSON with :func:`hwloop.parsing.to_json`.
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +143,7 @@ class Measurement:
         if not all(math.isfinite(value) and value > 0 for value in values):
             raise ValueError("a measurement holds finite, positive milliseconds only")
 
-    @property
+    @functools.cached_property
     def ratios(self) -> list[float]:
         """Candidate over reference at their quiet times, round by round: clock and heat cancel."""
         quiet = stats.quiet_times(self.samples_ms, self.rounds)

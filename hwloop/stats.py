@@ -43,13 +43,23 @@ def cut(values: Sequence[float], rounds: Sequence[int]) -> list[NDArray[np.float
 
 def quiet_times(values: Sequence[float], rounds: Sequence[int]) -> NDArray[np.float64]:
     """The quiet quantile of each round's samples."""
-    return np.asarray([np.quantile(part, QUIET) for part in cut(values, rounds)])
+    return np.asarray([_quiet(part) for part in cut(values, rounds)])
+
+
+def _quiet(part: NDArray[np.float64]) -> float:
+    """``np.quantile(part, QUIET)``, which takes 50 us: a search asks for thousands."""
+    ordered = np.sort(part)
+    place = (len(ordered) - 1) * QUIET
+    below = int(place)
+    low, high = float(ordered[below]), float(ordered[min(below + 1, len(ordered) - 1)])
+    share = place - below
+    return low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share)
 
 
 def disturbed_share(series: Sequence[Sequence[float]], rounds: Sequence[int]) -> float:
     """Share of samples beyond DISTURBED times the quiet time of their round, over all series."""
     parts = [part for values in series for part in cut(values, rounds)]
-    beyond = sum(int((part > DISTURBED * np.quantile(part, QUIET)).sum()) for part in parts)
+    beyond = sum(int((part > DISTURBED * _quiet(part)).sum()) for part in parts)
     return beyond / sum(map(len, parts))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import threading
 
 # The networks of the tests are so small that a second thread costs more than it brings, and very
 # much more where several tests run at once. Before torch is imported; children inherit it.
@@ -21,6 +22,17 @@ from hwloop.measure.session import DeviceSession
 
 LONG = ("test_resume.py",)
 """Files of a minute and more; the last process to end would be alone with one of them."""
+
+UNTRACED = (
+    *("test_beside", "test_choice", "test_exit_codes", "test_extending", "test_faults"),
+    *("test_fuzz", "test_goldens", "test_help", "test_identity", "test_methods", "test_proof"),
+    *("test_reachable", "test_remote", "test_remote_commands", "test_remote_link", "test_rounds"),
+    *("test_search_methods", "test_wirings"),
+)
+"""Files that take long by whole runs or large networks, of lines that others trace as well.
+
+To trace a line costs more than to run it: a third of the time of all tests.
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +62,21 @@ def _deal(items: list[pytest.Item]) -> None:
         group = "board" if item.path in with_board else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: (item.path.name not in LONG, item.path not in with_board))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Without a tracer where :data:`UNTRACED` says so.
+
+    ``no_cover`` of pytest-cov 7 stops one of two tracers that a process of pytest-xdist has.
+    """
+    before = sys.gettrace(), threading.gettrace()
+    if item.path.stem in UNTRACED:
+        sys.settrace(None)
+        threading.settrace(None)
+    yield
+    sys.settrace(before[0])
+    threading.settrace(before[1])
 
 
 @pytest.fixture(autouse=True, scope="module")

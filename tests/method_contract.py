@@ -53,10 +53,22 @@ def small_resnext() -> nn.Module:
     return torchvision.models.ResNet(kind, [1, 1, 1, 1], groups=8, width_per_group=8)
 
 
+def small_resnet() -> nn.Module:
+    """A block in each stage."""
+    kind = torchvision.models.resnet.BasicBlock
+    return torchvision.models.ResNet(kind, [1, 1, 1, 1])
+
+
+def small_mobilenet() -> nn.Module:
+    """Inverted residuals with and without a change of width and of size."""
+    setting = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 1]]
+    return torchvision.models.MobileNetV2(inverted_residual_setting=setting)
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "demo": (ResNet20, (1, 1, 28, 28)),
-    "resnet18": (torchvision.models.resnet18, (1, 3, 32, 32)),
-    "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 32, 32)),
+    "resnet": (small_resnet, (1, 3, 32, 32)),
+    "mobilenet": (small_mobilenet, (1, 3, 32, 32)),
     "resnext": (small_resnext, (1, 3, 32, 32)),
     "flattened": (TinyNet, (1, 1, 8, 8)),
     "grouped": (lambda: Grouped(), (1, 3, 16, 16)),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import os
 import sys
 import traceback
@@ -165,7 +166,9 @@ def energy_is_measured(scratch: Path) -> None:
     found = power.energy_mj(burst, seconds=1.0, root=plant("agx_orin", scratch / "energy"))
     assert found is not None
     assert len(found["rails"]) == 4, found
-    assert found["idle_mw"] == found["mean_mw"] > 0, found
+    assert found["mean_mw"] > 0, found
+    # A mean of equal values may differ from them in its last bit.
+    assert math.isclose(found["idle_mw"], found["mean_mw"], rel_tol=1e-9), found
 
 
 @check

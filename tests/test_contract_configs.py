@@ -14,7 +14,7 @@ from hwloop.compress.describe import graph_configs
 from hwloop.compress.export import export_onnx
 
 
-@pytest.mark.parametrize("name", ["demo", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["demo", "resnet", "mobilenet"])
 def test_the_additions_in_the_rows_are_those_that_onnx_runtime_fuses(
     name: str, tmp_path: Path
 ) -> None:

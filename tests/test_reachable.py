@@ -71,9 +71,9 @@ def test_however_much_is_concatenated_the_measured_rows_are_few(name: str) -> No
         torchvision.models.get_model(name, weights=None, **settings), (1, 3, 64, 64)
     )
     row_plan.cache_clear()
-    started = time.monotonic()
+    started = time.process_time()
     plan = row_plan(network, RULES)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert len(plan.measured) <= MOST_ROWS
     assert plan.interpolated > MOST_ROWS
     measured = set(plan.measured)

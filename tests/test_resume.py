@@ -24,14 +24,16 @@ KILLS = 20
 SERVER = """
 import os, sys, traceback
 sys.path.insert(0, sys.argv[1])
-import hwloop.search.agent, hwloop.api, hwloop.run.rounds, torch._dynamo
+import hwloop.search.agent, hwloop.api, hwloop.run.calibrate, hwloop.run.rounds, torch._dynamo
 hwloop.run.rounds.ROUND = 3  # a full recovery every few candidates, so that kills meet them
+hwloop.run.calibrate.CALIBRATION_NETWORKS = 4
+print("imported", flush=True)
 for run in sys.stdin:
     pid = os.fork()
     if pid == 0:
         try:
             hwloop.api.optimize(
-                task=sys.argv[2], target="fake", run=run.strip(), evaluations=8, seed=4,
+                task=sys.argv[2], target="fake", run=run.strip(), evaluations=6, seed=4,
                 loop_steps=1, finalists=2, final_steps=2, max_drop=0.05,
             )
             os._exit(0)
@@ -54,6 +56,8 @@ class Server:
             text=True,
             env=environment(OMP_NUM_THREADS="1"),
         )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "imported\n"
 
     def attempt(self, run: Path, kill_after_s: float | None = None) -> int:
         """Exit code of one attempt; -9 when it was killed in time."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,19 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "ROUND", 2)
+@pytest.fixture(autouse=True, scope="module")
+def short_rounds() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "ROUND", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(short_rounds: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    run = tmp_path_factory.mktemp("rounds") / "whole"
+    optimized(run)
+    return run
 
 
 def optimized(run: Path, **options: Any) -> dict[str, Any]:
@@ -65,11 +77,15 @@ class StopsAt(Progress):
             raise KeyboardInterrupt
 
 
+def reported(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "report.json").read_text())
+    return found
+
+
 def test_the_first_round_is_taught_by_two_usual_settings_and_the_others_follow_it(
-    tmp_path: Path,
+    whole: Path,
 ) -> None:
-    optimized(tmp_path / "run")
-    kinds = [kind for kind, _ in decisions(tmp_path / "run")]
+    kinds = [kind for kind, _ in decisions(whole)]
     usual = kinds.index("finalist")
     assert kinds[:usual] == ["trial"] * usual
     assert rounds.FIRST_LESSONS < usual <= len(BY_HAND)
@@ -81,8 +97,8 @@ def test_the_first_round_is_taught_by_two_usual_settings_and_the_others_follow_i
     assert kinds[recovered : recovered + others] == ["finalist"] * others
 
 
-def test_usual_settings_have_the_split_and_the_steps_of_what_ships(tmp_path: Path) -> None:
-    report = optimized(tmp_path / "run")
+def test_usual_settings_have_the_split_and_the_steps_of_what_ships(whole: Path) -> None:
+    report = reported(whole)
     assert report["comparisons"]
     for found in report["comparisons"].values():
         assert found["metric_split"] == "test"
@@ -103,14 +119,13 @@ def test_a_usual_setting_that_is_best_ships(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recoveries", [2, 5])
 def test_a_stopped_run_decides_the_rest_as_one_that_was_not_stopped(
-    tmp_path: Path, recoveries: int
+    whole: Path, tmp_path: Path, recoveries: int
 ) -> None:
-    whole = optimized(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         optimized(tmp_path / "stopped", progress=StopsAt(recoveries))
     resumed = optimized(tmp_path / "stopped")
-    assert decisions(tmp_path / "stopped") == decisions(tmp_path / "whole")
-    assert resumed["best"]["actions"] == whole["best"]["actions"]
+    assert decisions(tmp_path / "stopped") == decisions(whole)
+    assert resumed["best"]["actions"] == reported(whole)["best"]["actions"]
 
 
 def test_a_best_within_the_goal_is_loadable_as_soon_as_there_is_one(tmp_path: Path) -> None:
@@ -153,12 +168,12 @@ def test_a_network_that_nothing_was_cut_from_is_not_trained(
 
 
 def test_a_run_whose_time_is_up_repeats_what_it_decided(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = optimized(tmp_path / "run")
-    before = decisions(tmp_path / "run")
+    run = shutil.copytree(whole, tmp_path / "run", symlinks=True)
+    before, first = decisions(run), reported(run)
     monkeypatch.setattr(Work, "out_of_time", property(lambda self: True))
-    again = optimized(tmp_path / "run")
-    assert decisions(tmp_path / "run") == before
-    assert again["comparisons"] == whole["comparisons"]
-    assert again["best"]["actions"] == whole["best"]["actions"]
+    again = optimized(run)
+    assert decisions(run) == before
+    assert again["comparisons"] == first["comparisons"]
+    assert again["best"]["actions"] == first["best"]["actions"]

@@ -150,7 +150,7 @@ def test_the_dqn_is_not_behind_random_search(limit: dict[str, Any]) -> None:
     def best(name: str, seed: int) -> float:
         known = problem(8, 8, seed=seed, **limit)
         truth = scorer(known, seed=seed)
-        asked = asked_by(name, known, evaluations=40, seed=seed, evaluate=truth)
+        asked = asked_by(name, known, evaluations=24, seed=seed, evaluate=truth)
         return max(Reward()(truth(choices, source), known) for choices, source in asked)
 
     for seed in range(3):

@@ -18,6 +18,14 @@ def test_the_interval_over_rounds_covers_what_another_session_would_find() -> No
     assert 925 <= covered <= 990
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 11, 20, 21, 200])
+def test_the_quiet_time_of_a_round_is_the_quantile_to_the_last_bit(count: int) -> None:
+    values = np.random.default_rng(count).lognormal(size=3 * count)
+    found = stats.quiet_times(values.tolist(), [count] * 3)
+    expected = [np.quantile(part, stats.QUIET) for part in np.split(values, 3)]
+    assert found.tolist() == expected
+
+
 def test_one_round_alone_is_as_uncertain_as_sessions_differ() -> None:
     low, high = stats.rounds_ci95([2.0])
     assert np.log(high / 2.0) == pytest.approx(1.96 * stats.BETWEEN_SESSIONS, rel=1e-3)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hwloop.compress.describe import weighted_nodes
 from hwloop.compress.export import export_onnx
+from hwloop.device import state
 from hwloop.runtimes.graph_shapes import with_shapes
 from hwloop.runtimes.known import writing
 from hwloop.runtimes.tokens import tokens_as_rows
@@ -109,7 +110,7 @@ def test_layers_in_a_row_are_int8_kernels_in_a_row() -> None:
     network, example = Chain().eval(), torch.randn(1, 5, 16)
     graph = export_onnx(network, example)
     calibration = RNG.standard_normal((8, 5, 16)).astype(np.float32)
-    runtime = writing("ort-x86", "avx2+avx512_vnni")
+    runtime = writing("ort-x86", state.isa())
     small = runtime.quantized(graph, weighted_nodes(graph), calibration=calibration)
     session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"input": X})

@@ -53,7 +53,7 @@ class Distiller:
             revert: undo first what is predicted to gain nothing.
         """
         try:
-            candidate = self._reverted(trial.candidate) if revert else trial.candidate
+            candidate = self.reverted(trial.candidate) if revert else trial.candidate
             known = self.evaluator.figures.finalist(candidate, Schedule(steps=steps))
             found = self._finalist(candidate, steps) if known is None else known
         except CandidateError as error:
@@ -120,7 +120,7 @@ class Distiller:
             f"({bound})"
         )
 
-    def _reverted(self, candidate: Candidate) -> Candidate:
+    def reverted(self, candidate: Candidate) -> Candidate:
         """Undo the changes that are predicted to gain under 1 %, if that is measured to be free."""
         evaluator = self.evaluator
         reverted = self._without_what_earns_nothing(candidate)

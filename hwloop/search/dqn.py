@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +66,8 @@ class QNetwork(nn.Module):
     def __init__(self, observation_size: int, action_count: int, config: DQNConfig) -> None:
         super().__init__()
         sizes = (observation_size, *config.hidden)
-        layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-        self.trunk = nn.Sequential(*layers)
+        self._layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
+        self.hidden = nn.ModuleList(self._layers)
         self.advantage = nn.Linear(sizes[-1], action_count)
         self.value = nn.Linear(sizes[-1], 1) if config.dueling else None
         if config.prior:
@@ -78,12 +77,22 @@ class QNetwork(nn.Module):
                     nn.init.zeros_(head.bias)
 
     def forward(self, observation: Tensor) -> Tensor:
-        features = self.trunk(observation)
-        advantage: Tensor = self.advantage(features)
+        # Layers that are called cost more than they compute: a search learns thousands of times.
+        features = observation
+        for layer in self._layers:
+            features = torch.relu(nn.functional.linear(features, layer.weight, layer.bias))
+        advantage = nn.functional.linear(features, self.advantage.weight, self.advantage.bias)
         if self.value is None:
             return advantage
-        value: Tensor = self.value(features)
+        value = nn.functional.linear(features, self.value.weight, self.value.bias)
         return value + advantage - advantage.mean(dim=1, keepdim=True)
+
+
+def _clip(gradients: Sequence[Tensor | None], largest: float) -> None:
+    """``clip_grad_norm_``, without what that looks after elsewhere (devices, types, DTensor)."""
+    found = [gradient for gradient in gradients if gradient is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(found)))
+    torch._foreach_mul_(found, torch.clamp(largest / (norm + 1e-6), max=1.0))
 
 
 @dataclass(kw_only=True)
@@ -121,9 +130,8 @@ class DQN:
         self.replay = Replay(
             config.capacity, observation_size, action_count=action_count, seed=seed
         )
-        self._optimizer = torch.optim.Adam(
-            self.online.parameters(), lr=config.learning_rate, fused=True
-        )
+        self._weights = list(self.online.parameters())
+        self._optimizer = torch.optim.Adam(self._weights, lr=config.learning_rate, fused=True)
         self._huber = nn.SmoothL1Loss()
         self._pending: list[_Step] = []
 
@@ -258,7 +266,7 @@ class DQN:
         loss: Tensor = self._huber(chosen, target)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.online.parameters(), self.config.gradient_clip)
+        _clip([weight.grad for weight in self._weights], self.config.gradient_clip)
         self._optimizer.step()
         self.updates += 1
         if self.updates % self.config.target_every == 0:
