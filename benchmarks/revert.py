@@ -22,9 +22,10 @@ from common import Bench, prepared, print_table, write_result
 from finals import Hits, hits
 
 from hwloop.compress import methods
+from hwloop.compress.recover import NO_RECOVERY
 from hwloop.findings import Measurement
 from hwloop.measure.progress import ConsoleProgress
-from hwloop.records import Candidate
+from hwloop.records import KEEP, Candidate
 from hwloop.run.distil import Distiller
 from hwloop.run.folder import RunFolder
 from hwloop.run.front import is_faster, outcome_of
@@ -32,7 +33,7 @@ from hwloop.run.table_check import random_candidate
 from hwloop.task import load_model
 from hwloop.tasks.load import load_task
 
-EACH = 16
+EACH = 20
 NORMAL_95 = 1.96
 
 
@@ -59,10 +60,14 @@ def figures(bench: Bench, candidate: Candidate) -> tuple[Measurement, Hits]:
 
 
 def study(bench: Bench, distiller: Distiller, candidate: Candidate) -> dict[str, Any]:
+    if bench.evaluator.latencies.known(candidate) is None:  # as a search leaves them
+        built = bench.evaluator.builder.build(candidate, NO_RECOVERY)
+        with bench.session.holding(built.model):
+            bench.evaluator.latencies.of(built)
     after = distiller.reverted(candidate)
     pairs = zip(candidate.actions, after.actions, strict=True)
     undone = [methods.describe(old) for old, new in pairs if old != new]
-    found: dict[str, Any] = {"changed": sum(a.kind != "keep" for a in candidate.actions)}
+    found: dict[str, Any] = {"changed": sum(a != KEEP for a in candidate.actions)}
     if not undone:
         return {**found, "undone": []}
     (timed, right), (timed_after, right_after) = figures(bench, candidate), figures(bench, after)

@@ -1,7 +1,7 @@
 """How well the latency table predicts whole networks that had no part in the fit.
 
     python benchmarks/table_error.py demo|resnet18|resnet18-64|mobilenet_v2-64|densenet121-64|
-        vit_tiny-96 [NETWORKS] [--openvino] [--no-ablation] [--disturbed]
+        vit_tiny-96 [NETWORKS] [--openvino] [--no-ablation] [--disturbed] [--all-methods]
 
 Random candidates (width and int8 mixed) are measured end to end; a few, spread evenly over the time
 that takes, fit the coefficients, the rest are predicted. Beside the fused-block rows stands the
@@ -11,7 +11,8 @@ fitted the same way. With ``--openvino`` OpenVINO is measured and not ONNX Runti
 5 ms.
 
 The networks at 64 and 96 pixels are predicted as in a run, from the rows of their whole table, some
-of which are interpolated; there is no ablation of these.
+of which are interpolated; there is no ablation of these. With ``--all-methods`` their candidates
+have smaller images and layers of low rank as well, beside widths, INT8 and blocks left out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from common import CACHE, print_table, write_result
+from common import CACHE, cpu_profile, print_table, write_result
 from disturb import disturbed
 
 from hwloop import stats
@@ -92,9 +93,13 @@ class RandomNetwork(ClassificationTask):
         return torch.zeros(1, 3, self._pixels, self._pixels)
 
 
-def main(name: str, count: int, *, target: str, ablation: bool, beside: bool) -> None:
+def main(
+    name: str, count: int, *, target: str, ablation: bool, beside: bool, all_methods: bool
+) -> None:
     label = f"{name}_disturbed" if beside else name
     label = label if target == "cpu" else f"{label}_{target}"
+    if all_methods:
+        label, target = f"{label}_all_methods", every_method()
     with disturbed(duty=0.3 * beside, slice_ms=5.0):
         if "-" in name:
             planned_study(name, label, count, target=target)
@@ -171,6 +176,15 @@ def study(name: str, label: str, count: int, *, target: str, ablation: bool) -> 
         "results": results,
     }
     write_result(f"table_error_{label}", value, started=started)
+
+
+def every_method() -> str:
+    """A profile of this CPU with all methods that can pay on one."""
+    CACHE.mkdir(exist_ok=True)
+    kinds = ["keep", "resize", "drop", "prune", "lowrank"]
+    return cpu_profile(
+        CACHE / "all-methods.toml", "all methods", precisions=["base", "int8"], kinds=kinds
+    )
 
 
 def planned_study(name: str, label: str, count: int, *, target: str) -> None:
@@ -381,4 +395,5 @@ if __name__ == "__main__":
         target="openvino" if "--openvino" in sys.argv else "cpu",
         ablation="--no-ablation" not in sys.argv,
         beside="--disturbed" in sys.argv,
+        all_methods="--all-methods" in sys.argv,
     )

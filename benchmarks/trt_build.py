@@ -1,12 +1,14 @@
 """Does NVIDIA's builder take every graph that hwloop writes for TensorRT?
 
-Random candidates (mixed widths, mixed precisions, blocks left out) of networks of plain, grouped,
-depthwise and concatenated convolutions and of attention go through the TensorRT recipe and FP16,
-then through the parser and the builder of TensorRT for RTX, on the CPU. So does every row that the
-latency tables of three of them can need, with inputs and outputs in layouts of the builder's
-choice. The bar: none is refused.
+Random candidates (mixed widths, mixed precisions) of networks of plain, grouped, depthwise and
+concatenated convolutions and of attention go through the TensorRT recipe and FP16, then through the
+parser and the builder of TensorRT for RTX, on the CPU. So does every row that the latency tables of
+three of them can need, with inputs and outputs in layouts of the builder's choice. The bar: none is
+refused.
 
     python benchmarks/trt_build.py [N=100]     of each network; N=0: the rows alone, no result
+    python benchmarks/trt_build.py --all-methods [N=100] [NETWORK ...]    candidates of all methods,
+        smaller images, blocks left out, low rank and 2:4 among them; no rows
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +28,10 @@ from table_error import RandomNetwork
 
 from hwloop.compress.describe import describe
 from hwloop.compress.export import export_onnx
+from hwloop.compress.methods import METHODS
 from hwloop.compress.reachable import row_plan
 from hwloop.compress.rules import SpaceRules
+from hwloop.compress.sizes import described
 from hwloop.device import trt_build
 from hwloop.errors import CandidateError, EnvironmentProblem
 from hwloop.measure.table import EMPTY, REFERENCE
@@ -38,6 +43,7 @@ from hwloop.task import load_model
 from hwloop.tasks.load import load_task
 
 RULES = SpaceRules(base_precision="fp16", recipe="tensorrt")
+EVERYTHING = replace(RULES, kinds=tuple(method.kind for method in METHODS))
 CALIBRATION_INPUTS = 4
 
 
@@ -47,12 +53,14 @@ RANDOM = (
 )
 """Networks with random weights, and their height and width if it is not ImageNet's."""
 
+ALL_METHODS = ("resnet18-64", "mobilenet_v2-64", "vit_tiny-96")
 WITH_ROWS = ("demo", "resnet18", "vit_tiny-96")
 
 
-def networks() -> Iterator[tuple[str, torch.nn.Module, torch.Tensor]]:
-    """The trained demo first."""
-    for task in (load_task("demo"), *map(RandomNetwork, RANDOM)):
+def networks(names: Sequence[str]) -> Iterator[tuple[str, torch.nn.Module, torch.Tensor]]:
+    """The demo is trained, the others have random weights."""
+    for name in names:
+        task = load_task("demo") if name == "demo" else RandomNetwork(name)
         torch.manual_seed(0)
         example = torch.randn(task.example().shape)
         yield task.name, load_model(task, None), example
@@ -64,29 +72,33 @@ def proved(
     network: Network,
     candidate: Candidate,
     inputs: NDArray[np.float32],
+    rules: SpaceRules = RULES,
 ) -> Proof | None:
     """A candidate as NVIDIA's builder takes it. Raises CandidateError where it does not."""
     int8 = any(action.precision == "int8" for action in candidate.actions)
     graph = unrecovered_graph(
-        module, example, network, candidate=candidate, calibration=inputs, rules=RULES
+        module, example, network, candidate=candidate, calibration=inputs, rules=rules
     )
     return prove(graph, precisions=("fp16", "int8") if int8 else ("fp16",))
 
 
 def candidates(
-    module: torch.nn.Module, example: torch.Tensor, *, name: str, count: int
-) -> tuple[list[Proof], list[str]]:
-    """Proofs of ``count`` random candidates and the reasons of those that were refused."""
-    network = describe(module, example, export_onnx(module, example), name=name)
+    module: torch.nn.Module, example: torch.Tensor, *, name: str, count: int, rules: SpaceRules
+) -> tuple[list[Proof], list[str], Counter[str]]:
+    """Proofs of random candidates, why others were refused, and how many have which action."""
+    graph = export_onnx(module, example)
+    network = described(module, example, graph, name=name, rules=rules)
     rng = np.random.default_rng(0)
     shape = (CALIBRATION_INPUTS, *example.shape[1:])
     inputs = rng.standard_normal(shape).astype(np.float32)
     proofs: list[Proof] = []
     refused: list[str] = []
+    kinds: Counter[str] = Counter()
     for number in range(count):
-        candidate = random_candidate(network, RULES, rng)
+        candidate = random_candidate(network, rules, rng)
+        kinds.update({action.kind for action in candidate.actions})
         try:
-            proof = proved(module, example, network, candidate, inputs)
+            proof = proved(module, example, network, candidate, inputs, rules)
         except CandidateError as error:
             refused.append(f"{candidate.digest()}: {error}")
             continue
@@ -94,7 +106,7 @@ def candidates(
             proofs.append(proof)
         if number % 20 == 19:
             print(f"{name}: {number + 1} of {count}, {len(refused)} refused", file=sys.stderr)
-    return proofs, refused
+    return proofs, refused, kinds
 
 
 def rows(
@@ -143,28 +155,36 @@ def summary(proofs: list[Proof], refused: list[str]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     started = time.monotonic()
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    everything = "--all-methods" in arguments
+    count = next((int(word) for word in arguments if word.isdigit()), 100)
+    chosen = [word for word in arguments if word in (*RANDOM, *ALL_METHODS)]
+    names = chosen or (ALL_METHODS if everything else ("demo", *RANDOM))
     trt = bindings()
     if trt is None:
         raise EnvironmentProblem("NVIDIA's builder is not installed", 'pip install "hwloop[rtx]"')
     found: dict[str, Any] = {}
-    for name, module, example in networks():
+    for name, module, example in networks(names):
         if count:
             print(f"{name}: {count} candidates", file=sys.stderr)
-            found[f"{name} candidates"] = summary(
-                *candidates(module, example, name=name, count=count)
+            *told, kinds = candidates(
+                module,
+                example,
+                name=name,
+                count=count,
+                rules=EVERYTHING if everything else RULES,
             )
-        if name in WITH_ROWS:
+            found[f"{name} candidates"] = {**summary(*told), "with": dict(kinds)}
+        if name in WITH_ROWS and not everything:
             found[f"{name} rows"] = summary(*rows(module, example, name=name))
-    names = ("built", "refused", "median_build_s", "max_build_s", "layer_dtype_shares")
-    lines = [[kind, *(str(value[name]) for name in names)] for kind, value in found.items()]
-    print_table([["", *names], *lines])
+    columns = ("built", "refused", "median_build_s", "max_build_s", "layer_dtype_shares")
+    lines = [[kind, *(str(value[name]) for name in columns)] for kind, value in found.items()]
+    print_table([["", *columns], *lines])
     if not count:
         return
     write_result(
-        "trt_build",
+        "trt_build_all_methods" if everything else "trt_build",
         {
             "builder": f"TensorRT for RTX {trt.__version__}",
             "built_for": "compute capability 8.6, strongly typed",
@@ -179,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

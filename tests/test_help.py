@@ -18,6 +18,7 @@ from typing import Any
 import click
 import pytest
 import torchvision
+from method_contract import small_resnet
 from onnx import TensorProto, helper
 from PIL import Image
 from tiny import ON_FAKE, SMALL, inside
@@ -146,9 +147,8 @@ def at_desk(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HWLOOP_TARGET", "fake")
     monkeypatch.setenv("PATH", os.pathsep.join([str(folder / "bin"), os.environ["PATH"]]))
-    resnet = torchvision.models.resnet18
-    # The trained weights would be downloaded.
-    monkeypatch.setattr(torchvision.models, "resnet18", lambda weights: resnet())
+    # The trained weights would be downloaded, and half of the blocks say the same.
+    monkeypatch.setattr(torchvision.models, "resnet18", lambda weights: small_resnet())
     return folder
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from graphs import needs_builder, node_graph, nodes
+from method_contract import small_mobilenet, small_resnet
 from torch import nn
 
 from hwloop.compress import space
@@ -27,12 +28,26 @@ from hwloop.tasks.demo.network import ResNet20
 
 RULES = SpaceRules(base_precision="fp16", recipe="tensorrt")
 PRUNED_GROUPS = 2  # cutting a group takes about a second; benchmarks/trt_build.py cuts them all
+
+
+def small_bottlenecks() -> nn.Module:
+    kind = torchvision.models.resnet.Bottleneck
+    return torchvision.models.ResNet(kind, [1, 1, 1, 1])
+
+
+def small_efficientnet() -> nn.Module:
+    """Gates, kernels of five, and blocks with and without a sum."""
+    kind = torchvision.models.efficientnet.MBConvConfig
+    setting = [kind(1, 3, 1, 32, 16, 1), kind(6, 3, 2, 16, 24, 2), kind(6, 5, 2, 24, 40, 2)]
+    return torchvision.models.EfficientNet(setting, dropout=0.2, last_channel=320)
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "demo": (ResNet20, (1, 1, 28, 28)),
-    "resnet18": (torchvision.models.resnet18, (1, 3, 64, 64)),
-    "resnet50": (torchvision.models.resnet50, (1, 3, 32, 32)),
-    "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 32, 32)),
-    "efficientnet_b0": (torchvision.models.efficientnet_b0, (1, 3, 32, 32)),
+    "resnet": (small_resnet, (1, 3, 64, 64)),
+    "bottlenecks": (small_bottlenecks, (1, 3, 32, 32)),
+    "mobilenet": (small_mobilenet, (1, 3, 32, 32)),
+    "efficientnet": (small_efficientnet, (1, 3, 32, 32)),
 }
 # The dense network, each kind of action everywhere, and a mixture.
 KINDS: dict[str, Action | None] = {
@@ -44,9 +59,9 @@ KINDS: dict[str, Action | None] = {
 }
 CASES = [
     *[("demo", kind) for kind in KINDS],
-    *[("resnet18", kind) for kind in ("int8", "mixed")],
-    *[(name, "mixed") for name in ("mobilenet_v2", "efficientnet_b0")],
-    *[(name, "int8") for name in ("resnet50", "mobilenet_v2", "efficientnet_b0")],
+    *[("resnet", kind) for kind in ("int8", "mixed")],
+    *[(name, "mixed") for name in ("mobilenet", "efficientnet")],
+    *[(name, "int8") for name in ("bottlenecks", "mobilenet", "efficientnet")],
 ]
 
 
