@@ -168,14 +168,17 @@ def main(arguments: list[str]) -> None:
     for name, module, example in networks(names):
         if count:
             print(f"{name}: {count} candidates", file=sys.stderr)
-            *told, kinds = candidates(
+            proofs, refused, kinds = candidates(
                 module,
                 example,
                 name=name,
                 count=count,
                 rules=EVERYTHING if everything else RULES,
             )
-            found[f"{name} candidates"] = {**summary(*told), "with": dict(kinds)}
+            found[f"{name} candidates"] = {
+                **summary(proofs, refused),
+                "with": dict(kinds),
+            }
         if name in WITH_ROWS and not everything:
             found[f"{name} rows"] = summary(*rows(module, example, name=name))
     columns = ("built", "refused", "median_build_s", "max_build_s", "layer_dtype_shares")

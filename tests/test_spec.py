@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,9 +80,15 @@ class TestWhatASpecNames:
         first = load_object(f"{user_file}:Box", what="the model")
         assert load_object(f"{user_file}:Box", what="the task") is first
 
-    def test_an_edited_file_is_loaded_anew(self, user_file: Path) -> None:
+    def test_an_edited_file_is_loaded_anew(
+        self, user_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also one that was edited within a second, where bytecode is written."""
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
+        before = user_file.stat()
         load_object(f"{user_file}:LIMIT", what="the model")
         user_file.write_text(USER_FILE.replace("LIMIT = 3", "LIMIT = 4"))
+        os.utime(user_file, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert load_object(f"{user_file}:LIMIT", what="the model") == 4
 
     def test_drive_letter_belongs_to_the_path(self) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import os
@@ -179,6 +180,14 @@ def _load_module(path: str, what: str) -> ModuleType:
     return module
 
 
+class _AsItStands(importlib.machinery.SourceFileLoader):
+    """Runs the file that was digested; of two edits in one second, bytecode may be of the first."""
+
+    def path_stats(self, path: Any) -> dict[str, Any]:
+        """Without them bytecode is neither taken nor left behind."""
+        raise OSError("bytecode is not used")
+
+
 def _load_file(path: str, what: str) -> ModuleType:
     file = Path(os.path.expanduser(path)).resolve()  # unlike Path's, it takes unknown users
     if not file.is_file():
@@ -191,14 +200,14 @@ def _load_file(path: str, what: str) -> ModuleType:
     name = f"hwloop_user_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{content[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    found = importlib.util.spec_from_file_location(name, file)
+    loader = _AsItStands(name, str(file))
+    found = importlib.util.spec_from_file_location(name, file, loader=loader)
     assert found is not None, "a .py file always has a spec"
-    assert found.loader is not None, "a .py file always has a loader"
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # dataclasses look their own module up while it is executed
     try:
         with _importable(file.parent):
-            run = functools.partial(found.loader.exec_module, module)
+            run = functools.partial(loader.exec_module, module)
             call_user(run, what=f"{what}: loading {path}")
     except HwloopError:
         del sys.modules[name]
