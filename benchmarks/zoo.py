@@ -334,7 +334,7 @@ def line(name: str, item: dict[str, Any]) -> list[str]:
         f"{item.get('nvidia_built', 'not tried')} of {PROOFS}",
         f"{error['median_abs_pct']:.1f} %" if (error := item.get("table_error")) else "not taken",
         f"{error['within_10pct']:.0%}" if error else "",
-        " / ".join(_kernels(found["isa"]) for found in (item, error) if found),
+        " / ".join(dict.fromkeys(_kernels(found["isa"]) for found in (item, error) if found)),
     ]
 
 
