@@ -1,6 +1,6 @@
 """Does undoing what earns nothing cost anything? The revert pass on many candidates.
 
-    python benchmarks/revert.py RUN     a finished run of the demo on this CPU; a minute a candidate
+    python benchmarks/revert.py RUN     a finished run of the demo on this CPU; six minutes
 
 The fastest candidates that the run evaluated, and as many random ones, go through the pass that
 finalists go through. Where it undoes something, both networks get the recovery of the search, are

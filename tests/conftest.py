@@ -31,7 +31,7 @@ UNTRACED = (
 )
 """Files that take long by whole runs or large networks, of lines that others trace as well.
 
-To trace a line costs more than to run it: a third of the time of all tests.
+The tracer takes a quarter of the time of such files.
 """
 
 

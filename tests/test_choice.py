@@ -205,7 +205,7 @@ def finals_of(
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     candidates=st.lists(CANDIDATES, max_size=12, unique=True),
