@@ -13,7 +13,6 @@ then timed in turns. The test split is read at the end and decides nothing.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -25,16 +24,17 @@ from typing import Any
 import numpy as np
 from by_hand_networks import NETWORKS, Trained
 from by_hand_rivals import rivals
-from common import CACHE, Bench, prepared, print_table, write_result
+from common import CACHE, Bench, prepared, print_table, read_result, write_result
 
 import hwloop
 from hwloop.compress.recover import NO_RECOVERY
 from hwloop.compress.training import Schedule
+from hwloop.device import state
 from hwloop.errors import CandidateError
-from hwloop.files import write_atomically
 from hwloop.measure import paired
 from hwloop.measure.progress import ConsoleProgress
 from hwloop.records import Candidate
+from hwloop.run.versions import RESULTS
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.tasks.score import ScoredSplit
 
@@ -49,16 +49,12 @@ class Case:
     seed: int
 
     @property
-    def path(self) -> Path:
-        return FOLDER / f"{self.name}-{self.seed}.json"
-
-    @property
     def run(self) -> Path:
         return FOLDER / f"run-{self.name}-{self.seed}"
 
 
 def work(case: Case) -> None:
-    """The run, then the rivals; what is done is kept."""
+    """The run, then the rivals; the case goes into results/by_hand.json."""
     trained = NETWORKS[case.name](FOLDER)
     started = time.monotonic()
     report = hwloop.optimize(
@@ -83,8 +79,11 @@ def work(case: Case) -> None:
         "in_its_report": report["comparisons"],
         **beside(trained, case, report["best"]),
         "wall_s": round(time.monotonic() - started, 1),
+        "cpu": state.cpu_model(),
+        "isa": state.isa(),
+        "results": RESULTS,
     }
-    write_atomically(case.path, (json.dumps(found, indent=1) + "\n").encode())
+    keep(found)
 
 
 def beside(trained: Trained, case: Case, best: dict[str, Any]) -> dict[str, Any]:
@@ -197,43 +196,75 @@ def judged(
     return figures, built.model
 
 
-def report() -> None:
+def is_of_this_version(case: dict[str, Any]) -> bool:
+    return bool(case.get("results") == RESULTS)
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Put a case in the place of the one before it, of the same kind of processor."""
+
+    def key(case: dict[str, Any]) -> tuple[str, int, str]:
+        return case["network"], case["seed"], case.get("isa", "")
+
     started = time.monotonic()
-    cases = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*-[0-9].json"))]
+    others = [case for case in read_result("by_hand").get("cases", []) if key(case) != key(found)]
+    cases = sorted([*others, found], key=key)
+    write_result("by_hand", {**summary(cases), "cases": cases}, started=started)
+
+
+def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the cases of this version: who is ahead, by how much, and what is left of the goal."""
+    verdicts = [verdict(case) for case in cases if is_of_this_version(case)]
+    if not verdicts:
+        return {"verdicts": []}
+    logs = np.log([verdict["ratio"] for verdict in verdicts])
+    return {
+        "geometric_mean_ratio": float(np.exp(logs.mean())),
+        "median_goal_unspent": float(np.median([item["goal_unspent"] for item in verdicts])),
+        "verdicts": verdicts,
+    }
+
+
+def verdict(case: dict[str, Any]) -> dict[str, Any]:
+    low, high = case["ratio_ci95"]
+    spent = max(case["hwloop"]["search_drop"] or 0.0, 0.0)
+    return {
+        "case": f"{case['network']} {case['seed']}",
+        "isa": case["isa"],
+        "best_by_hand": case["best_by_hand"],
+        "ratio": case["ratio"],
+        "verdict": "behind" if high < 1 else "ahead" if low > 1 else "tie",
+        "goal_unspent": 1 - spent / case["max_drop"],
+    }
+
+
+def report() -> None:
+    """Print the cases that are kept; those of an earlier version count for nothing."""
     rows = [["case", "hwloop", "drop", "best by hand", "drop", "faster by", "95 %", "verdict"]]
-    verdicts = []
+    cases = read_result("by_hand").get("cases", [])
     for case in cases:
         ours, ratio, (low, high) = case["hwloop"], case["ratio"], case["ratio_ci95"]
         rival = case["rivals"].get(case["best_by_hand"], {"speedup": 1.0, "test_drop": 0.0})
-        unspent = 1 - max(ours["search_drop"] or 0.0, 0.0) / case["max_drop"]
-        verdict = {
-            "case": f"{case['network']} {case['seed']}",
-            "best_by_hand": case["best_by_hand"],
-            "ratio": ratio,
-            "verdict": "behind" if high < 1 else "ahead" if low > 1 else "tie",
-            "goal_unspent": unspent,
-        }
-        verdicts.append(verdict)
+        current = is_of_this_version(case)
         rows.append(
             [
-                verdict["case"],
+                f"{case['network']} {case['seed']}",
                 f"{ours['speedup']:.2f}x",
                 f"{ours['metric_drop']:+.4f}",
                 f"{rival['speedup']:.2f}x {case['best_by_hand']}",
                 f"{rival['test_drop']:+.4f}",
                 f"{ratio:.2f}",
                 f"{low:.2f}-{high:.2f}",
-                verdict["verdict"],
+                verdict(case)["verdict"] if current else "of an earlier version",
             ]
         )
     print_table(rows)
-    logs = np.log([verdict["ratio"] for verdict in verdicts])
-    summary = {
-        "geometric_mean_ratio": float(np.exp(logs.mean())),
-        "median_goal_unspent": float(np.median([item["goal_unspent"] for item in verdicts])),
-        "verdicts": verdicts,
-    }
-    write_result("by_hand", {**summary, "cases": cases}, started=started)
+    found = summary(cases)
+    if found["verdicts"]:
+        print(
+            f"faster by {found['geometric_mean_ratio']:.2f} in the geometric mean, "
+            f"{found['median_goal_unspent']:.0%} of the goal unspent in the median"
+        )
 
 
 def main(arguments: list[str]) -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/finals.py     # after by_hand.py; 3 minutes for each of its runs
 
-Of the runs that by_hand.py left, each network that was recovered fully is built again from its
+Of the runs that by_hand.py left here, each network that was recovered fully is built again from its
 weights and scored on every sample of the search split and of the test split. Then the search
 samples are drawn anew, many times: every draw ships what the rule picks by its own drops and
 bounds, and the test split says whether that network misses the goal, and which one would have been
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from by_hand import FOLDER, Case, reopened
+from by_hand import FOLDER, Case, is_of_this_version, reopened
 from by_hand_networks import NETWORKS
-from common import Bench, print_table, write_result
+from common import Bench, print_table, read_result, write_result
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
@@ -158,12 +158,15 @@ def summary(case: Case, goal: float) -> dict[str, Any]:
 def main() -> None:
     started = time.monotonic()
     found = []
-    for path in sorted(FOLDER.glob("*-[0-9].json")):
-        case = json.loads(path.read_text())
-        trained = NETWORKS[case["network"]](FOLDER)
-        if isinstance(trained.task, ClassificationTask):
-            case_of = Case(name=case["network"], seed=case["seed"])
-            found.append(summary(case_of, trained.max_drop))
+    cases = [
+        Case(name=kept["network"], seed=kept["seed"])
+        for kept in read_result("by_hand").get("cases", [])
+        if is_of_this_version(kept)
+    ]
+    for case in cases:
+        trained = NETWORKS[case.name](FOLDER)
+        if case.run.is_dir() and isinstance(trained.task, ClassificationTask):
+            found.append(summary(case, trained.max_drop))
     rows = [["case", "finals", "missed", "ships", "fastest within the goal"]]
     for each in found:
         rows.append(

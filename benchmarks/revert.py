@@ -22,10 +22,10 @@ from common import Bench, prepared, print_table, write_result
 from finals import Hits, hits
 
 from hwloop.compress import methods
-from hwloop.compress.recover import NO_RECOVERY
 from hwloop.findings import Measurement
 from hwloop.measure.progress import ConsoleProgress
 from hwloop.records import KEEP, Candidate
+from hwloop.run import calibrate
 from hwloop.run.distil import Distiller
 from hwloop.run.folder import RunFolder
 from hwloop.run.front import is_faster, outcome_of
@@ -59,12 +59,7 @@ def figures(bench: Bench, candidate: Candidate) -> tuple[Measurement, Hits]:
     return timed, right
 
 
-def study(bench: Bench, distiller: Distiller, candidate: Candidate) -> dict[str, Any]:
-    if bench.evaluator.latencies.known(candidate) is None:  # as a search leaves them
-        built = bench.evaluator.builder.build(candidate, NO_RECOVERY)
-        with bench.session.holding(built.model):
-            bench.evaluator.latencies.of(built)
-    after = distiller.reverted(candidate)
+def study(bench: Bench, candidate: Candidate, after: Candidate) -> dict[str, Any]:
     pairs = zip(candidate.actions, after.actions, strict=True)
     undone = [methods.describe(old) for old, new in pairs if old != new]
     found: dict[str, Any] = {"changed": sum(a != KEEP for a in candidate.actions)}
@@ -100,18 +95,19 @@ def main(run: Path) -> None:
             evaluator=bench.evaluator,
             folder=folder,
             steps=0,
-            predictor=bench.predictor,
             progress=ConsoleProgress(),
         )
+        predict_ms = calibrate.taught(bench.predictor, bench.store.trials(), bench.subject)
         for candidate, source in candidates(bench).items():
-            items.append({"from": source, **study(bench, distiller, candidate)})
+            reverted = distiller.reverted(candidate, predict_ms)
+            items.append({"from": source, **study(bench, candidate, reverted)})
             print(len(items), items[-1], file=sys.stderr)
     rows = [["from", "candidates", "with something undone", "actions undone", "slower", "worse"]]
     for source in ("the run", "random"):
         mine = [item for item in items if item["from"] == source]
-        reverted = [item for item in mine if item["undone"]]
-        counts = [len(mine), len(reverted), sum(len(item["undone"]) for item in mine)]
-        counts += [sum(item[word] for item in reverted) for word in ("slower", "worse")]
+        undone = [item for item in mine if item["undone"]]
+        counts = [len(mine), len(undone), sum(len(item["undone"]) for item in mine)]
+        counts += [sum(item[word] for item in undone) for word in ("slower", "worse")]
         rows.append([source, *map(str, counts)])
     print_table(rows)
     kinds = Counter(word for item in items for word in item["undone"])

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings, target
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -88,6 +88,12 @@ class World:
             reference_ms=(BASELINE_MS,) * 25,
             reference_latency_ms=BASELINE_MS,
         )
+
+    def outcome(self, candidate: Candidate) -> tuple[Outcome, None]:
+        trial = self.trial(0, candidate)
+        if trial.outcome is None:
+            raise CandidateError("build", "made to fail")
+        return trial.outcome, None
 
     def known(self, candidate: Candidate) -> Measurement:
         return self._latency(candidate)
@@ -184,13 +190,11 @@ def finals_of(
     world: World, predict: Callable[[Any], float], folder: RunFolder, *, goal: Goal, count: int
 ) -> Finals:
     made: Any = world
-    predicted: Any = predict
     progress = Progress()
     distiller = Distiller(
         evaluator=made,
         folder=folder,
         steps=FINAL_STEPS,
-        predictor=predicted,
         progress=progress,
     )
     race = Race(distiller=distiller, goal=goal, baseline_ms=BASELINE_MS)
@@ -200,6 +204,7 @@ def finals_of(
         race=race,
         goal=goal,
         count=count,
+        predict_ms=predict,
         contenders=contenders,
         progress=progress,
     )
@@ -225,7 +230,7 @@ def test_nothing_that_was_seen_and_meets_the_goal_is_faster_than_what_ships(
         finals = finals_of(world, predictor(world), folder, goal=goal, count=count)
         usual = [trial for trial in trials[:by_hand] if trial.outcome is not None]
         for trial in usual:
-            finals.race.recover(trial, FINAL_STEPS, revert=False)
+            finals.race.recover(trial, FINAL_STEPS)
         shipped = finals.choose(trials, by_hand=usual)
         seen = finals.seen(trials)
     assert world.held == 0
@@ -252,6 +257,26 @@ def test_nothing_that_was_seen_and_meets_the_goal_is_faster_than_what_ships(
         recovered = finals.race.of(trial)
         if recovered is not None and recovered.latency_ms < found.latency_ms:
             assert recovered.steps >= found.steps or not finals.race.may_meet(trial, found.steps)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), candidate=CANDIDATES)
+def test_what_is_undone_costs_neither_time_nor_accuracy(seed: int, candidate: Candidate) -> None:
+    world = World(seed, max_drop=0.01, hopeless=False)
+    before = world.trial(0, candidate).outcome
+    assume(before is not None)
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder(Path(path))
+        folder.create()
+        made: Any = world
+        distiller = Distiller(evaluator=made, folder=folder, steps=1, progress=Progress())
+        undone = distiller.reverted(candidate, predictor(world))
+    after = world.trial(0, undone).outcome
+    assert before is not None
+    assert after is not None
+    assert after.latency_ms <= before.latency_ms * (1 + distil.MIN_GAIN)
+    assert after.metric_drop <= before.metric_drop
+    target(float(undone != candidate))
 
 
 def seen(**changes: Any) -> Seen:
@@ -348,7 +373,7 @@ def test_where_the_goal_is_hardly_touched_more_is_tried(
     finals = finals_of(
         world, lambda choices: 10.0 - sum(map(bool, choices)), folder, goal=goal, count=count
     )
-    finals.race.recover(trials[0], FINAL_STEPS, revert=False)
+    finals.race.recover(trials[0], FINAL_STEPS)
     shipped = finals.choose(trials, by_hand=[])
     assert shipped is not None
     assert shipped.seen.candidate == candidates[0]

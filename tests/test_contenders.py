@@ -78,7 +78,7 @@ def test_the_luckiest_of_equals_is_not_taken_for_the_fastest() -> None:
 def test_what_was_recovered_already_has_its_new_latency_as_well() -> None:
     lucky, other = trial(0, 4.0, 0.05), trial(1, 4.1, 0.05)
     found = race(Made({(lucky.candidate, STEPS): 0.005}))
-    before = found.recover(lucky, STEPS, revert=False)
+    before = found.recover(lucky, STEPS)
     contenders(Device({lucky.candidate: 4.2, other.candidate: 4.05}), found).retime([lucky, other])
     after = found.of(lucky)
     assert before is not None
@@ -106,7 +106,7 @@ def test_what_was_recovered_is_timed_beside_however_many_look_faster() -> None:
     best = trial(30, 4.15, 0.05)
     others = [trial(number, 4.0 + number * 0.01, 0.05) for number in range(MOST + 3)]
     found = race(Made({(best.candidate, STEPS): 0.005}))
-    found.recover(best, STEPS, revert=False)
+    found.recover(best, STEPS)
     device = Device({})
     contenders(device, found).retime([*others, best])
     assert device.timed == [each.candidate for each in (best, *others[:MOST])]

@@ -59,7 +59,7 @@ def test_a_third_rung_is_there_where_time_decides() -> None:
     for rungs in (1, 2):
         found = race(Made(drops), rungs=rungs)
         for steps in (STEPS, LONG * STEPS):
-            found.recover(close, steps, revert=False)
+            found.recover(close, steps)
         entry = found.next([close], units=LONG**2)
         if rungs == 1:
             assert entry is None

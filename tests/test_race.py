@@ -13,6 +13,7 @@ from hwloop.records import Action, Candidate, Goal
 from hwloop.run.choice import Seen
 from hwloop.run.front import is_faster
 from hwloop.run.race import LONG, Race
+from hwloop.search.problem import PredictMs
 
 BASELINE_MS = 10.0
 STEPS = 300
@@ -50,10 +51,10 @@ class Made:
     drops: dict[tuple[Candidate, int], float] = field(default_factory=dict)
     steps: int = STEPS
     bound: float = 0.002
-    asked: list[tuple[Candidate, int, bool]] = field(default_factory=list)
 
-    def distilled(self, trial: Trial, steps: int, *, revert: bool) -> Seen | None:
-        self.asked.append((trial.candidate, steps, revert))
+    def distilled(
+        self, trial: Trial, steps: int, *, predict_ms: PredictMs | None = None
+    ) -> Seen | None:
         drop = self.drops.get((trial.candidate, steps))
         if drop is None or trial.outcome is None:
             return None
@@ -85,14 +86,14 @@ def test_speed_and_chance_are_weighed_against_each_other() -> None:
 def test_nothing_slower_than_what_meets_the_goal_is_tried() -> None:
     fast, slow = trial(0, 4.0, 0.05), trial(1, 5.0, 0.001)
     found = race(Made({(fast.candidate, STEPS): 0.005}))
-    found.recover(fast, STEPS, revert=False)
+    found.recover(fast, STEPS)
     assert found.next([fast, slow], units=5) is None
 
 
 def test_nothing_is_tried_to_win_what_no_measurement_tells() -> None:
     best, alike, faster = trial(0, 4.0, 0.05), trial(1, 3.97, 0.001), trial(2, 3.9, 0.001)
     found = race(Made({(best.candidate, STEPS): 0.005}))
-    found.recover(best, STEPS, revert=False)
+    found.recover(best, STEPS)
     assert found.next([best, alike], units=5) is None
     entry = found.next([best, alike, faster], units=5)
     assert entry is not None
@@ -102,7 +103,7 @@ def test_nothing_is_tried_to_win_what_no_measurement_tells() -> None:
 def test_what_missed_closely_gets_the_long_recovery_where_that_can_be_paid() -> None:
     close = trial(0, 4.0, 0.05)
     found = race(Made({(close.candidate, STEPS): 0.012}))
-    found.recover(close, STEPS, revert=False)
+    found.recover(close, STEPS)
     entry = found.next([close], units=LONG)
     assert entry is not None
     assert (entry.steps, entry.units) == (LONG * STEPS, LONG)
@@ -113,8 +114,8 @@ def test_what_missed_closely_gets_the_long_recovery_where_that_can_be_paid() -> 
 def test_what_failed_or_had_the_longest_recovery_is_not_tried_again() -> None:
     fails, done = trial(0, 4.0, 0.05), trial(1, 4.5, 0.05)
     found = race(Made({(done.candidate, LONG * STEPS): 0.02}))
-    assert found.recover(fails, STEPS, revert=False) is None
-    found.recover(done, LONG * STEPS, revert=False)
+    assert found.recover(fails, STEPS) is None
+    found.recover(done, LONG * STEPS)
     assert found.next([fails, done, trial(2, 3.0, None)], units=5) is None
 
 
@@ -122,7 +123,7 @@ def test_the_search_is_told_what_was_found_or_else_what_is_foreseen() -> None:
     known, other, failed = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4), trial(2, 4.0, None)
     found = race(Made({(known.candidate, STEPS): 0.03}), rungs=0)
     before = found.score(other).metric_drop
-    found.recover(known, STEPS, revert=False)
+    found.recover(known, STEPS)
     assert found.score(known).metric_drop == 0.03
     after = found.score(other).metric_drop
     assert before is not None
@@ -136,13 +137,13 @@ def test_the_search_is_told_of_the_longest_recovery_that_may_ship() -> None:
     made = Made({(known.candidate, STEPS): 0.03, (known.candidate, LONG * STEPS): 0.021})
     short, long = race(made, rungs=0), race(made)
     for each in (short, long):
-        each.recover(known, STEPS, revert=False)
+        each.recover(known, STEPS)
     for candidate in (known, other):
         told, at_first = long.score(candidate).metric_drop, short.score(candidate).metric_drop
         assert told is not None
         assert at_first is not None
         assert 0 < told < 0.9 * at_first
-    long.recover(known, LONG * STEPS, revert=False)
+    long.recover(known, LONG * STEPS)
     assert long.score(known).metric_drop == 0.021
 
 
@@ -152,7 +153,7 @@ def test_more_steps_are_not_expected_to_beat_the_dense_network() -> None:
     drops = {trained.candidate: 0.002, better.candidate: -0.003, whole.candidate: 0.001}
     found = race(Made({(candidate, STEPS): drop for candidate, drop in drops.items()}))
     for each in (trained, better, whole):
-        found.recover(each, STEPS, revert=False)
+        found.recover(each, STEPS)
     assert found.score(trained).metric_drop == 0.0
     assert found.score(better).metric_drop == -0.003
     assert found.score(whole).metric_drop == 0.001
@@ -163,9 +164,9 @@ def test_more_steps_are_not_expected_to_beat_the_dense_network() -> None:
 def test_what_the_search_aims_at_does_not_depend_on_what_the_finals_may_spend(rungs: int) -> None:
     known, other = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4)
     found = race(Made({(known.candidate, STEPS): 0.03}), rungs=rungs)
-    found.recover(known, STEPS, revert=False)
+    found.recover(known, STEPS)
     expected = race(Made({(known.candidate, STEPS): 0.03}))
-    expected.recover(known, STEPS, revert=False)
+    expected.recover(known, STEPS)
     for each in (known, other):
         assert found.score(each) == expected.score(each)
 
@@ -176,11 +177,11 @@ def test_what_only_a_long_recovery_can_save_gets_it_at_once() -> None:
     drops = {(each.candidate, STEPS): 0.03 for each in lessons}
     drops |= {(each.candidate, LONG * STEPS): 0.006 for each in lessons[:3]}
     found = race(Made({**drops, (best.candidate, STEPS): 0.005}))
-    found.recover(best, STEPS, revert=False)
+    found.recover(best, STEPS)
     for each in lessons:
-        found.recover(each, STEPS, revert=False)
+        found.recover(each, STEPS)
     for each in lessons[:3]:
-        found.recover(each, LONG * STEPS, revert=False)
+        found.recover(each, LONG * STEPS)
     entry = found.next([best, fast], units=LONG)
     assert entry is not None
     assert (entry.trial, entry.steps, entry.units) == (fast, LONG * STEPS, LONG)
@@ -191,7 +192,7 @@ def test_a_usual_setting_without_a_chance_is_left_where_it_is() -> None:
     close, hopeless = trial(0, 4.0, 0.05), trial(1, 3.0, 0.7)
     found = race(Made({(close.candidate, STEPS): 0.012, (hopeless.candidate, STEPS): 0.4}))
     for each in (close, hopeless):
-        found.recover(each, STEPS, revert=False)
+        found.recover(each, STEPS)
     assert found.may_meet(close, LONG * STEPS)
     assert not found.may_meet(hopeless, LONG * STEPS)
 
@@ -218,7 +219,7 @@ def test_what_nothing_was_cut_from_is_no_lesson_and_needs_no_longer_recovery() -
     int8 = replace(trial(0, 4.0, 0.03), candidate=Candidate(actions=(Action(precision="int8"),)))
     found = race(Made({(int8.candidate, STEPS): 0.012}))
     assert found.score(int8).metric_drop == pytest.approx(0.03)
-    found.recover(int8, STEPS, revert=False)
+    found.recover(int8, STEPS)
     assert found.foresight.lessons == ()
     assert found.next([int8], units=5) is None
     assert not found.may_meet(int8, LONG * STEPS)
@@ -229,7 +230,7 @@ def test_where_few_samples_leave_no_room_nothing_short_of_better_is_likely() -> 
     made = Made({(wide.candidate, STEPS): 0.005}, bound=0.02)
     found = race(made)
     before = found.next([other], units=5)
-    found.recover(wide, STEPS, revert=False)
+    found.recover(wide, STEPS)
     after = found.next([other], units=5)
     assert found.limit == 0.0
     assert before is not None
@@ -240,7 +241,7 @@ def test_damage_and_drop_of_what_was_recovered_say_what_plans_may_sum_up_to() ->
     one = trial(0, 4.0, 0.3)
     found = race(Made({(one.candidate, STEPS): 0.02}), rungs=0)
     assert found.allowance({}) == pytest.approx(10.0)
-    found.recover(one, STEPS, revert=False)
+    found.recover(one, STEPS)
     assert found.allowance({one.candidate: 0.2}) == pytest.approx(10.0)
     assert found.allowance({one.candidate: 0.08}) == pytest.approx(4.0)
 
@@ -249,6 +250,6 @@ def test_room_for_the_bound_is_left_within_the_goal() -> None:
     one = trial(0, 4.0, 0.3)
     found = race(Made({(one.candidate, STEPS): 0.005}))
     assert found.limit == pytest.approx(0.007)
-    found.recover(one, STEPS, revert=False)
+    found.recover(one, STEPS)
     assert found.limit == pytest.approx(0.008)
     assert race(Made(), Goal(max_drop=None, min_speedup=2.0)).limit is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from tiny import MINI
 
 import hwloop
 from hwloop.compress.recover import Recovery
+from hwloop.measure.predict import Predictor
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
 from hwloop.run import evaluate, rounds
 from hwloop.run.result import BY_HAND
+from hwloop.run.usual import FIRST_LESSONS
 from hwloop.run.work import Work
+from hwloop.search import methods
+from hwloop.search.problem import Problem
 from hwloop.task import load_model
 from hwloop.tasks.load import load_task
 
@@ -88,13 +93,34 @@ def test_the_first_round_is_taught_by_two_usual_settings_and_the_others_follow_i
     kinds = [kind for kind, _ in decisions(whole)]
     usual = kinds.index("finalist")
     assert kinds[:usual] == ["trial"] * usual
-    assert rounds.FIRST_LESSONS < usual <= len(BY_HAND)
+    assert FIRST_LESSONS < usual <= len(BY_HAND)
     searched = kinds.index("trial", usual)
-    assert kinds[usual:searched] == ["finalist"] * rounds.FIRST_LESSONS
+    assert kinds[usual:searched] == ["finalist"] * FIRST_LESSONS
     recovered = kinds.index("finalist", searched)
     assert kinds[searched:recovered] == ["trial"] * rounds.ROUND
-    others = usual - rounds.FIRST_LESSONS
+    others = usual - FIRST_LESSONS
     assert kinds[recovered : recovered + others] == ["finalist"] * others
+
+
+def test_what_a_round_has_measured_is_in_the_prediction_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+    known: list[int] = []
+
+    def noting(problem: Problem, *given: Any, **named: Any) -> None:
+        assert isinstance(problem.predict_ms, Predictor)
+        fitted.append(problem.predict_ms.fit.observations)
+        known.append(len(problem.known) - 1)  # the dense network is in the fit anyway
+        methods.METHODS["random"](problem, *given, **named)
+
+    monkeypatch.setattr(rounds, "METHODS", {"random": noting})
+    optimized(tmp_path / "run", agent="random")
+    assert len(fitted) >= 3
+    assert [after - before for before, after in pairwise(fitted)] == [
+        after - before for before, after in pairwise(known)
+    ]
+    assert fitted[-1] > fitted[0] >= len(BY_HAND)
 
 
 def test_usual_settings_have_the_split_and_the_steps_of_what_ships(whole: Path) -> None:
@@ -132,6 +158,20 @@ def test_a_best_within_the_goal_is_loadable_as_soon_as_there_is_one(tmp_path: Pa
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         optimized(run, max_drop=0.9, progress=StopsAt(2))
+    assert hwloop.load(run, task=MINI) is not None
+
+
+def test_the_usual_settings_come_before_the_latency_table(tmp_path: Path) -> None:
+    class Stops(Progress):
+        def stage(self, name: str) -> None:
+            if name == "latency table":
+                raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        optimized(run, max_drop=0.9, progress=Stops())
+    kinds = [kind for kind, _ in decisions(run)]
+    assert kinds.count("finalist") == FIRST_LESSONS
     assert hwloop.load(run, task=MINI) is not None
 
 

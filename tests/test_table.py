@@ -126,6 +126,24 @@ def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) ->
         assert predictor((0, 0, 0, 0)) == pytest.approx(5.0)
 
 
+def test_a_prediction_that_is_taught_more_leaves_the_first_as_it_was(tmp_path: Path) -> None:
+    network, rules = chain(), SpaceRules(recipe="ort-x86")
+    further = [((0, 5, 2, 0), 2.0), ((5, 6, 7, 5), 3.0)]
+    with Store(tmp_path / "t.sqlite") as store:
+        table = filled(store, reachable_configs(network, rules))
+        first, watching = Predictor(table, network, rules), Predictor(table, network, rules)
+        for each in (first, watching):
+            each.observe((0, 0, 0, 0), 5.0)
+        before = first.fit
+        taught = first.taught(further)
+        for choices, latency_ms in further:
+            watching.observe(choices, latency_ms)
+        assert taught.fit == watching.fit != before
+        assert taught((5, 6, 7, 5)) == watching((5, 6, 7, 5)) != first((5, 6, 7, 5))
+        assert first.fit == before
+        assert first.taught([]).fit == before
+
+
 def test_a_refused_block_costs_what_the_dense_one_costs(tmp_path: Path) -> None:
     network, rules = chain(), SpaceRules(recipe="ort-x86")
     configs = reachable_configs(network, rules)

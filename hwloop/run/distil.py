@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from hwloop.compress.recover import NO_RECOVERY
 from hwloop.compress.subject import Built
 from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.files import sha256, write_atomically
-from hwloop.measure.predict import Predictor
 from hwloop.measure.progress import Progress
 from hwloop.measure.trial import Trial
 from hwloop.parsing import to_json
@@ -24,6 +22,7 @@ from hwloop.run.evaluate import Evaluator
 from hwloop.run.folder import RunFolder
 from hwloop.run.kept import KeptFinalist
 from hwloop.run.memory import weights_name
+from hwloop.search.problem import PredictMs
 
 MIN_GAIN = 0.01
 """A group's change is doubtful when undoing it is predicted to cost less than 1 %."""
@@ -35,25 +34,27 @@ class Distiller:
 
     Attributes:
         steps: of the first rung of full distillation.
-        predictor: predicts what undoing a change costs.
     """
 
     evaluator: Evaluator
     folder: RunFolder
     steps: int
-    predictor: Predictor
     progress: Progress
     _built: dict[tuple[Candidate, int], Built] = field(default_factory=dict)
 
-    def distilled(self, trial: Trial, steps: int, *, revert: bool) -> Seen | None:
+    def distilled(
+        self, trial: Trial, steps: int, *, predict_ms: PredictMs | None = None
+    ) -> Seen | None:
         """A trial's finalist, with its score on the search split; None if it failed.
 
         Args:
             steps: of its distillation.
-            revert: undo first what is predicted to gain nothing.
+            predict_ms: where given, what it says to gain nothing is undone first.
         """
         try:
-            candidate = self.reverted(trial.candidate) if revert else trial.candidate
+            candidate = trial.candidate
+            if predict_ms is not None:
+                candidate = self.reverted(candidate, predict_ms)
             known = self.evaluator.figures.finalist(candidate, Schedule(steps=steps))
             found = self._finalist(candidate, steps) if known is None else known
         except CandidateError as error:
@@ -120,30 +121,33 @@ class Distiller:
             f"({bound})"
         )
 
-    def reverted(self, candidate: Candidate) -> Candidate:
-        """Undo the changes that are predicted to gain under 1 %, if that is measured to be free."""
-        evaluator = self.evaluator
-        reverted = self._without_what_earns_nothing(candidate)
+    def reverted(self, candidate: Candidate, predict_ms: PredictMs) -> Candidate:
+        """Undo changes that are predicted to gain under 1 %, if that is found to cost nothing.
+
+        Neither time, as it is measured, nor anything of the metric after the search's recovery.
+        """
+        reverted = self._without_what_earns_nothing(candidate, predict_ms)
         if reverted == candidate:
             return candidate
-        before, after = evaluator.latencies.known(candidate), evaluator.latencies.known(reverted)
-        if after is None:
-            built = evaluator.builder.build(reverted, NO_RECOVERY)
-            with evaluator.session.holding(built.model):
-                after = evaluator.latencies.of(built)
-        if before is None or after.latency_ms > before.latency_ms * (1 + MIN_GAIN):
+        before, _ = self.evaluator.outcome(candidate)
+        try:
+            after, _ = self.evaluator.outcome(reverted)
+        except CandidateError:
+            return candidate
+        slower = after.latency_ms > before.latency_ms * (1 + MIN_GAIN)
+        if slower or after.metric_drop > before.metric_drop:
             return candidate
         self.folder.event("reverted", before=candidate, after=reverted)
         return reverted
 
-    def _without_what_earns_nothing(self, candidate: Candidate) -> Candidate:
+    def _without_what_earns_nothing(self, candidate: Candidate, predict_ms: PredictMs) -> Candidate:
         actions, subject = list(candidate.actions), self.evaluator.subject
         for index, action in enumerate(actions):
             if action == KEEP:
                 continue
             undone = [*actions[:index], KEEP, *actions[index + 1 :]]
-            with_it = self.predictor(subject.choices(Candidate(actions=tuple(actions))))
-            without = self.predictor(subject.choices(Candidate(actions=tuple(undone))))
+            with_it = predict_ms(subject.choices(Candidate(actions=tuple(actions))))
+            without = predict_ms(subject.choices(Candidate(actions=tuple(undone))))
             if without - with_it < MIN_GAIN * with_it:
                 actions = undone
         return Candidate(actions=tuple(actions))

@@ -22,6 +22,7 @@ from hwloop.run.evaluate import Evaluator
 from hwloop.run.front import seen_of
 from hwloop.run.race import LONG, Race
 from hwloop.run.result import USUAL
+from hwloop.search.problem import PredictMs
 
 UNSPENT = 0.5
 """Of the goal. While the best leaves more of it, faster ones are worth half as many recoveries
@@ -41,6 +42,7 @@ class Finals:
     """Recovers the most promising candidates and picks the one that ships, of all that was seen.
 
     Attributes:
+        predict_ms: says what a finalist's changes gain.
         contenders: whose latencies are taken again first.
         count: full recoveries that it may spend, of the first rung; a long one counts for three.
             Half as many more where the goal is hardly touched.
@@ -51,6 +53,7 @@ class Finals:
     race: Race
     goal: Goal
     count: int
+    predict_ms: PredictMs
     contenders: Contenders
     progress: Progress
     clock: FinalsClock | None = None
@@ -76,7 +79,7 @@ class Finals:
             if chosen is None or not behind:
                 return chosen
             for trial in behind:
-                self.race.recover(trial, chosen.seen.steps, revert=False)
+                self.race.recover(trial, chosen.seen.steps)
 
     def _recover(self, trials: Sequence[Trial]) -> None:
         spent, done = 0, 0
@@ -86,7 +89,8 @@ class Finals:
             if entry is None:
                 return
             before = self.race.known
-            found = self.race.recover(entry.trial, entry.steps, revert=entry.trial.source != USUAL)
+            predict_ms = None if entry.trial.source == USUAL else self.predict_ms
+            found = self.race.recover(entry.trial, entry.steps, predict_ms=predict_ms)
             # Of two that differ in what earns nothing, only the first one costs anything.
             free = found is not None and (found.candidate, found.steps) in before
             spent, done = spent + (0 if free else entry.units), done + 1

@@ -23,7 +23,7 @@ from hwloop.run.distil import Distiller
 from hwloop.run.front import drop_of, is_faster, outcome_of, seen_of
 from hwloop.run.worth import Entry, Worth
 from hwloop.search.foresight import Foreseen, Foresight, Lesson, unit_of
-from hwloop.search.problem import Score
+from hwloop.search.problem import PredictMs, Score
 
 LONG = 3
 """Each rung has so many times the steps of the one before; it is a recovery from the start."""
@@ -95,13 +95,15 @@ class Race:
         schedule = Schedule(steps=steps)
         return self.distiller.evaluator.figures.finalist(trial.candidate, schedule) is not None
 
-    def recover(self, trial: Trial, steps: int, *, revert: bool) -> Seen | None:
+    def recover(
+        self, trial: Trial, steps: int, *, predict_ms: PredictMs | None = None
+    ) -> Seen | None:
         """Recover a trial fully, and learn from it; None where that fails.
 
         Args:
-            revert: undo first what is predicted to gain nothing.
+            predict_ms: where given, what it says to gain nothing is undone first.
         """
-        found = self.distiller.distilled(trial, steps, revert=revert)
+        found = self.distiller.distilled(trial, steps, predict_ms=predict_ms)
         if found is None:
             self._failed.add((trial.candidate, steps))
             return None

@@ -2,12 +2,12 @@
 
 What a candidate loses after the search's short recovery says little of what it will lose in the
 end. So a method is told what :mod:`hwloop.run.race` expects, and after every round that is known
-better. For its seed a run decides the same again, also where a limit on the time had ended it.
+better. So are latencies: what a round has measured is in the fit of the next. For its seed a run
+decides the same again, also where a limit on the time had ended it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,20 +17,22 @@ from hwloop.compress import space
 from hwloop.compress.space import Masks
 from hwloop.measure.predict import Predictor
 from hwloop.measure.trial import Trial
-from hwloop.run import features
-from hwloop.run.front import outcome_of
+from hwloop.run import calibrate, features
 from hwloop.run.race import LONG, Race
-from hwloop.run.result import BY_HAND, USUAL
-from hwloop.run.trials import Trials, usual_candidate
+from hwloop.run.trials import Trials
+from hwloop.run.usual import UsualSettings, may_recover
 from hwloop.search.methods import METHODS
-from hwloop.search.problem import BudgetSpent, Choices, Problem, Score
+from hwloop.search.problem import (
+    Choices,
+    Evaluate,
+    PredictMs,
+    Problem,
+    Score,
+)
 from hwloop.search.reward import Reward
 
 ROUND = 16
 """Candidates that a method asks for before the next full recovery."""
-
-FIRST_LESSONS = 2
-"""Usual settings that are recovered before anything is searched: INT8 as it is, and the fastest."""
 
 SCALE = 5.0
 """A reward of one is lost with so many goals: a tenth of it is half the goal, and fades speed."""
@@ -41,73 +43,48 @@ class Rounds:
     """One search.
 
     Attributes:
+        usual: have been evaluated, and teach the first round.
         masks: what may be chosen: legal, and not known to gain nothing.
         damage: (groups, actions) of each action alone, in the metric's unit.
-        predictor: of latencies.
+        predictor: of latencies, as it was fitted before the search.
     """
 
     trials: Trials
     race: Race
+    usual: UsualSettings
     masks: Masks
     damage: NDArray[np.float64]
     predictor: Predictor
     _asked: dict[Choices, Trial] = field(default_factory=dict)
 
     def search(self) -> None:
-        """The usual settings, then round after round, until the evaluations or the time is up.
+        """Round after round, until the evaluations or the time is up.
 
-        The fastest of the usual settings teaches the first round. The others, which take as long
+        The fastest of the usual settings has taught the first round. The others, which take as long
         as the search itself, have their turn when that has led to something.
         """
-        trials, settings = self.trials, self.trials.work.settings
-        trials.work.stage("search")
-        usual = self._usual()
-        if usual is None or not self._recovered(usual[:FIRST_LESSONS]):
-            return
-        later = usual[FIRST_LESSONS:]
+        work, settings = self.trials.work, self.trials.work.settings
+        work.stage("search")
+        self._asked.update(self.usual.asked)
         reward = Reward(kind=settings.reward, lam=settings.lam)
+        is_first = True
         while True:
             before = len(self._asked)
             problem = self._problem()
             METHODS[settings.agent](
                 problem,
-                self._scorer(),
+                self._scorer(problem.predict_ms),
                 evaluations=len(problem.known) + ROUND,
                 seed=settings.seed,
                 reward=reward,
             )
             enough = len(self._asked) >= before + ROUND
             if enough:
-                self._teach(long=not later)
-            if not self._recovered(later) or not enough:
+                self._teach(long=not is_first)
+            if (is_first and not self.usual.finish()) or not enough:
                 return
-            later = []
-
-    def _usual(self) -> list[Trial] | None:
-        """What people try without a search, evaluated: what is not trained first, then the fastest.
-
-        None if the time is up.
-        """
-        subject = self.trials.evaluator.subject
-        try:
-            for usual in BY_HAND.values():
-                self._evaluated(subject.choices(usual_candidate(subject, usual)), USUAL)
-        except BudgetSpent:
-            return None
-        found = [trial for trial in self.trials.by_hand().values() if trial.outcome is not None]
-        return sorted(
-            found, key=lambda trial: (trial.candidate.is_cut, outcome_of(trial).latency_ms)
-        )
-
-    def _recovered(self, usual: Sequence[Trial]) -> bool:
-        """Recover them fully; False if the time is up."""
-        for trial in usual:
-            if not self._may_recover(trial, self.race.first_steps):
-                return False
-            self.race.recover(trial, self.race.first_steps, revert=False)
-        if usual:
-            self.trials.work.progress.stage("search")
-        return True
+            is_first = False
+            work.progress.stage("search")
 
     def _teach(self, *, long: bool) -> None:
         """The full recovery that pays most.
@@ -117,21 +94,20 @@ class Rounds:
         """
         units = LONG if long else 1
         entry = self.race.next(list(self._asked.values()), units=units, long=long)
-        if entry is not None and self._may_recover(entry.trial, entry.steps):
-            self.race.recover(entry.trial, entry.steps, revert=False)
-            self.trials.work.progress.stage("search")
+        if entry is None:
+            return
+        if may_recover(entry.trial, entry.steps, trials=self.trials, race=self.race):
+            self.race.recover(entry.trial, entry.steps)
 
-    def _may_recover(self, trial: Trial, steps: int) -> bool:
-        """Whether there is time for it, or it was done before the time was up."""
-        return not self.trials.work.out_of_time or self.race.is_stored(trial, steps)
+    def _scorer(self, predict_ms: PredictMs) -> Evaluate:
+        """What a method asks; each answer is kept."""
 
-    def _evaluated(self, choices: Choices, source: str) -> Trial:
-        trial = self.trials.evaluate(choices, source, predictor=self.predictor)
-        self._asked[choices] = trial
-        return trial
+        def score(choices: Choices, source: str) -> Score:
+            trial = self.trials.evaluate(choices, source, predict_ms=predict_ms)
+            self._asked[choices] = trial
+            return self.race.score(trial)
 
-    def _scorer(self) -> Callable[[Choices, str], Score]:
-        return lambda choices, source: self.race.score(self._evaluated(choices, source))
+        return score
 
     def _summed(self, choices: Choices) -> float:
         return float(self.damage[np.arange(len(choices)), choices].sum())
@@ -157,7 +133,7 @@ class Rounds:
         return Problem(
             network_features=features.features(subject.network),
             masks=self.masks,
-            predict_ms=self.predictor,
+            predict_ms=calibrate.taught(self.predictor, self._asked.values(), subject),
             baseline_ms=baseline_ms,
             damage=self.damage,
             budget_ms=goal.budget_ms(baseline_ms),

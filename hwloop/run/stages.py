@@ -12,6 +12,7 @@ from hwloop.measure.profile import TargetProfile
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
+from hwloop.measure.table import LatencyTable
 from hwloop.run import (
     calibrate,
     config,
@@ -37,6 +38,7 @@ from hwloop.run.result import Result
 from hwloop.run.rounds import Rounds
 from hwloop.run.settings import Settings
 from hwloop.run.trials import Trials
+from hwloop.run.usual import UsualSettings
 from hwloop.run.work import Work
 from hwloop.task import Task
 
@@ -89,10 +91,10 @@ def run(
 
 def _through(work: Work, found: Subject, warnings: tuple[str, ...]) -> Result:
     """The stages on the target, one after the other."""
-    settings, progress = work.settings, work.progress
+    settings = work.settings
     write_atomically(work.folder.path / "dense.onnx", found.graph)
     with work.table() as table:
-        found, int8_refused = target_limits.buildable(found, work.session, table, progress)
+        found, int8_refused = target_limits.buildable(found, work.session, table, work.progress)
     evaluator = _baseline(work, found)
     best = Best(
         settings=config.portable(settings, work.folder.path),
@@ -101,19 +103,17 @@ def _through(work: Work, found: Subject, warnings: tuple[str, ...]) -> Result:
         fingerprint=work.session.fingerprint,
     )
     trials = Trials(work, evaluator, best=best)
+    race = _race(trials)
+    usual = UsualSettings(trials=trials, race=race)
+    in_time = usual.begin()
     with work.table() as table:
         work.notes.add_rows_before(len(table))
-        predictor = calibrate.fitted_predictor(evaluator, table, progress, seed=settings.seed)
-        left = paying(found, predictor, noise=0.0 if work.profile.simulated else NOISE)
-        damage = sensitivity.damage(evaluator, progress, left.masks)
-        work.clock.keep()
-        race = _race(trials, predictor)
-        Rounds(
-            trials=trials, race=race, masks=left.masks, damage=damage, predictor=predictor
-        ).search()
-        shipped = _finalists(trials, race)
+        rounds, unpaid = _rounds(usual, table)
+        if in_time:
+            rounds.search()
+        shipped = _finalists(trials, race, rounds.predictor)
         further = evaluator.subject.plan.interpolated
-        use = table_use(work, table, trials.all(), interpolated=further, unpaid=left.unpaid)
+        use = table_use(work, table, trials.all(), interpolated=further, unpaid=unpaid)
         figures = final.figures_of(shipped, work, evaluator)
         by_hand = final.by_hand(trials, race, work, shipped=shipped, final=figures)
     return conclusion(
@@ -151,14 +151,13 @@ def _baseline(work: Work, found: Subject) -> Evaluator:
     return made
 
 
-def _race(trials: Trials, predictor: Predictor) -> Race:
+def _race(trials: Trials) -> Race:
     """Who decides which candidate is recovered fully."""
     work, evaluator, settings = trials.work, trials.evaluator, trials.work.settings
     distiller = Distiller(
         evaluator=evaluator,
         folder=work.folder,
         steps=settings.final_steps,
-        predictor=predictor,
         progress=work.progress,
     )
     return Race(
@@ -170,9 +169,35 @@ def _race(trials: Trials, predictor: Predictor) -> Race:
     )
 
 
-def _finalists(trials: Trials, race: Race) -> Shipped:
-    """The network that ships, and its files."""
+def _rounds(usual: UsualSettings, table: LatencyTable) -> tuple[Rounds, dict[str, int]]:
+    """The search, with what it is told of latencies and damage; and what cannot pay, by kind."""
+    trials = usual.trials
+    work, evaluator = trials.work, trials.evaluator
+    found, seed = evaluator.subject, work.settings.seed
+    predictor = calibrate.fitted_predictor(evaluator, table, work.progress, seed=seed)
+    known = calibrate.taught(predictor, usual.asked.values(), found)
+    left = paying(found, known, noise=0.0 if work.profile.simulated else NOISE)
+    damage = sensitivity.damage(evaluator, work.progress, left.masks)
+    work.clock.keep()
+    rounds = Rounds(
+        trials=trials,
+        race=usual.race,
+        usual=usual,
+        masks=left.masks,
+        damage=damage,
+        predictor=predictor,
+    )
+    return rounds, left.unpaid
+
+
+def _finalists(trials: Trials, race: Race, predictor: Predictor) -> Shipped:
+    """The network that ships, and its files.
+
+    Args:
+        predictor: as it was fitted before the search.
+    """
     work, evaluator, settings = trials.work, trials.evaluator, trials.work.settings
+    everything = trials.all()
     work.stage("finalists")
     limit_s = settings.finish_s
     finals = Finals(
@@ -180,6 +205,7 @@ def _finalists(trials: Trials, race: Race) -> Shipped:
         race=race,
         goal=settings.goal,
         count=settings.finalists,
+        predict_ms=calibrate.taught(predictor, everything, evaluator.subject),
         contenders=Contenders(
             evaluator=evaluator,
             race=race,
@@ -189,7 +215,6 @@ def _finalists(trials: Trials, race: Race) -> Shipped:
         progress=work.progress,
         clock=None if limit_s is None else FinalsClock(work.notes, limit_s),
     )
-    everything = trials.all()
     chosen = finals.choose(everything, by_hand=list(trials.by_hand().values()))
     shipped = final.shipped(evaluator, chosen, summary=finals.summary(everything))
     drop = 0.0 if chosen is None else chosen.seen.drop

@@ -9,7 +9,6 @@ from typing import Any
 from hwloop.compress import space
 from hwloop.compress.subject import Built, Subject
 from hwloop.errors import CandidateError
-from hwloop.measure.predict import Predictor
 from hwloop.measure.trial import Trial, TrialState
 from hwloop.records import Candidate
 from hwloop.run import choice
@@ -19,7 +18,7 @@ from hwloop.run.evaluate import Evaluator
 from hwloop.run.front import described, seen_of
 from hwloop.run.result import BY_HAND, USUAL, Usual
 from hwloop.run.work import Work
-from hwloop.search.problem import BudgetSpent, Choices
+from hwloop.search.problem import BudgetSpent, Choices, PredictMs
 
 
 class Trials:
@@ -82,8 +81,13 @@ class Trials:
     def find(self, candidate: Candidate) -> Trial | None:
         return self._known.get(candidate.digest())
 
-    def evaluate(self, choices: Choices, source: str, *, predictor: Predictor) -> Trial:
+    def evaluate(
+        self, choices: Choices, source: str, *, predict_ms: PredictMs | None = None
+    ) -> Trial:
         """The trial of a candidate; what is stored costs nothing.
+
+        Args:
+            predict_ms: gives the latency that is expected, kept beside what is measured.
 
         Raises:
             BudgetSpent: the time is up, or as many candidates as asked for were evaluated: a run
@@ -94,12 +98,12 @@ class Trials:
             wanted = self.work.settings.evaluations
             if self.work.out_of_time or (source != USUAL and self.searched >= wanted):
                 raise BudgetSpent
-            trial = self._evaluated(choices, source, predictor=predictor)
+            trial = self._evaluated(choices, source, predict_ms=predict_ms)
         elif trial.outcome is not None:  # a kill may have come between its end and this
             self._offer_trial(trial, None)
         return trial
 
-    def _evaluated(self, choices: Choices, source: str, *, predictor: Predictor) -> Trial:
+    def _evaluated(self, choices: Choices, source: str, *, predict_ms: PredictMs | None) -> Trial:
         candidate = self.evaluator.subject.candidate(choices)
         number = len(self._known)
         started = time.monotonic()
@@ -114,7 +118,7 @@ class Trials:
             number=number,
             candidate=candidate,
             source=source,
-            predicted_ms=predictor(choices),
+            predicted_ms=None if predict_ms is None else predict_ms(choices),
             wall_s=time.monotonic() - started,
             **values,
         )

@@ -17,6 +17,9 @@ Array = NDArray[np.float64]
 Choices = tuple[int, ...]
 """One action index per group, in forward order."""
 
+PredictMs = Callable[[Sequence[int]], float]
+"""End-to-end latency in ms for one action index per group."""
+
 PREDICTIONS_KEPT = 1 << 16
 
 
@@ -91,7 +94,7 @@ class Problem:
 
     network_features: Array
     masks: tuple[tuple[bool, ...], ...]
-    predict_ms: Callable[[Sequence[int]], float]
+    predict_ms: PredictMs
     baseline_ms: float
     damage: Array
     budget_ms: float | None = None

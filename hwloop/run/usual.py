@@ -1,0 +1,69 @@
+"""What people try without a search, on the terms of what is searched: evaluated, recovered fully.
+
+It comes before the latency table, which takes minutes: whoever ends a run early has a network that
+is worth something, and the search begins with two lessons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hwloop.measure.trial import Trial
+from hwloop.run.front import outcome_of
+from hwloop.run.race import Race
+from hwloop.run.result import BY_HAND, USUAL
+from hwloop.run.trials import Trials, usual_candidate
+from hwloop.search.problem import BudgetSpent, Choices
+
+FIRST_LESSONS = 2
+"""That are recovered before anything is searched: INT8 as it is, and the fastest."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UsualSettings:
+    """The usual settings of one run.
+
+    Attributes:
+        asked: what was evaluated.
+    """
+
+    trials: Trials
+    race: Race
+    asked: dict[Choices, Trial] = field(default_factory=dict)
+
+    def begin(self) -> bool:
+        """Evaluate all of them and recover the first lessons; False if the time is up."""
+        self.trials.work.stage("usual settings")
+        subject = self.trials.evaluator.subject
+        try:
+            for usual in BY_HAND.values():
+                choices = subject.choices(usual_candidate(subject, usual))
+                self.asked[choices] = self.trials.evaluate(choices, USUAL)
+        except BudgetSpent:
+            return False
+        return self._recovered(self._in_turn()[:FIRST_LESSONS])
+
+    def finish(self) -> bool:
+        """Recover the others, which takes as long as a search; False if the time is up."""
+        return self._recovered(self._in_turn()[FIRST_LESSONS:])
+
+    def _in_turn(self) -> list[Trial]:
+        """What is not trained first, then the fastest."""
+        found = [trial for trial in self.trials.by_hand().values() if trial.outcome is not None]
+        return sorted(
+            found, key=lambda trial: (trial.candidate.is_cut, outcome_of(trial).latency_ms)
+        )
+
+    def _recovered(self, trials: Sequence[Trial]) -> bool:
+        steps = self.race.first_steps
+        for trial in trials:
+            if not may_recover(trial, steps, trials=self.trials, race=self.race):
+                return False
+            self.race.recover(trial, steps)
+        return True
+
+
+def may_recover(trial: Trial, steps: int, *, trials: Trials, race: Race) -> bool:
+    """Whether there is time for it, or it was done before the time was up."""
+    return not trials.work.out_of_time or race.is_stored(trial, steps)
