@@ -34,8 +34,8 @@ def test_one_failure_of_the_worker_costs_no_trial(
 def test_refused_candidates_fail_with_their_reason_and_the_search_goes_on(
     tmp_path: Path, capsys: Capsys
 ) -> None:
-    # The table and the calibration come first; the fault begins in the search.
-    target = faulty(tmp_path / "picky.toml", "infer", "refuse", after=43, times=3)
+    # The baseline comes first; the fault begins with the first candidates.
+    target = faulty(tmp_path / "picky.toml", "infer", "refuse", after=8, times=3)
     run = tmp_path / "run"
     said = inside(
         capsys, "optimize", "--task", SPEC, "--target", target, "--run", run, *OPTIONS, "--json"
