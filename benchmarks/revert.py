@@ -95,6 +95,7 @@ def main(run: Path) -> None:
             evaluator=bench.evaluator,
             folder=folder,
             steps=0,
+            protocol=bench.protocols.bench,
             progress=ConsoleProgress(),
         )
         predict_ms = calibrate.taught(bench.predictor, bench.store.trials(), bench.subject)

@@ -30,6 +30,7 @@ from hwloop.run import choice, distil
 from hwloop.run.choice import Seen
 from hwloop.run.contenders import Contenders
 from hwloop.run.distil import Distiller
+from hwloop.run.evaluate import Evaluator
 from hwloop.run.finalists import Finals
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures
@@ -49,6 +50,8 @@ class World:
         seed: of the figures. Latencies are coarse, so that ties occur.
         hopeless: distillation makes everything worse.
     """
+
+    timed_for_long = Evaluator.timed_for_long
 
     def __init__(self, seed: int, *, max_drop: float | None, hopeless: bool) -> None:
         self.seed = seed
@@ -195,6 +198,7 @@ def finals_of(
         evaluator=made,
         folder=folder,
         steps=FINAL_STEPS,
+        protocol=Protocol(),
         progress=progress,
     )
     race = Race(distiller=distiller, goal=goal, baseline_ms=BASELINE_MS)
@@ -269,13 +273,20 @@ def test_what_is_undone_costs_neither_time_nor_accuracy(seed: int, candidate: Ca
         folder = RunFolder(Path(path))
         folder.create()
         made: Any = world
-        distiller = Distiller(evaluator=made, folder=folder, steps=1, progress=Progress())
+        distiller = Distiller(
+            evaluator=made, folder=folder, steps=1, protocol=Protocol(), progress=Progress()
+        )
         undone = distiller.reverted(candidate, predictor(world))
     after = world.trial(0, undone).outcome
     assert before is not None
     assert after is not None
     assert after.latency_ms <= before.latency_ms * (1 + distil.MIN_GAIN)
     assert after.metric_drop <= before.metric_drop
+    if undone != candidate:
+        timed, timed_after = (
+            world.timed_for_long(each, Protocol()) for each in (candidate, undone)
+        )
+        assert timed_after.ratio <= timed.ratio * (1 + distil.MIN_GAIN)
     target(float(undone != candidate))
 
 

@@ -17,6 +17,7 @@ from hwloop.measure.progress import Progress
 from hwloop.measure.trial import Trial
 from hwloop.records import Action, Candidate
 from hwloop.run.contenders import CLOSE, MOST, Contenders
+from hwloop.run.evaluate import Evaluator
 from hwloop.run.race import Race
 
 
@@ -28,6 +29,8 @@ class Device:
     source: LatencySource = LatencySource.DEVICE
     timed: list[Candidate] = field(default_factory=list)
     kept: dict[Candidate, Measurement] = field(default_factory=dict)
+
+    timed_for_long = Evaluator.timed_for_long
 
     def __post_init__(self) -> None:
         self.latencies = self.builder = self

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hwloop.compress.recover import NO_RECOVERY
 from hwloop.errors import CandidateError
-from hwloop.findings import LatencySource, Measurement, Protocol
+from hwloop.findings import LatencySource, Protocol
 from hwloop.measure.progress import Progress
 from hwloop.measure.trial import Trial
 from hwloop.run.evaluate import Evaluator
@@ -49,7 +48,7 @@ class Contenders:
         for number, trial in enumerate(chosen):
             self.progress.advance(number, len(chosen), "timed anew")
             try:
-                measurement = self._timed(trial)
+                measurement = self.evaluator.timed_for_long(trial.candidate, self.protocol)
             except CandidateError as error:
                 self.progress.say(f"a candidate could not be timed anew: {error}")
                 continue
@@ -68,12 +67,3 @@ class Contenders:
         others = [trial for trial in close if self.race.of(trial) is None]
         chosen = [*recovered, *others[:MOST]]
         return chosen if len(chosen) > 1 else []
-
-    def _timed(self, trial: Trial) -> Measurement:
-        latencies, candidate = self.evaluator.latencies, trial.candidate
-        known = latencies.long(candidate)
-        if known is not None:
-            return known
-        built = self.evaluator.builder.build(candidate, NO_RECOVERY)
-        with self.evaluator.session.holding(built.model):
-            return latencies.for_long(built, self.protocol)

@@ -11,6 +11,7 @@ from hwloop.compress.subject import Built
 from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.files import sha256, write_atomically
+from hwloop.findings import LatencySource, Protocol
 from hwloop.measure.progress import Progress
 from hwloop.measure.trial import Trial
 from hwloop.parsing import to_json
@@ -34,11 +35,13 @@ class Distiller:
 
     Attributes:
         steps: of the first rung of full distillation.
+        protocol: of the long measurement that decides what is undone.
     """
 
     evaluator: Evaluator
     folder: RunFolder
     steps: int
+    protocol: Protocol
     progress: Progress
     _built: dict[tuple[Candidate, int], Built] = field(default_factory=dict)
 
@@ -124,21 +127,32 @@ class Distiller:
     def reverted(self, candidate: Candidate, predict_ms: PredictMs) -> Candidate:
         """Undo changes that are predicted to gain under 1 %, if that is found to cost nothing.
 
-        Neither time, as it is measured, nor anything of the metric after the search's recovery.
+        Neither time, as it is measured for long, nor anything of the metric after the search's
+        recovery.
         """
         reverted = self._without_what_earns_nothing(candidate, predict_ms)
         if reverted == candidate:
             return candidate
-        before, _ = self.evaluator.outcome(candidate)
         try:
-            after, _ = self.evaluator.outcome(reverted)
+            if not self._costs_nothing(candidate, reverted):
+                return candidate
         except CandidateError:
-            return candidate
-        slower = after.latency_ms > before.latency_ms * (1 + MIN_GAIN)
-        if slower or after.metric_drop > before.metric_drop:
             return candidate
         self.folder.event("reverted", before=candidate, after=reverted)
         return reverted
+
+    def _costs_nothing(self, candidate: Candidate, reverted: Candidate) -> bool:
+        evaluator = self.evaluator
+        before, after = (evaluator.outcome(each)[0] for each in (candidate, reverted))
+        slower = after.latency_ms > before.latency_ms * (1 + MIN_GAIN)
+        if slower or after.metric_drop > before.metric_drop:
+            return False
+        if evaluator.source is LatencySource.SIMULATED:
+            return True
+        timed, timed_after = (
+            evaluator.timed_for_long(each, self.protocol) for each in (candidate, reverted)
+        )
+        return timed_after.ratio_ci95[1] <= timed.ratio * (1 + MIN_GAIN)
 
     def _without_what_earns_nothing(self, candidate: Candidate, predict_ms: PredictMs) -> Candidate:
         actions, subject = list(candidate.actions), self.evaluator.subject

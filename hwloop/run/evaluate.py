@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from hwloop.compress.recover import Recovery
+from hwloop.compress.recover import NO_RECOVERY, Recovery
 from hwloop.compress.subject import Built, Subject
 from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
@@ -97,6 +97,19 @@ class Evaluator:
             measurement=measurement,
         )
         return outcome, built
+
+    def timed_for_long(self, candidate: Candidate, protocol: Protocol) -> Measurement:
+        """A candidate's latency by a longer protocol, measured once; weights do not matter for it.
+
+        Raises:
+            CandidateError: it cannot be built or run.
+        """
+        known = self.latencies.long(candidate)
+        if known is not None:
+            return known
+        built = self.builder.build(candidate, NO_RECOVERY)
+        with self.session.holding(built.model):
+            return self.latencies.for_long(built, protocol)
 
     def _scored(self, built: Built) -> KeptScore:
         """The score as it is stored: what was stored before stands."""

@@ -158,6 +158,7 @@ def _race(trials: Trials) -> Race:
         evaluator=evaluator,
         folder=work.folder,
         steps=settings.final_steps,
+        protocol=work.profile.protocols.bench,
         progress=work.progress,
     )
     return Race(
