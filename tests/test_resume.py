@@ -93,6 +93,17 @@ def trials(run: Path) -> dict[int, str]:
         return dict(db.execute("SELECT number, digest FROM trials"))
 
 
+def figures_stored(run: Path) -> int:
+    """How far a run is: rows, latencies, scores, probes and the rest."""
+    store = run / "hwloop.sqlite"
+    if not store.exists():
+        return 0
+    with sqlite3.connect(store) as db:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+        count = "SELECT count(*) FROM records"
+        return int(db.execute(count).fetchone()[0]) if "records" in tables else 0
+
+
 def without_times(run: Path) -> Any:
     """The report less what may differ: how long things took, and where the folder is."""
     report = json.loads((run / "report.json").read_text())
@@ -124,7 +135,7 @@ def test_twenty_kills_lose_nothing_and_change_nothing(server: Server, tmp_path: 
             assert sorted(now) == list(range(len(now)))
             assert len(set(now.values())) == len(now)
             seen = now
-            moments.append(len(now))
+            moments.append(figures_stored(run))
         if code == -signal.SIGKILL:
             assert server.attempt(run) == 0
         assert seen.items() <= trials(run).items()
@@ -133,4 +144,4 @@ def test_twenty_kills_lose_nothing_and_change_nothing(server: Server, tmp_path: 
         if kills == KILLS:
             break
     assert kills == KILLS
-    assert len(set(moments)) > 3  # the kills hit different stages
+    assert len(set(moments)) > KILLS // 5  # the kills hit different stages
