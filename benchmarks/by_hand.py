@@ -230,7 +230,7 @@ def verdict(case: dict[str, Any]) -> dict[str, Any]:
     spent = max(case["hwloop"]["search_drop"] or 0.0, 0.0)
     return {
         "case": f"{case['network']} {case['seed']}",
-        "isa": case["isa"],
+        "isa": case.get("isa", ""),
         "best_by_hand": case["best_by_hand"],
         "ratio": case["ratio"],
         "verdict": "behind" if high < 1 else "ahead" if low > 1 else "tie",
@@ -245,17 +245,17 @@ def report() -> None:
     for case in cases:
         ours, ratio, (low, high) = case["hwloop"], case["ratio"], case["ratio_ci95"]
         rival = case["rivals"].get(case["best_by_hand"], {"speedup": 1.0, "test_drop": 0.0})
-        current = is_of_this_version(case)
+        told = verdict(case)
         rows.append(
             [
-                f"{case['network']} {case['seed']}",
+                told["case"],
                 f"{ours['speedup']:.2f}x",
                 f"{ours['metric_drop']:+.4f}",
                 f"{rival['speedup']:.2f}x {case['best_by_hand']}",
                 f"{rival['test_drop']:+.4f}",
                 f"{ratio:.2f}",
                 f"{low:.2f}-{high:.2f}",
-                verdict(case)["verdict"] if current else "of an earlier version",
+                told["verdict"] if is_of_this_version(case) else "of an earlier version",
             ]
         )
     print_table(rows)

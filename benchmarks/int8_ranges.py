@@ -13,7 +13,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -120,9 +121,10 @@ def quantized_with(chosen: Chosen, *, corrected: bool) -> Iterator[None]:
         graph = with_moved_biases(graph, set(nodes), **named) if corrected else graph
         return quantize(graph, nodes, **named)
 
-    with ExitStack() as stack:
-        stack.enter_context(patch("hwloop.runtimes.qdq_ort.ranges", ranges))
-        stack.enter_context(patch("hwloop.runtimes.qdq_ort.quantize_ort", quantize_ort))
+    with (
+        patch("hwloop.runtimes.qdq_ort.ranges", ranges),
+        patch("hwloop.runtimes.qdq_ort.quantize_ort", quantize_ort),
+    ):
         yield
 
 
@@ -215,7 +217,7 @@ def study(name: str) -> dict[str, Any]:
 
 
 def _uniform(found: Subject, action: Action, precision: str) -> Candidate:
-    return found.uniform(Action(kind=action.kind, amount=action.amount, precision=precision))
+    return found.uniform(replace(action, precision=precision))
 
 
 def main(arguments: list[str]) -> None:

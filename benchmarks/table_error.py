@@ -231,8 +231,7 @@ def planned(
         predictor = Predictor(table, found.network, found.rules, cache_bytes=session.cache_bytes)
     choices = [found.choices(item) for item in networks.candidates]
     fitted, rest = fitted_and_rest(len(choices), fitted_on)
-    for index in fitted:
-        predictor.observe(choices[index], latencies_ms[index])
+    predictor = predictor.taught((choices[index], latencies_ms[index]) for index in fitted)
     predicted = [predictor(choices[index]) for index in rest]
     observed = [latencies_ms[index] for index in rest]
     whole = [all(map(found.plan.is_measured, networks.rows[index])) for index in rest]

@@ -81,27 +81,24 @@ def server() -> Iterator[Server]:
     found.process.wait(timeout=30)
 
 
-def trials(run: Path) -> dict[int, str]:
-    """Number and digest of every acknowledged trial."""
+def stored(run: Path, table: str, query: str) -> list[Any]:
+    """What the run's store answers; nothing where the table is not there yet."""
     store = run / "hwloop.sqlite"
     if not store.exists():
-        return {}
+        return []
     with sqlite3.connect(store) as db:  # may have to undo what a kill interrupted
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-        if "trials" not in tables:
-            return {}
-        return dict(db.execute("SELECT number, digest FROM trials"))
+        return list(db.execute(query)) if table in tables else []
+
+
+def trials(run: Path) -> dict[int, str]:
+    """Number and digest of every acknowledged trial."""
+    return dict(stored(run, "trials", "SELECT number, digest FROM trials"))
 
 
 def figures_stored(run: Path) -> int:
     """How far a run is: rows, latencies, scores, probes and the rest."""
-    store = run / "hwloop.sqlite"
-    if not store.exists():
-        return 0
-    with sqlite3.connect(store) as db:
-        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-        count = "SELECT count(*) FROM records"
-        return int(db.execute(count).fetchone()[0]) if "records" in tables else 0
+    return len(stored(run, "records", "SELECT 1 FROM records"))
 
 
 def without_times(run: Path) -> Any:

@@ -122,7 +122,7 @@ def test_a_prediction_is_the_sum_of_the_rows_less_empty_calls(tmp_path: Path) ->
             int8 = sum(table.row_ms(r) - 0.001 for r in blocks if r.precision == "int8")
             casts = sum(table.row_ms(r) - 0.001 for r in rows if r.op in CASTS)
             assert predictor.sums_ms(choices) == pytest.approx((base, int8, casts, 0.0))
-        predictor.observe((0, 0, 0, 0), 5.0)
+        predictor = predictor.taught([((0, 0, 0, 0), 5.0)])
         assert predictor((0, 0, 0, 0)) == pytest.approx(5.0)
 
 
@@ -131,13 +131,11 @@ def test_a_prediction_that_is_taught_more_leaves_the_first_as_it_was(tmp_path: P
     further = [((0, 5, 2, 0), 2.0), ((5, 6, 7, 5), 3.0)]
     with Store(tmp_path / "t.sqlite") as store:
         table = filled(store, reachable_configs(network, rules))
-        first, watching = Predictor(table, network, rules), Predictor(table, network, rules)
-        for each in (first, watching):
-            each.observe((0, 0, 0, 0), 5.0)
+        first = watching = Predictor(table, network, rules).taught([((0, 0, 0, 0), 5.0)])
         before = first.fit
         taught = first.taught(further)
         for choices, latency_ms in further:
-            watching.observe(choices, latency_ms)
+            watching = watching.taught([(choices, latency_ms)])
         assert taught.fit == watching.fit != before
         assert taught((5, 6, 7, 5)) == watching((5, 6, 7, 5)) != first((5, 6, 7, 5))
         assert first.fit == before

@@ -219,14 +219,11 @@ class Predictor:
         layers = (layer(choices) for layer in self._layers if group in layer.groups)
         return self.fit(_network_sums(layers, None)) - self.fit.offset_ms
 
-    def observe(self, choices: Sequence[int], latency_ms: float) -> None:
-        """Take an end-to-end measurement into the fit; the first one must be the dense network."""
-        self._sums.append(self.sums_ms(choices))
-        self._latencies_ms.append(latency_ms)
-        self.fit = fit(self._sums, self._latencies_ms, empty_ms=self._empty_ms)
-
     def taught(self, measured: Iterable[tuple[Sequence[int], float]]) -> Predictor:
-        """The same rows, fitted to these choices and their milliseconds as well."""
+        """The same rows, fitted to these choices and their milliseconds as well.
+
+        The first that any predictor is taught must be the dense network.
+        """
         further = list(measured)
         found = copy.copy(self)
         found._sums = self._sums + [self.sums_ms(choices) for choices, _ in further]

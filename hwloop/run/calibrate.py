@@ -44,7 +44,7 @@ def fitted_predictor(
         table, subject.network, subject.rules, cache_bytes=evaluator.session.cache_bytes
     )
     dense = subject.choices(subject.dense_candidate)
-    predictor.observe(dense, evaluator.baseline.latency_ms)
+    measured = [(dense, evaluator.baseline.latency_ms)]
     progress.stage("calibration networks")
     for number, candidate in enumerate(_calibration_candidates(subject, seed)):
         progress.advance(number, CALIBRATION_NETWORKS)
@@ -57,8 +57,8 @@ def fitted_predictor(
                     measurement = evaluator.latencies.of(built)
             except CandidateError:
                 continue
-        predictor.observe(subject.choices(candidate), measurement.latency_ms)
-    return predictor
+        measured.append((subject.choices(candidate), measurement.latency_ms))
+    return predictor.taught(measured)
 
 
 def taught(predictor: Predictor, trials: Iterable[Trial], subject: Subject) -> Predictor:

@@ -95,9 +95,8 @@ def check(
         found = _measured_networks(opened, networks, seed, progress)
         subject, cache_bytes = opened.subject, opened.session.cache_bytes
     fitted = max(networks // 3, 2) + 1
-    predictor = Predictor(opened.table, subject.network, subject.rules, cache_bytes=cache_bytes)
-    for choices, measured_ms in found[:fitted]:
-        predictor.observe(choices, measured_ms)
+    rows = Predictor(opened.table, subject.network, subject.rules, cache_bytes=cache_bytes)
+    predictor = rows.taught(found[:fitted])
     return {
         "network": opened.subject.network.name,
         "fitted_on": fitted,
