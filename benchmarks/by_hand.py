@@ -28,7 +28,7 @@ from common import CACHE, Bench, prepared, print_table, read_result, write_resul
 
 import hwloop
 from hwloop.compress.recover import NO_RECOVERY
-from hwloop.compress.training import Schedule
+from hwloop.compress.training import Schedule, in_cycles
 from hwloop.device import state
 from hwloop.errors import CandidateError
 from hwloop.measure import paired
@@ -98,7 +98,8 @@ def beside(trained: Trained, case: Case, best: dict[str, Any]) -> dict[str, Any]
             max_drop=goal,
             latency_ms=bench.evaluator.baseline.latency_ms / best["speedup"],
         )
-        found, rival_model = tried(bench, candidates, test, dense_test, steps)
+        schedule = in_cycles(steps, trained.steps)
+        found, rival_model = tried(bench, candidates, test, dense_test, schedule)
         by_hand = next((name for name, rival in found.items() if rival.get("within")), "dense")
         rival_model = rival_model or bench.evaluator.latencies.dense
         ours = OnnxModel((case.run / "best" / "model.onnx").read_bytes())
@@ -137,7 +138,7 @@ def tried(
     candidates: dict[str, Candidate],
     test: ScoredSplit,
     dense_test: float,
-    steps: int,
+    schedule: Schedule,
 ) -> tuple[dict[str, Any], OnnxModel | None]:
     """The fastest first, until one is within the goal: what is slower cannot be the best."""
     found = {name: timed(bench, candidate) for name, candidate in candidates.items()}
@@ -145,7 +146,7 @@ def tried(
     for name in sorted(faster, key=lambda name: -found[name]["speedup"]):
         print(name, flush=True)
         try:
-            judgement, model = judged(bench, candidates[name], test, dense_test, steps)
+            judgement, model = judged(bench, candidates[name], test, dense_test, schedule)
         except CandidateError as error:
             found[name] = {"failed": str(error)}
             continue
@@ -177,17 +178,17 @@ def timed(bench: Bench, candidate: Candidate) -> dict[str, Any]:
 
 
 def judged(
-    bench: Bench, candidate: Candidate, test: ScoredSplit, dense_test: float, steps: int
+    bench: Bench, candidate: Candidate, test: ScoredSplit, dense_test: float, schedule: Schedule
 ) -> tuple[dict[str, Any], OnnxModel]:
     """One rival, recovered: the scorer's bound with the goal of the run, and the test split."""
     evaluator, session = bench.evaluator, bench.session
-    built = evaluator.builder.build(candidate, Schedule(steps=steps))
+    built = evaluator.builder.build(candidate, schedule)
     with session.holding(built.model):
         scored = evaluator.scorer.scored(built.model)
         metric = test.score(partial(session.infer, built.model))
     goal = evaluator.scorer.max_drop
     figures = {
-        "steps": steps if candidate.is_cut else 0,
+        "steps": schedule.steps if candidate.is_cut else 0,
         "search_drop": scored.drop,
         "upper_drop": scored.upper_drop,
         "within": goal is not None and scored.upper_drop is not None and scored.upper_drop <= goal,

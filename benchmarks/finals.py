@@ -28,9 +28,10 @@ from common import Bench, print_table, read_result, write_result
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from hwloop.compress.training import Schedule
+from hwloop.compress.training import in_cycles
 from hwloop.measure.session import DeviceSession
 from hwloop.records import Candidate
+from hwloop.run.build import KeptWeights
 from hwloop.run.memory import weights_name
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.task import ClassificationTask
@@ -81,8 +82,15 @@ def _finalists(run: Path) -> Iterator[dict[str, Any]]:
 
 def _rebuilt(bench: Bench, run: Path, event: dict[str, Any]) -> OnnxModel:
     candidate = Candidate.from_json(event["candidate"])
-    path = run / "candidates" / weights_name(candidate, Schedule(steps=event["steps"]))
-    return bench.evaluator.builder.restored(candidate, load_file(path)).model
+    steps, first = event["steps"], read_final_steps(run)
+    path = run / "candidates" / weights_name(candidate, in_cycles(steps, first))
+    kept = KeptWeights(steps=steps, source=str(path), state=load_file(path))
+    return bench.evaluator.builder.restored(candidate, kept).model
+
+
+def read_final_steps(run: Path) -> int:
+    """Of the first rung of a run's full recoveries."""
+    return int(json.loads((run / "config.json").read_text())["final_steps"])
 
 
 def hits(split: ScoredSplit, session: DeviceSession, model: OnnxModel) -> Hits:

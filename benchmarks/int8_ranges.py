@@ -34,7 +34,7 @@ from hwloop.measure.profile import rules_for
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
 from hwloop.records import Action, Candidate
-from hwloop.run.build import Builder
+from hwloop.run.build import Builder, KeptWeights
 from hwloop.run.clock import Stopwatch
 from hwloop.runtimes import qdq_ort
 from hwloop.runtimes.calibration import ranges as seen_ranges
@@ -194,7 +194,8 @@ def study(name: str) -> dict[str, Any]:
             if weights is None:
                 built = builder.build(candidate, NO_RECOVERY)
             else:
-                built = builder.restored(candidate, weights)
+                kept = KeptWeights(steps=trained.steps, source="what was trained", state=weights)
+                built = builder.restored(candidate, kept)
             with session.holding(built.model):
                 return split.score(partial(session.infer, built.model))
 

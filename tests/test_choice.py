@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import assume, given, settings, target
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import menu
@@ -27,6 +27,7 @@ from hwloop.measure.store import IN_MEMORY, Store
 from hwloop.measure.trial import Trial, TrialState
 from hwloop.records import KEEP, Candidate, Goal
 from hwloop.run import choice, distil
+from hwloop.run.build import KeptWeights
 from hwloop.run.choice import Seen
 from hwloop.run.contenders import Contenders
 from hwloop.run.distil import Distiller
@@ -34,7 +35,7 @@ from hwloop.run.evaluate import Evaluator
 from hwloop.run.finalists import Finals
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures
-from hwloop.run.race import LONG, Race
+from hwloop.run.race import RUNGS, Race
 from hwloop.run.scoring import Scored
 
 GROUPS = 3
@@ -114,15 +115,16 @@ class World:
         samples = tuple(ms * ratio for ms in short.samples_ms)
         return self.longer.setdefault(built.candidate, replace(short, samples_ms=samples))
 
-    def build(self, candidate: Candidate, recipe: Schedule, tick: Any = None) -> Built:
+    def build(self, candidate: Candidate, recipe: Schedule, **how: Any) -> Built:
         self.built += 1
         if self._draw(candidate, f"fails {recipe.steps}").random() < 0.1:
             raise CandidateError("build", "made to fail")
         return self._made(candidate, recipe.steps)
 
-    def restored(self, candidate: Candidate, state: dict[str, Tensor]) -> Built:
+    def restored(self, candidate: Candidate, kept: KeptWeights) -> Built:
         """What was built before: its only weight says how many steps it had."""
-        return self._made(candidate, int(state["weight"]))
+        assert int(kept.state["weight"]) == kept.steps
+        return self._made(candidate, kept.steps)
 
     def _made(self, candidate: Candidate, steps: int) -> Built:
         module, model = nn.Linear(1, 1, bias=False), cast(Any, (candidate, steps))
@@ -342,7 +344,10 @@ def test_a_candidate_of_the_search_ships_when_every_finalist_misses(tmp_path: Pa
     shipped = finals.choose(trials, by_hand=[])
     assert shipped is not None
     assert shipped.seen.steps == world.loop_schedule.steps
-    assert {item.steps for item in finals.seen(trials)} <= {20, FINAL_STEPS, LONG * FINAL_STEPS}
+    assert {item.steps for item in finals.seen(trials)} <= {
+        20,
+        *(rung * FINAL_STEPS for rung in range(1, RUNGS + 1)),
+    }
 
 
 class Spread(World):
@@ -362,7 +367,7 @@ class Spread(World):
             reference_latency_ms=BASELINE_MS,
         )
 
-    def build(self, candidate: Candidate, recipe: Schedule, tick: Any = None) -> Built:
+    def build(self, candidate: Candidate, recipe: Schedule, **how: Any) -> Built:
         return self._made(candidate, recipe.steps)
 
     def scored(self, model: Any) -> Scored:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hwloop.compress import training
+from hwloop.compress import recover, training
 from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recovery
-from hwloop.compress.training import Schedule
+from hwloop.compress.training import Schedule, in_cycles
 from hwloop.errors import CandidateError, UsageError
 from hwloop.task import ClassificationTask, TensorSplit
 from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
@@ -97,17 +98,85 @@ def test_the_same_candidate_recovers_to_the_same_weights(recovery: Recovery) -> 
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_the_teacher_sees_each_batch_once(
+BATCH = 100
+"""Of 256 samples: the third batch is of two epochs."""
+
+
+def answered(recovery: Recovery, steps: int) -> int:
+    """How many samples the dense network is given in so many lessons; each lesson is right."""
+    given = 0
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal given
+        given += len(inputs[0])
+
+    for step in range(steps):
+        handle = recovery.dense.register_forward_pre_hook(count)
+        lesson = recovery._lesson(step, Schedule(steps=steps, batch_size=BATCH))
+        handle.remove()
+        with torch.no_grad():
+            expected = recovery.dense(lesson.inputs)
+        assert torch.allclose(lesson.teacher, expected, atol=1e-5)
+    return given
+
+
+def test_the_teacher_answers_each_sample_once_however_many_epochs(recovery: Recovery) -> None:
+    epoch = len(recovery.split)
+    steps = 3 * epoch // BATCH
+    assert epoch <= answered(recovery, steps) < epoch + BATCH  # of two epochs in one batch, twice
+    assert answered(recovery, steps) == 0
+
+
+def test_what_the_teacher_answered_is_kept_as_far_as_memory_goes(
     recovery: Recovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)  # else students try it
-    calls = []
-    recovery.dense.register_forward_hook(lambda *_: calls.append(1))
-    for _ in range(2):
-        recovery.recover(damaged(recovery.dense), Schedule(steps=4))
-    # The copies carry the hook too: they account for what is left.
-    students = 2 * (4 + RECALIBRATED.recalibration_batches)
-    assert len(calls) - students == 4 + 1  # once to see which of its layers are shared
+    classes, kept = 3, 64
+    monkeypatch.setattr(recover, "MOST_TEACHER_BYTES", kept * classes * torch.float32.itemsize)
+    first = answered(recovery, 2)
+    assert first == 2 * BATCH
+    assert answered(recovery, 2) == first - kept
+
+
+def test_a_longer_recovery_goes_on_where_a_shorter_one_ended(recovery: Recovery) -> None:
+    """What was trained in one go and what went on from a shorter recovery are the same network."""
+    at_once, first = damaged(recovery.dense), damaged(recovery.dense)
+    seen: list[tuple[int, int]] = []
+    schedule = in_cycles(9, 3)
+    recovery.recover(at_once, schedule, tick=lambda done, total: seen.append((done, total)))
+    assert seen == [(step, 9) for step in range(1, 10)]
+    recovery.recover(first, in_cycles(3, 3))
+    went_on = copy.deepcopy(first)
+    for done in (3, 6):
+        recovery.recover(went_on, in_cycles(done + 3, 3), done=done)
+    pairs = zip(at_once.state_dict().values(), went_on.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(first[4].weight, went_on[4].weight)
+
+
+def test_the_rate_begins_anew_with_each_cycle_and_the_batches_do_not(
+    recovery: Recovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    chosen = Recovery._chosen
+
+    def noted(self: Recovery, step: int, batch_size: int) -> np.ndarray:
+        asked.append(step)
+        return chosen(self, step, batch_size)
+
+    monkeypatch.setattr(Recovery, "_chosen", noted)
+    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)  # else it is tried
+    recovery.recover(damaged(recovery.dense), replace(in_cycles(8, 4), recalibration_batches=0))
+    assert [step for step in asked if step] == list(range(1, 8))
+
+
+def test_a_schedule_has_whole_cycles() -> None:
+    assert in_cycles(900, 300).shorter == in_cycles(600, 300)
+    assert in_cycles(600, 300).shorter == Schedule(steps=300) == in_cycles(300, 300)
+    assert in_cycles(300, 300).shorter is None
+    assert in_cycles(500, 300) == Schedule(steps=500)
+    assert in_cycles(0, 0) == Schedule(steps=0)
+    with pytest.raises(ValueError, match="no whole cycles of 300"):
+        Schedule(steps=500, cycle_steps=300)
 
 
 def test_no_recovery_changes_nothing(recovery: Recovery) -> None:

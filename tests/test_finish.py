@@ -15,7 +15,7 @@ from hwloop.errors import ExitCode
 from hwloop.measure.store import Store
 from hwloop.run.clock import FinalsClock
 from hwloop.run.memory import Notes
-from hwloop.run.race import LONG
+from hwloop.run.race import MOST_RUNGS, RUNGS
 
 OPTIONS: dict[str, Any] = {
     "task": MINI,
@@ -53,19 +53,19 @@ def test_time_is_counted_over_all_processes_and_what_was_decided_costs_none(
         assert more.allows(1)
 
 
-def test_a_third_rung_is_there_where_time_decides() -> None:
+def test_more_rungs_are_there_where_time_decides() -> None:
     close = trial(0, 4.0, 0.05)
-    drops = {(close.candidate, STEPS): 0.014, (close.candidate, LONG * STEPS): 0.011}
-    for rungs in (1, 2):
+    drops = {(close.candidate, rung * STEPS): 0.014 - rung * 0.001 for rung in range(1, RUNGS + 1)}
+    for rungs in (RUNGS, MOST_RUNGS):
         found = race(Made(drops), rungs=rungs)
-        for steps in (STEPS, LONG * STEPS):
-            found.recover(close, steps)
-        entry = found.next([close], units=LONG**2)
-        if rungs == 1:
+        for rung in range(1, RUNGS + 1):
+            found.recover(close, rung * STEPS)
+        entry = found.next([close], left=rungs)
+        if rungs == RUNGS:
             assert entry is None
         else:
             assert entry is not None
-            assert (entry.steps, entry.units) == (LONG**2 * STEPS, LONG**2)
+            assert entry.steps == (RUNGS + 1) * STEPS
 
 
 def test_the_finals_end_with_the_time_and_a_finished_run_does_nothing_more(tmp_path: Path) -> None:

@@ -135,8 +135,7 @@ def test_what_is_read_back_is_the_record_that_was_stored(store: Store) -> None:
     assert figures.final(CANDIDATE, 20) is None
     assert figures.probe(0, "1") == Probe(failed="no kernel")
     assert Figures(store, "another").score(CANDIDATE, RECIPE) is None
-    assert figures.done(final_steps=20) == {"latencies": 0, "probes": 1, "finalists": 1}
-    assert figures.done(final_steps=30)["finalists"] == 0
+    assert figures.done() == {"latencies": 0, "probes": 1, "finalists": 1}
 
 
 def test_a_finalist_that_this_run_cannot_have_made_is_damage(store: Store) -> None:

@@ -12,7 +12,7 @@ from hwloop.measure.trial import Trial, TrialState
 from hwloop.records import Action, Candidate, Goal
 from hwloop.run.choice import Seen
 from hwloop.run.front import is_faster
-from hwloop.run.race import LONG, Race
+from hwloop.run.race import MOST_RUNGS, RUNGS, Race
 from hwloop.search.problem import PredictMs
 
 BASELINE_MS = 10.0
@@ -71,57 +71,56 @@ class Made:
         return None
 
 
-def race(made: Made, goal: Goal = GOAL, *, rungs: int = 1) -> Race:
+def race(made: Made, goal: Goal = GOAL, *, rungs: int = RUNGS) -> Race:
     distiller: Any = made
     return Race(distiller=distiller, goal=goal, baseline_ms=BASELINE_MS, rungs=rungs)
 
 
 def test_speed_and_chance_are_weighed_against_each_other() -> None:
     safe, fast, reckless = trial(0, 9.0, 0.001), trial(1, 4.0, 0.05), trial(2, 3.9, 0.9)
-    entry = race(Made()).next([safe, fast, reckless], units=5)
+    entry = race(Made()).next([safe, fast, reckless], left=5)
     assert entry is not None
-    assert (entry.trial, entry.steps, entry.units) == (fast, STEPS, 1)
+    assert (entry.trial, entry.steps) == (fast, STEPS)
 
 
 def test_nothing_slower_than_what_meets_the_goal_is_tried() -> None:
     fast, slow = trial(0, 4.0, 0.05), trial(1, 5.0, 0.001)
     found = race(Made({(fast.candidate, STEPS): 0.005}))
     found.recover(fast, STEPS)
-    assert found.next([fast, slow], units=5) is None
+    assert found.next([fast, slow], left=5) is None
 
 
 def test_nothing_is_tried_to_win_what_no_measurement_tells() -> None:
     best, alike, faster = trial(0, 4.0, 0.05), trial(1, 3.97, 0.001), trial(2, 3.9, 0.001)
     found = race(Made({(best.candidate, STEPS): 0.005}))
     found.recover(best, STEPS)
-    assert found.next([best, alike], units=5) is None
-    entry = found.next([best, alike, faster], units=5)
+    assert found.next([best, alike], left=5) is None
+    entry = found.next([best, alike, faster], left=5)
     assert entry is not None
     assert entry.trial == faster
 
 
-def test_what_missed_closely_gets_the_long_recovery_where_that_can_be_paid() -> None:
+def test_what_missed_closely_goes_on_from_where_it_is() -> None:
     close = trial(0, 4.0, 0.05)
     found = race(Made({(close.candidate, STEPS): 0.012}))
     found.recover(close, STEPS)
-    entry = found.next([close], units=LONG)
+    entry = found.next([close], left=1)
     assert entry is not None
-    assert (entry.steps, entry.units) == (LONG * STEPS, LONG)
-    assert found.next([close], units=LONG - 1) is None
-    assert found.next([close], units=LONG, long=False) is None
+    assert (entry.trial, entry.steps) == (close, 2 * STEPS)
+    assert found.next([close], left=0) is None
 
 
 def test_what_failed_or_had_the_longest_recovery_is_not_tried_again() -> None:
     fails, done = trial(0, 4.0, 0.05), trial(1, 4.5, 0.05)
-    found = race(Made({(done.candidate, LONG * STEPS): 0.02}))
+    found = race(Made({(done.candidate, RUNGS * STEPS): 0.02}))
     assert found.recover(fails, STEPS) is None
-    found.recover(done, LONG * STEPS)
-    assert found.next([fails, done, trial(2, 3.0, None)], units=5) is None
+    found.recover(done, RUNGS * STEPS)
+    assert found.next([fails, done, trial(2, 3.0, None)], left=5) is None
 
 
 def test_the_search_is_told_what_was_found_or_else_what_is_foreseen() -> None:
     known, other, failed = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4), trial(2, 4.0, None)
-    found = race(Made({(known.candidate, STEPS): 0.03}), rungs=0)
+    found = race(Made({(known.candidate, STEPS): 0.03}), rungs=1)
     before = found.score(other).metric_drop
     found.recover(known, STEPS)
     assert found.score(known).metric_drop == 0.03
@@ -134,8 +133,8 @@ def test_the_search_is_told_what_was_found_or_else_what_is_foreseen() -> None:
 
 def test_the_search_is_told_of_the_longest_recovery_that_may_ship() -> None:
     known, other = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4)
-    made = Made({(known.candidate, STEPS): 0.03, (known.candidate, LONG * STEPS): 0.021})
-    short, long = race(made, rungs=0), race(made)
+    made = Made({(known.candidate, STEPS): 0.03, (known.candidate, RUNGS * STEPS): 0.021})
+    short, long = race(made, rungs=1), race(made)
     for each in (short, long):
         each.recover(known, STEPS)
     for candidate in (known, other):
@@ -143,7 +142,7 @@ def test_the_search_is_told_of_the_longest_recovery_that_may_ship() -> None:
         assert told is not None
         assert at_first is not None
         assert 0 < told < 0.9 * at_first
-    long.recover(known, LONG * STEPS)
+    long.recover(known, RUNGS * STEPS)
     assert long.score(known).metric_drop == 0.021
 
 
@@ -160,7 +159,7 @@ def test_more_steps_are_not_expected_to_beat_the_dense_network() -> None:
     assert found.allowance({trained.candidate: 0.04, whole.candidate: 0.002}) > 1
 
 
-@pytest.mark.parametrize("rungs", [1, 2])
+@pytest.mark.parametrize("rungs", [RUNGS, MOST_RUNGS])
 def test_what_the_search_aims_at_does_not_depend_on_what_the_finals_may_spend(rungs: int) -> None:
     known, other = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4)
     found = race(Made({(known.candidate, STEPS): 0.03}), rungs=rungs)
@@ -171,21 +170,22 @@ def test_what_the_search_aims_at_does_not_depend_on_what_the_finals_may_spend(ru
         assert found.score(each) == expected.score(each)
 
 
-def test_what_only_a_long_recovery_can_save_gets_it_at_once() -> None:
+def test_what_only_a_long_recovery_can_save_is_begun_where_that_can_be_paid() -> None:
     best, fast = trial(0, 5.0, 0.05), trial(1, 3.0, 0.2)
     lessons = [trial(number, 6.0, 0.2) for number in range(2, 6)]
     drops = {(each.candidate, STEPS): 0.03 for each in lessons}
-    drops |= {(each.candidate, LONG * STEPS): 0.006 for each in lessons[:3]}
+    drops |= {(each.candidate, RUNGS * STEPS): 0.006 for each in lessons[:3]}
     found = race(Made({**drops, (best.candidate, STEPS): 0.005}))
     found.recover(best, STEPS)
     for each in lessons:
         found.recover(each, STEPS)
     for each in lessons[:3]:
-        found.recover(each, LONG * STEPS)
-    entry = found.next([best, fast], units=LONG)
+        found.recover(each, RUNGS * STEPS)
+    entry = found.next([best, fast], left=RUNGS)
     assert entry is not None
-    assert (entry.trial, entry.steps, entry.units) == (fast, LONG * STEPS, LONG)
-    assert found.next([best, fast], units=LONG, long=False) != entry
+    assert (entry.trial, entry.steps) == (fast, STEPS)
+    short = found.next([best, fast], left=1)
+    assert short is None or short.value < entry.value
 
 
 def test_a_usual_setting_without_a_chance_is_left_where_it_is() -> None:
@@ -193,15 +193,15 @@ def test_a_usual_setting_without_a_chance_is_left_where_it_is() -> None:
     found = race(Made({(close.candidate, STEPS): 0.012, (hopeless.candidate, STEPS): 0.4}))
     for each in (close, hopeless):
         found.recover(each, STEPS)
-    assert found.may_meet(close, LONG * STEPS)
-    assert not found.may_meet(hopeless, LONG * STEPS)
+    assert found.may_meet(close, RUNGS * STEPS)
+    assert not found.may_meet(hopeless, RUNGS * STEPS)
 
 
 def test_where_only_latency_is_asked_for_the_most_accurate_in_time_is_tried() -> None:
     goal = Goal(max_drop=None, min_speedup=2.0)
     late, worse, better = trial(0, 6.0, 0.0), trial(1, 4.0, 0.3), trial(2, 4.5, 0.1)
     found = race(Made(), goal)
-    entry = found.next([late, worse, better], units=5)
+    entry = found.next([late, worse, better], left=5)
     assert entry is not None
     assert entry.trial == better
 
@@ -210,7 +210,7 @@ def test_a_lucky_score_of_the_search_keeps_nothing_from_being_recovered() -> Non
     lucky = trial(0, 4.0, 0.0)
     assert lucky.outcome is not None
     lucky = replace(lucky, outcome=replace(lucky.outcome, upper_drop=0.005))
-    entry = race(Made()).next([lucky], units=5)
+    entry = race(Made()).next([lucky], left=5)
     assert entry is not None
     assert entry.trial == lucky
 
@@ -221,17 +221,17 @@ def test_what_nothing_was_cut_from_is_no_lesson_and_needs_no_longer_recovery() -
     assert found.score(int8).metric_drop == pytest.approx(0.03)
     found.recover(int8, STEPS)
     assert found.foresight.lessons == ()
-    assert found.next([int8], units=5) is None
-    assert not found.may_meet(int8, LONG * STEPS)
+    assert found.next([int8], left=5) is None
+    assert not found.may_meet(int8, RUNGS * STEPS)
 
 
 def test_where_few_samples_leave_no_room_nothing_short_of_better_is_likely() -> None:
     wide, other = trial(0, 4.0, 0.1), trial(1, 3.0, 0.1)
     made = Made({(wide.candidate, STEPS): 0.005}, bound=0.02)
     found = race(made)
-    before = found.next([other], units=5)
+    before = found.next([other], left=5)
     found.recover(wide, STEPS)
-    after = found.next([other], units=5)
+    after = found.next([other], left=5)
     assert found.limit == 0.0
     assert before is not None
     assert after is None or after.value < before.value / 4
@@ -239,7 +239,7 @@ def test_where_few_samples_leave_no_room_nothing_short_of_better_is_likely() -> 
 
 def test_damage_and_drop_of_what_was_recovered_say_what_plans_may_sum_up_to() -> None:
     one = trial(0, 4.0, 0.3)
-    found = race(Made({(one.candidate, STEPS): 0.02}), rungs=0)
+    found = race(Made({(one.candidate, STEPS): 0.02}), rungs=1)
     assert found.allowance({}) == pytest.approx(10.0)
     found.recover(one, STEPS)
     assert found.allowance({one.candidate: 0.2}) == pytest.approx(10.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -136,11 +137,30 @@ def test_usual_settings_have_the_split_and_the_steps_of_what_ships(whole: Path) 
 def test_a_usual_setting_that_is_best_ships(tmp_path: Path) -> None:
     """With one candidate to search and all drops allowed the smallest setting is the fastest."""
     report = optimized(tmp_path / "run", evaluations=1, max_drop=0.9, agent="random")
-    fastest = min(found["latency_ms"] for found in report["comparisons"].values())
+    trained = [each for each in report["comparisons"].values() if "failed" not in each]
+    fastest = min(found["latency_ms"] for found in trained)
     assert report["best"]["latency_ms"] <= fastest * 1.02
     name = report["best"]["usual_setting"]
     if name is not None:  # one network, one figure
         assert report["comparisons"][name]["speedup_ci95"] == report["best"]["speedup_ci95"]
+
+
+def test_a_usual_setting_that_is_slower_than_one_within_the_goal_is_not_trained(
+    tmp_path: Path,
+) -> None:
+    report = optimized(tmp_path / "run", evaluations=1, max_drop=0.9, agent="random")
+    comparisons = report["comparisons"]
+    trained = {name: each for name, each in comparisons.items() if "failed" not in each}
+    assert 0 < len(trained) < len(comparisons)
+    for name in comparisons.keys() - trained.keys():
+        said = re.fullmatch(
+            r"not trained: at ([\d.]+)x it is slower than (.+), which meets the goal",
+            comparisons[name]["failed"],
+        )
+        assert said is not None
+        assert float(said[1]) < trained[said[2]]["speedup"] * 1.02
+    hard = optimized(tmp_path / "hard", evaluations=1, max_drop=1e-9, agent="random")
+    assert not any("not trained" in str(each) for each in hard["comparisons"].values())
 
 
 @pytest.mark.parametrize("recoveries", [2, 5])

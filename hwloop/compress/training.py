@@ -57,6 +57,9 @@ class Schedule:
         recalibration_batches: batches that renew the batch-norm statistics; 0 for none.
         label_share: weight of the task's own loss; the rest is distillation.
         weight_decay: of SGD, whose Nesterov momentum is 0.9.
+        cycle_steps: the rate's cycle begins anew after so many steps (Loshchilov and Hutter, ICLR
+            2017, "SGDR"): what a shorter schedule left is where a longer one goes on. None for one
+            cycle.
     """
 
     steps: int
@@ -66,6 +69,29 @@ class Schedule:
     label_share: float = 0.1
     weight_decay: float = 1e-4
     warmup_share: float = 0.2
+    cycle_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.cycle_steps is not None and (self.cycle_steps < 1 or self.steps % self.cycle_steps):
+            raise ValueError(f"{self.steps} steps are no whole cycles of {self.cycle_steps}")
+
+    @property
+    def cycle(self) -> Schedule:
+        """One of its cycles, for itself."""
+        return replace(self, steps=self.cycle_steps or self.steps, cycle_steps=None)
+
+    @property
+    def shorter(self) -> Schedule | None:
+        """The same with a cycle less; None where that is none at all."""
+        if self.cycle_steps is None or self.steps == self.cycle_steps:
+            return None
+        return in_cycles(self.steps - self.cycle_steps, self.cycle_steps)
+
+
+def in_cycles(steps: int, cycle_steps: int) -> Schedule:
+    """So many steps, in cycles where they are several whole ones."""
+    several = 0 < cycle_steps < steps and steps % cycle_steps == 0
+    return Schedule(steps=steps, cycle_steps=cycle_steps if several else None)
 
 
 class Lesson(Protocol):

@@ -24,6 +24,27 @@ CALIBRATION_INPUTS = 128
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class KeptWeights:
+    """What a recovery of so many steps left.
+
+    Attributes:
+        source: where they are from, for errors.
+        state: by the names of the compressed module.
+    """
+
+    steps: int
+    source: str
+    state: Mapping[str, Tensor]
+
+    def into(self, module: nn.Module) -> None:
+        """Raises CandidateError where they are of another network."""
+        try:
+            module.load_state_dict(self.state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CandidateError("recover", f"{self.source} does not fit: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Builder:
     """Builds candidates of one subject; what it exports is checked on the target.
 
@@ -41,29 +62,47 @@ class Builder:
         self,
         candidate: Candidate,
         schedule: Schedule,
+        *,
+        begun: KeptWeights | None = None,
         tick: Callable[[int, int], None] | None = None,
     ) -> Built:
         """Compress, recover, export and check. Raises CandidateError.
 
+        Args:
+            begun: of the first cycles of the schedule, where they were done before.
+            tick: called with (steps done, steps) after each step.
+        """
+        module = self.recovered(candidate, schedule, begun=begun, tick=tick)
+        return self._exported(candidate, module)
+
+    def recovered(
+        self,
+        candidate: Candidate,
+        schedule: Schedule,
+        *,
+        begun: KeptWeights | None = None,
+        tick: Callable[[int, int], None] | None = None,
+    ) -> nn.Module:
+        """Compress and recover, in float: precisions come with the export; as :meth:`build`.
+
         A network that nothing was cut from is the dense one before it is quantized: there is
         nothing to recover, and training it towards itself only costs time.
         """
+        refitted = candidate.is_cut and begun is None
         with self.clock("compress"):
-            module = self._compressed(candidate, self.moments if candidate.is_cut else None)
+            module = self._compressed(candidate, self.moments if refitted else None)
+        if begun is not None:
+            begun.into(module)
         if candidate.is_cut:
             with self.clock("train"):
-                self.recovery.recover(module, schedule, tick=tick)
-        return self._exported(candidate, module)
+                done = 0 if begun is None else begun.steps
+                self.recovery.recover(module, schedule, done=done, tick=tick)
+        return module
 
-    def restored(self, candidate: Candidate, state: Mapping[str, Tensor]) -> Built:
-        """Built from the weights of an earlier recovery.
-
-        Raises:
-            RuntimeError, ValueError, KeyError: they are not of this network.
-            CandidateError: as :meth:`build` does.
-        """
+    def restored(self, candidate: Candidate, kept: KeptWeights) -> Built:
+        """Built from the weights of an earlier recovery. Raises CandidateError."""
         module = self._compressed(candidate)
-        module.load_state_dict(state)
+        kept.into(module)
         return self._exported(candidate, module.eval())
 
     def check_dense(self, model: OnnxModel) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from hwloop.compress.subject import Built
-from hwloop.compress.training import Schedule
+from hwloop.compress.training import Schedule, in_cycles
 from hwloop.errors import CandidateError
 from hwloop.files import sha256, write_atomically
 from hwloop.findings import LatencySource, Protocol
@@ -18,6 +19,7 @@ from hwloop.parsing import to_json
 from hwloop.records import KEEP, Candidate
 from hwloop.run import choice
 from hwloop.run.best import weights
+from hwloop.run.build import KeptWeights
 from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.folder import RunFolder
@@ -31,10 +33,10 @@ MIN_GAIN = 0.01
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Distiller:
-    """Makes finalists of trials; what was distilled once is found again.
+    """Makes finalists of trials; what was distilled once is found again, and gone on from.
 
     Attributes:
-        steps: of the first rung of full distillation.
+        steps: of the first rung of full distillation; longer ones are several of these.
         protocol: of the long measurement that decides what is undone.
     """
 
@@ -58,7 +60,7 @@ class Distiller:
             candidate = trial.candidate
             if predict_ms is not None:
                 candidate = self.reverted(candidate, predict_ms)
-            known = self.evaluator.figures.finalist(candidate, Schedule(steps=steps))
+            known = self.evaluator.figures.finalist(candidate, self.schedule(steps))
             found = self._finalist(candidate, steps) if known is None else known
         except CandidateError as error:
             self.progress.say(f"a finalist failed: {error}")
@@ -66,6 +68,10 @@ class Distiller:
             return None
         self.progress.say(f"finalist: {self._said(found)}")
         return found.seen
+
+    def schedule(self, steps: int) -> Schedule:
+        """Of a full recovery of so many steps: a longer one goes on where a shorter one ended."""
+        return in_cycles(steps, self.steps)
 
     def at_hand(self, candidate: Candidate, steps: int) -> Built | None:
         """What was distilled last, so that it need not be built again."""
@@ -78,23 +84,45 @@ class Distiller:
             CandidateError: it cannot be built, or its weights are of another network.
         """
         evaluator = self.evaluator
-        path = self.folder.path / "candidates" / weights_name(candidate, schedule)
-        kept = evaluator.figures.weights(candidate, schedule)
-        data = path.read_bytes() if path.is_file() and kept is not None else b""
-        if kept is not None and sha256(data) == kept:
-            try:
-                return evaluator.builder.restored(candidate, load(data))
-            except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-                raise CandidateError("recover", f"{path} does not fit: {error}") from error
+        kept = self._kept(candidate, schedule)
+        if kept is not None:
+            return evaluator.builder.restored(candidate, kept)
+        begun = self._begun(candidate, schedule)
         self.progress.stage("distillation")
-        built = evaluator.builder.build(candidate, schedule, tick=self.progress.advance)
+        tick = self.progress.advance
+        built = evaluator.builder.build(candidate, schedule, begun=begun, tick=tick)
         data = weights(built)
-        write_atomically(path, data)
+        write_atomically(self._path(candidate, schedule), data)
         evaluator.figures.put_weights(candidate, schedule, sha256(data))
         return built
 
+    def _path(self, candidate: Candidate, schedule: Schedule) -> Path:
+        return self.folder.path / "candidates" / weights_name(candidate, schedule)
+
+    def _kept(self, candidate: Candidate, schedule: Schedule) -> KeptWeights | None:
+        """Those of a recovery that was done before, if they are as they were."""
+        path = self._path(candidate, schedule)
+        kept = self.evaluator.figures.weights(candidate, schedule)
+        data = path.read_bytes() if path.is_file() and kept is not None else b""
+        if kept is None or sha256(data) != kept:
+            return None
+        try:
+            return KeptWeights(steps=schedule.steps, source=str(path), state=load(data))
+        except SafetensorError as error:
+            raise CandidateError("recover", f"{path} does not fit: {error}") from error
+
+    def _begun(self, candidate: Candidate, schedule: Schedule) -> KeptWeights | None:
+        """The longest part of a recovery that was done before."""
+        shorter = schedule.shorter
+        while shorter is not None:
+            kept = self._kept(candidate, shorter)
+            if kept is not None:
+                return kept
+            shorter = shorter.shorter
+        return None
+
     def _finalist(self, candidate: Candidate, steps: int) -> KeptFinalist:
-        evaluator, schedule = self.evaluator, Schedule(steps=steps)
+        evaluator, schedule = self.evaluator, self.schedule(steps)
         built = self.rebuilt(candidate, schedule)
         with evaluator.session.holding(built.model):
             timed = evaluator.latencies

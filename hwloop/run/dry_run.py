@@ -143,7 +143,7 @@ def _known(
 def _done(store: Store, settings: Settings, inputs: dict[str, Any]) -> dict[str, int]:
     """How many results of each stage are stored."""
     figures = Figures(store, identity.key_of(inputs))
-    return {"trials": len(store.trials()), **figures.done(final_steps=settings.final_steps)}
+    return {"trials": len(store.trials()), **figures.done()}
 
 
 def _finished(folder: RunFolder, settings: Settings) -> bool:

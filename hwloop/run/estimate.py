@@ -23,7 +23,6 @@ from hwloop.records import Action
 from hwloop.run import calibrate, sensitivity
 from hwloop.run import table_check as tables
 from hwloop.run.evaluate import LOOP_SAMPLES
-from hwloop.run.race import LONG
 from hwloop.run.result import BY_HAND
 from hwloop.run.rounds import ROUND
 from hwloop.run.settings import Settings
@@ -139,10 +138,9 @@ def seconds_left(
 
     total = settings.evaluations + len(BY_HAND)
     rounds = settings.evaluations // ROUND
-    taught = min(rounds, 1) + LONG * max(rounds - 1, 0)  # at most, in first rungs
     trials = left("trials", total)
     after = settings.finalists if settings.finish_s is None else 0
-    finalists = left("finalists", len(BY_HAND) + taught + after)
+    finalists = left("finalists", len(BY_HAND) + rounds + after)
     networks = left("latencies", calibrate.CALIBRATION_NETWORKS + total)
     probes = left("probes", len(sensitivity.probed(found, found.masks)))
     loop_steps = short_recovery(found.dense, settings.loop_steps).steps

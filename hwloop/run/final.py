@@ -12,19 +12,21 @@ from functools import partial
 from typing import Any
 
 from hwloop.compress.subject import Built, Subject
-from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.findings import Protocol
 from hwloop.measure import paired as measure
 from hwloop.measure.answers import Engine
+from hwloop.measure.trial import Trial
 from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.finalists import Finalist
+from hwloop.run.front import outcome_of
 from hwloop.run.kept import FinalFigures, KeptByHand
 from hwloop.run.race import Race
 from hwloop.run.result import ByHand, NetworkFigures
 from hwloop.run.scoring import score
 from hwloop.run.trials import Trials
+from hwloop.run.usual import outrun
 from hwloop.run.work import Work
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.tasks.score import ScoredSplit
@@ -113,8 +115,7 @@ def by_hand(
     for name, trial in trials.by_hand().items():
         seen = race.of(trial)
         if seen is None:
-            why = trial.reason or "it was not recovered: its recovery failed, or the time was up"
-            found[name] = ByHand(candidate=trial.candidate, failed=why)
+            found[name] = ByHand(candidate=trial.candidate, failed=_why_not(trial, trials, race))
             continue
         try:
             same = (seen.candidate, seen.steps) == (shipped.built.candidate, shipped.steps)
@@ -127,13 +128,22 @@ def by_hand(
     return found
 
 
+def _why_not(trial: Trial, trials: Trials, race: Race) -> str:
+    """Why a usual setting was not recovered."""
+    faster = outrun(trial, trials, race)
+    if faster is not None:
+        speedup = race.baseline_ms / outcome_of(trial).latency_ms
+        return f"not trained: at {speedup:.2f}x it is slower than {faster}, which meets the goal"
+    return trial.reason or "it was not recovered: its recovery failed, or the time was up"
+
+
 def _judged(
     seen: Seen, race: Race, work: Work, test: ScoredSplit, *, dense_metric: float
 ) -> KeptByHand:
     known = work.figures.by_hand(seen.candidate, seen.steps)
     if known is not None:
         return known
-    built = race.distiller.rebuilt(seen.candidate, Schedule(steps=seen.steps))
+    built = race.distiller.rebuilt(seen.candidate, race.distiller.schedule(seen.steps))
     with work.session.holding(built.model):
         figures = _measured(
             built.model,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hwloop.compress.subject import Built
-from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.measure.progress import Progress
 from hwloop.measure.trial import Trial
@@ -20,7 +19,7 @@ from hwloop.run.clock import FinalsClock
 from hwloop.run.contenders import Contenders
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.front import seen_of
-from hwloop.run.race import LONG, Race
+from hwloop.run.race import Race
 from hwloop.run.result import USUAL
 from hwloop.search.problem import PredictMs
 
@@ -44,8 +43,8 @@ class Finals:
     Attributes:
         predict_ms: says what a finalist's changes gain.
         contenders: whose latencies are taken again first.
-        count: full recoveries that it may spend, of the first rung; a long one counts for three.
-            Half as many more where the goal is hardly touched.
+        count: full recoveries that it may spend; each rung of a candidate is one. Half as many more
+            where the goal is hardly touched.
         clock: where the time decides instead, however many those are.
     """
 
@@ -84,8 +83,8 @@ class Finals:
     def _recover(self, trials: Sequence[Trial]) -> None:
         spent, done = 0, 0
         while self.clock is None or self.clock.allows(done):
-            units = self._left(trials, spent) if self.clock is None else LONG**self.race.rungs
-            entry = self.race.next(trials, units=units)
+            left = self._left(trials, spent) if self.clock is None else self.race.rungs
+            entry = self.race.next(trials, left=left)
             if entry is None:
                 return
             before = self.race.known
@@ -93,12 +92,12 @@ class Finals:
             found = self.race.recover(entry.trial, entry.steps, predict_ms=predict_ms)
             # Of two that differ in what earns nothing, only the first one costs anything.
             free = found is not None and (found.candidate, found.steps) in before
-            spent, done = spent + (0 if free else entry.units), done + 1
+            spent, done = spent + (0 if free else 1), done + 1
             if self.clock is not None:
                 self.clock.keep(done)
 
     def _left(self, trials: Sequence[Trial], spent: int) -> int:
-        """Recoveries of the first rung that may still be spent."""
+        """Recoveries that may still be spent."""
         goal = self.goal.max_drop
         best = choice.best(self.seen(trials), self.goal, baseline_ms=self.baseline_ms)
         touched = best is not None and (not goal or best.drop >= (1 - UNSPENT) * goal)
@@ -177,7 +176,7 @@ class Finals:
                 f"{chosen.drop:+.4f}: it ships"
             )
         try:
-            built = distiller.rebuilt(chosen.candidate, Schedule(steps=chosen.steps))
+            built = distiller.rebuilt(chosen.candidate, distiller.schedule(chosen.steps))
             with self.evaluator.session.holding(built.model):
                 scored = self.evaluator.scorer.scored(built.model)
         except CandidateError as error:

@@ -264,18 +264,12 @@ class Figures:
     def add_by_hand(self, candidate: Candidate, steps: int, found: KeptByHand) -> None:
         self._scope.add("by_hand", digest([candidate, steps]), found)
 
-    def done(self, *, final_steps: int) -> dict[str, int]:
-        """How many results of each stage are stored: latencies, probes, finalists.
-
-        Args:
-            final_steps: of one finalist; a longer recovery counts as several.
-        """
-        finalists = self._scope.all("finalist", KeptFinalist.from_json).values()
-        units = (found.steps // final_steps if final_steps else 1 for found in finalists)
+    def done(self) -> dict[str, int]:
+        """How many results of each stage are stored: latencies, probes, finalists."""
         return {
             "latencies": len(self._scope.all("latency", as_it_is)),
             "probes": len(self._scope.all("probe", as_it_is)),
-            "finalists": sum(units),
+            "finalists": len(self._scope.all("finalist", as_it_is)),
         }
 
 

@@ -13,7 +13,6 @@ from functools import lru_cache, partial
 from statistics import median
 
 from hwloop.compress.subject import Built
-from hwloop.compress.training import Schedule
 from hwloop.findings import Measurement
 from hwloop.measure.trial import Trial
 from hwloop.records import Candidate, Goal
@@ -25,11 +24,12 @@ from hwloop.run.worth import Entry, Worth
 from hwloop.search.foresight import Foreseen, Foresight, Lesson, unit_of
 from hwloop.search.problem import PredictMs, Score
 
-LONG = 3
-"""Each rung has so many times the steps of the one before; it is a recovery from the start."""
+RUNGS, MOST_RUNGS = 3, 9
+"""Full recoveries of one candidate, each of which goes on from the one before; and where time
+decides. The first are what the search aims at."""
 
 LEAST_VALUE = 0.004
-"""A recovery is worth its time from this expected gain in log speed on, per first rung."""
+"""A recovery is worth its time from this expected gain in log speed on, per rung."""
 
 FIRST_MARGIN = 0.3
 """Of the goal: what the bound of a drop is taken to add to it until one was seen."""
@@ -48,14 +48,14 @@ class Race:
     that a run that goes on repeats its decisions.
 
     Attributes:
-        rungs: above the first one, of ``LONG`` times the steps each.
+        rungs: of a candidate that is cut, at least 1.
         on_recovered: told of each recovered network, and how to get it if it is needed.
     """
 
     distiller: Distiller
     goal: Goal
     baseline_ms: float
-    rungs: int = 1
+    rungs: int = RUNGS
     on_recovered: OnRecovered = lambda seen, build: None
     _recovered: dict[Candidate, Seen] = field(default_factory=dict)
     _lessons: list[Lesson] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Race:
     @property
     def most_steps(self) -> int:
         """Of the highest rung."""
-        return int(self.first_steps * LONG**self.rungs)
+        return self.first_steps * self.rungs
 
     @property
     def unit(self) -> float:
@@ -92,7 +92,7 @@ class Race:
 
     def is_stored(self, trial: Trial, steps: int) -> bool:
         """Whether a full recovery of a trial was done in an earlier process."""
-        schedule = Schedule(steps=steps)
+        schedule = self.distiller.schedule(steps)
         return self.distiller.evaluator.figures.finalist(trial.candidate, schedule) is not None
 
     def recover(
@@ -121,7 +121,8 @@ class Race:
 
     def _built(self, seen: Seen) -> Built:
         built = self.distiller.at_hand(seen.candidate, seen.steps)
-        return built or self.distiller.rebuilt(seen.candidate, Schedule(steps=seen.steps))
+        schedule = self.distiller.schedule(seen.steps)
+        return built or self.distiller.rebuilt(seen.candidate, schedule)
 
     def retime(self, candidate: Candidate, measurement: Measurement) -> None:
         """From now on a candidate is as fast as it was measured here."""
@@ -168,12 +169,16 @@ class Race:
         return Score(metric_drop=drop, latency_ms=trial.outcome.latency_ms)
 
     @property
-    def _aimed_steps(self) -> int:
-        """Of the recovery that the search aims at: that of the second rung.
+    def aimed_rungs(self) -> int:
+        """Of the recovery that the search aims at.
 
         The same whatever the finals may spend, which a run that goes on may be told anew.
         """
-        return self.first_steps * (LONG if self.rungs else 1)
+        return min(self.rungs, RUNGS)
+
+    @property
+    def _aimed_steps(self) -> int:
+        return self.first_steps * self.aimed_rungs
 
     def _in_the_end(self, seen: Seen) -> float:
         """The drop that a long recovery may leave of one that was recovered.
@@ -208,24 +213,22 @@ class Race:
             return MOST_ALLOWANCE if pairs else MOST_ALLOWANCE / 5
         return min(max(sum(damage**2 for damage, _ in pairs) / products, 1.0), MOST_ALLOWANCE)
 
-    def next(self, trials: Sequence[Trial], *, units: int, long: bool = True) -> Entry | None:
+    def next(self, trials: Sequence[Trial], *, left: int) -> Entry | None:
         """The full recovery that pays most, or None where none is worth its time.
 
         While nothing meets the goal, whatever has a chance is worth it.
 
         Args:
-            units: the most that it may cost.
-            long: whether a higher rung may be it.
+            left: how many rungs may still be spent.
         """
         recovered = self._recovered.values()  # a lucky score on few samples is no best
         best = choice.best(recovered, self.goal, baseline_ms=self.baseline_ms)
-        entries = [entry for trial in trials for entry in self._entries(trial, best, long=long)]
-        affordable = [entry for entry in entries if entry.units <= units]
-        found = max(affordable, key=lambda entry: entry.value, default=None)
+        entries = [entry for trial in trials for entry in self._entries(trial, best, left=left)]
+        found = max(entries, key=lambda entry: entry.value, default=None)
         least = LEAST_VALUE if best is not None else NO_CHANCE * LEAST_VALUE
         return found if found is not None and found.value >= least else None
 
-    def _entries(self, trial: Trial, best: Seen | None, *, long: bool) -> Iterable[Entry]:
+    def _entries(self, trial: Trial, best: Seen | None, *, left: int) -> Iterable[Entry]:
         if not is_faster(trial) and trial.candidate not in self._retimed:
             return
         timed = self.as_timed(seen_of(trial, steps=0))
@@ -237,23 +240,23 @@ class Race:
             if meets and self.goal.max_drop is not None:
                 return
         latency_ms = timed.latency_ms if found is None else found.latency_ms
-        for units, steps in self._rungs(trial, long=long):
-            if self._is_due(trial, steps):
-                value = self._worth.of(self._foreseen(trial, steps), latency_ms, best) / units
-                yield Entry(trial=trial, steps=steps, units=units, value=value)
+        rungs = self._rungs(trial, left=left)
+        if not rungs:
+            return
+        values = [
+            self._worth.of(self._foreseen(trial, self.first_steps * rung), latency_ms, best) / count
+            for count, rung in enumerate(rungs, 1)
+        ]
+        yield Entry(trial=trial, steps=self.first_steps * rungs[0], value=max(values))
 
-    def _is_due(self, trial: Trial, steps: int) -> bool:
-        """Whether a rung is one to go on with: any at first, then the next."""
+    def _rungs(self, trial: Trial, *, left: int) -> range:
+        """Those that a trial may still go through; nothing is trained of what was not cut."""
+        if any(candidate == trial.candidate for candidate, _ in self._failed):
+            return range(0)
         found = self.of(trial)
-        if found is None:
-            return all(candidate != trial.candidate for candidate, _ in self._failed)
-        longer = found.steps < steps == LONG * found.steps
-        return longer and (trial.candidate, steps) not in self._failed
-
-    def _rungs(self, trial: Trial, *, long: bool) -> Iterable[tuple[int, int]]:
-        """(cost in first rungs, steps) of each; nothing is trained of what was not cut."""
-        last = self.rungs if long and trial.candidate.is_cut else 0
-        return [(LONG**rung, self.first_steps * LONG**rung) for rung in range(last + 1)]
+        done = 0 if found is None else max(found.steps // max(self.first_steps, 1), 1)
+        last = self.rungs if trial.candidate.is_cut and self.first_steps else 1
+        return range(done + 1, min(last, done + left) + 1)
 
     def _foreseen(self, trial: Trial, steps: int) -> Foreseen:
         """What so many steps leave, by its own full recovery where it had one."""

@@ -18,7 +18,7 @@ from hwloop.compress.space import Masks
 from hwloop.measure.predict import Predictor
 from hwloop.measure.trial import Trial
 from hwloop.run import calibrate, features
-from hwloop.run.race import LONG, Race
+from hwloop.run.race import Race
 from hwloop.run.trials import Trials
 from hwloop.run.usual import UsualSettings, may_recover
 from hwloop.search.methods import METHODS
@@ -80,20 +80,15 @@ class Rounds:
             )
             enough = len(self._asked) >= before + ROUND
             if enough:
-                self._teach(long=not is_first)
+                self._teach()
             if (is_first and not self.usual.finish()) or not enough:
                 return
             is_first = False
             work.progress.stage("search")
 
-    def _teach(self, *, long: bool) -> None:
-        """The full recovery that pays most.
-
-        Args:
-            long: whether it may be of the second rung, which only lessons can tell.
-        """
-        units = LONG if long else 1
-        entry = self.race.next(list(self._asked.values()), units=units, long=long)
+    def _teach(self) -> None:
+        """The full recovery that pays most, by what its candidate may come to in the end."""
+        entry = self.race.next(list(self._asked.values()), left=self.race.aimed_rungs)
         if entry is None:
             return
         if may_recover(entry.trial, entry.steps, trials=self.trials, race=self.race):

@@ -107,22 +107,29 @@ def _probe(
     dense: NDArray[Any],
     dense_metric: float,
 ) -> Probe:
-    group, action = alone
-    actions = list(evaluator.subject.dense_candidate.actions)
-    actions[group] = action
     try:
-        built = evaluator.builder.build(Candidate(actions=tuple(actions)), PROBE_SCHEDULE)
-        with evaluator.session.holding(built.model), evaluator.clock("score"):
-            if action.precision == "base":
-                outputs = split.outputs(torch_run(built.module))
-            else:
-                outputs = split.outputs(partial(evaluator.session.infer, built.model))
+        outputs = _outputs(evaluator, split, alone)
         kl = mean_kl(dense, outputs)
         if not math.isfinite(kl):
             return Probe(failed="the outputs are not finite")
         return Probe(kl=kl, drop=evaluator.subject.task.drop(dense_metric, split.metric(outputs)))
     except CandidateError as error:
         return Probe(failed=str(error))
+
+
+def _outputs(evaluator: Evaluator, split: ScoredSplit, alone: Alone) -> NDArray[Any]:
+    """On the target what only that computes; the rest here, which needs no export."""
+    group, action = alone
+    actions = list(evaluator.subject.dense_candidate.actions)
+    actions[group] = action
+    candidate, builder = Candidate(actions=tuple(actions)), evaluator.builder
+    if action.precision == "base":
+        module = builder.recovered(candidate, PROBE_SCHEDULE)
+        with evaluator.clock("score"):
+            return split.outputs(torch_run(module))
+    built = builder.build(candidate, PROBE_SCHEDULE)
+    with evaluator.session.holding(built.model), evaluator.clock("score"):
+        return split.outputs(partial(evaluator.session.infer, built.model))
 
 
 def _as_drops(

@@ -20,8 +20,8 @@ class Settings:
         time_limit_s: the search ends after this many seconds; finals come on top.
         loop_steps: distillation steps of each candidate in the search; None for as many as rank
             candidates best for their time.
-        finalists, final_steps: full distillations after the search, and their steps; one of three
-            times as many steps counts for three.
+        finalists, final_steps: full distillations after the search, and their steps; a candidate
+            may have several, each of which goes on from the one before.
         finish_s: distill finalists for so many seconds instead, and for longer each, as long as
             that is expected to gain.
     """

@@ -1,7 +1,9 @@
 """What people try without a search, on the terms of what is searched: evaluated, recovered fully.
 
 It comes before the latency table, which takes minutes: whoever ends a run early has a network that
-is worth something, and the search begins with two lessons.
+is worth something, and the search begins with two lessons. Under a limit on the drop they are
+trained as a person would, the fastest first, until one is within it: what is slower than that one
+could neither ship nor be the better choice.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hwloop.measure.trial import Trial
+from hwloop.run import choice
 from hwloop.run.front import outcome_of
 from hwloop.run.race import Race
 from hwloop.run.result import BY_HAND, USUAL
@@ -45,7 +48,7 @@ class UsualSettings:
         return self._recovered(self._in_turn()[:FIRST_LESSONS])
 
     def finish(self) -> bool:
-        """Recover the others, which takes as long as a search; False if the time is up."""
+        """Recover the others that may be the best of them; False if the time is up."""
         return self._recovered(self._in_turn()[FIRST_LESSONS:])
 
     def _in_turn(self) -> list[Trial]:
@@ -58,10 +61,26 @@ class UsualSettings:
     def _recovered(self, trials: Sequence[Trial]) -> bool:
         steps = self.race.first_steps
         for trial in trials:
+            if outrun(trial, self.trials, self.race) is not None:
+                continue
             if not may_recover(trial, steps, trials=self.trials, race=self.race):
                 return False
             self.race.recover(trial, steps)
         return True
+
+
+def outrun(trial: Trial, trials: Trials, race: Race) -> str | None:
+    """The name of a faster usual setting that is within the limit on the drop; None without one."""
+    goal, baseline_ms = race.goal, race.baseline_ms
+    if goal.max_drop is None or trial.outcome is None:
+        return None
+    for name, other in trials.by_hand().items():
+        seen = race.of(other)
+        if seen is None or not choice.meets(seen, goal, baseline_ms=baseline_ms):
+            continue
+        if seen.latency_ms < trial.outcome.latency_ms:
+            return name
+    return None
 
 
 def may_recover(trial: Trial, steps: int, *, trials: Trials, race: Race) -> bool:

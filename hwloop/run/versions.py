@@ -12,8 +12,8 @@ RESULTS: dict[str, int] = {
     "export": 1,
     "prune": 4,
     "quantize": 3,
-    "recover": 5,
+    "recover": 6,
     "score": 2,
-    "search": 8,
+    "search": 9,
 }
 """Area of hwloop to the version of what it computes."""

@@ -21,14 +21,12 @@ class Entry:
     """A full recovery that may be worth its time.
 
     Attributes:
-        steps: of the recovery.
-        units: its cost in first rungs.
-        value: what it is expected to win for each of them.
+        steps: of the recovery, with what it goes on from.
+        value: what it is expected to win, for each rung up to where that is most.
     """
 
     trial: Trial
     steps: int
-    units: int
     value: float
 
 
