@@ -62,7 +62,7 @@ def optimize(
     seed: int = 0,
     table: str | Path | None = None,
     loop_steps: int | None = None,
-    finalists: int = 12,
+    finalists: int = 8,
     final_steps: int = 300,
     finish_s: float | None = None,
     progress: Progress | None = None,

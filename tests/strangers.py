@@ -113,7 +113,7 @@ def beside(run: Path) -> dict[str, Any]:
     return found
 
 
-QUICK = (*SMALL, "--task", SPEC, "--agent", "random")
+QUICK = (*SMALL, "--task", SPEC)
 COMMANDS: dict[str, Callable[[Path], list[Any]]] = {
     "why": lambda run: ["report", run, "--why"],
     "json": lambda run: ["report", run, "--json"],

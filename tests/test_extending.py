@@ -20,12 +20,13 @@ from hwloop.run.result import USUAL
 Capsys = pytest.CaptureFixture[str]
 OPTIONS: dict[str, Any] = {
     "target": "fake",
+    "agent": "random",
     "loop_steps": 0,
     "final_steps": 0,
     "finalists": 1,
     "max_drop": 0.3,
 }
-ON_COMMAND = ("--target", "fake", "--loop-steps", "0", "--max-drop", "0.3")
+ON_COMMAND = ("--target", "fake", "--agent", "random", "--loop-steps", "0", "--max-drop", "0.3")
 
 
 class StopsAfter(Progress):

@@ -15,7 +15,18 @@ import hwloop
 from hwloop.files import sha256
 
 Capsys = pytest.CaptureFixture[str]
-OPTIONS = ("--evaluations", "4", "--loop-steps", "1", "--final-steps", "2", "--finalists", "1")
+OPTIONS = (
+    "--agent",
+    "random",
+    "--evaluations",
+    "4",
+    "--loop-steps",
+    "1",
+    "--final-steps",
+    "2",
+    "--finalists",
+    "1",
+)
 
 
 @pytest.mark.parametrize("kind", ["die", "hang", "nonsense"])

@@ -20,6 +20,7 @@ from hwloop.run.race import MOST_RUNGS, RUNGS
 OPTIONS: dict[str, Any] = {
     "task": MINI,
     "target": "fake",
+    "agent": "random",
     "loop_steps": 0,
     "final_steps": 1,
     "max_drop": None,
@@ -86,7 +87,18 @@ def test_it_may_be_raised_and_is_part_of_the_command(
     run = tmp_path / "run"
     hwloop.optimize(run=run, finish_s=1e-6, **OPTIONS)
     few = finalists(run)
-    options = ("--task", MINI, "--target", "fake", "--loop-steps", "0", "--final-steps", "1")
+    options = (
+        "--task",
+        MINI,
+        "--target",
+        "fake",
+        "--agent",
+        "random",
+        "--loop-steps",
+        "0",
+        "--final-steps",
+        "1",
+    )
     goal = ("--max-drop", "none", "--min-speedup", "1.01")
     wanted = (*goal, "--evaluations", "20", "--finish", "10m", "--run", run)
     done = inside(capsys, "optimize", *options, *wanted)

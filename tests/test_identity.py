@@ -58,6 +58,7 @@ class Mine(TinyTask):
 """
 OPTIONS: dict[str, Any] = {
     "target": "fake",
+    "agent": "random",
     "evaluations": 3,
     "loop_steps": 1,
     "final_steps": 2,

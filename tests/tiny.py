@@ -27,7 +27,17 @@ SPEC = f"{HERE / 'tiny.py'}:TinyTask"
 MINI = f"{HERE / 'tiny.py'}:MiniTask"
 START = (sys.executable, "-c", "from hwloop.cli import run; run()")
 ON_FAKE = ("--task", MINI, "--target", "fake")
-SMALL = (*ON_FAKE, "--evaluations", "4", "--loop-steps", "1", "--final-steps", "2")
+SMALL = (
+    *ON_FAKE,
+    "--agent",
+    "random",
+    "--evaluations",
+    "4",
+    "--loop-steps",
+    "1",
+    "--final-steps",
+    "2",
+)
 SMALL = (*SMALL, "--finalists", "1", "--max-drop", "none", "--min-speedup", "1.05")
 
 CLASSES = 4

@@ -84,7 +84,7 @@ def main() -> None:
     help="Distillation per candidate; unless given 0, and 20 without batch norms.",
 )
 @click.option(
-    "--finalists", default=12, show_default=True, help="Full distillations after the search."
+    "--finalists", default=8, show_default=True, help="Full distillations after the search."
 )
 @click.option("--final-steps", default=300, show_default=True, help="Distillation per finalist.")
 @click.option(

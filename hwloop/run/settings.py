@@ -41,6 +41,6 @@ class Settings:
     seed: int = 0
     table: str | None = None
     loop_steps: int | None = None
-    finalists: int = 12
+    finalists: int = 8
     final_steps: int = 300
     finish_s: float | None = None
