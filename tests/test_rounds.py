@@ -15,6 +15,7 @@ from tiny import MINI
 
 import hwloop
 from hwloop.compress.recover import Recovery
+from hwloop.compress.training import Schedule
 from hwloop.measure.predict import Predictor
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
@@ -225,6 +226,24 @@ def test_a_network_that_nothing_was_cut_from_is_not_trained(
     dense = sum(value.numel() for value in network.state_dict().values())
     assert trained
     assert max(trained) < dense
+
+
+def test_what_is_recovered_for_longer_goes_on_from_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recover = Recovery.recover
+    trained: list[tuple[int, int]] = []
+
+    def noted(self: Recovery, module: Any, schedule: Schedule, **named: Any) -> Any:
+        trained.append((schedule.steps, named.get("done", 0)))
+        return recover(self, module, schedule, **named)
+
+    monkeypatch.setattr(Recovery, "recover", noted)
+    optimized(tmp_path / "run", finalists=6, agent="random")
+    first = OPTIONS["final_steps"]
+    longer = [(steps, done) for steps, done in trained if steps > first]
+    assert longer
+    assert all(done == steps - first for steps, done in longer)
 
 
 def test_a_run_whose_time_is_up_repeats_what_it_decided(

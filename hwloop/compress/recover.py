@@ -1,14 +1,14 @@
 """Recovery after compression: batch-norm recalibration and distillation from the dense network.
 
-The batches are a fixed, seeded sequence, so the teacher's answers are computed once and shared by
-all candidates and epochs, and the same candidate always recovers to the same weights.
+The batches are a fixed, seeded sequence, so the teacher's outputs are computed once and shared by
+all candidates, and the same candidate always recovers to the same weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -64,51 +64,6 @@ class _Distilled:
         )
 
 
-class _Answers:
-    """What the dense network answers to the samples of a split, as many as may be kept.
-
-    Which are kept, and which are answered together, follows from the order in which they are asked
-    for: every recovery begins with the first batch.
-    """
-
-    def __init__(self, samples: int) -> None:
-        self._slots = np.full(samples, -1)
-        self._used = 0
-        self._kept: Tensor | None = None
-
-    def to(
-        self, chosen: NDArray[np.int64], inputs: Tensor, answered: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """The answers to a batch, in its order.
-
-        Args:
-            chosen, inputs: its samples.
-            answered: asks the network.
-        """
-        missing = torch.from_numpy(np.flatnonzero(self._slots[chosen] < 0))
-        if not len(missing) and self._kept is not None:
-            return self._kept[self._slots[chosen]]
-        fresh = answered(inputs[missing])
-        found = fresh.new_empty((len(chosen), *fresh.shape[1:]))
-        found[missing] = fresh
-        known = np.flatnonzero(self._slots[chosen] >= 0)
-        if len(known) and self._kept is not None:
-            found[known] = self._kept[self._slots[chosen[known]]]
-        self._keep(chosen[missing], fresh)
-        return found
-
-    def _keep(self, samples: NDArray[np.int64], answers: Tensor) -> None:
-        if self._kept is None:
-            most = MOST_TEACHER_BYTES // max(answers[0].nbytes, 1)
-            count = min(len(self._slots), most)
-            self._kept = answers.new_empty((count, *answers.shape[1:]))
-        count = min(len(samples), len(self._kept) - self._used)
-        slots = np.arange(self._used, self._used + count)
-        self._kept[slots] = answers[:count]
-        self._slots[samples[:count]] = slots
-        self._used += count
-
-
 class Recovery:
     """Recovers compressed copies of one dense network on one task's training split."""
 
@@ -119,7 +74,8 @@ class Recovery:
         self.split = task.train()
         self._order = np.empty(0, dtype=np.int64)
         self._epochs = 0
-        self._answers = _Answers(len(self.split))
+        self._teacher: dict[tuple[int, int], Tensor] = {}
+        self._teacher_bytes = 0
 
     def recover(
         self,
@@ -140,7 +96,8 @@ class Recovery:
         """
         cycle = schedule.cycle
         frozen = bool(schedule.steps) and self._shares_norms
-        for start in range(done, max(schedule.steps, done + 1), max(cycle.steps, 1)):
+        starts = range(done, schedule.steps, cycle.steps) if cycle.steps else range(1)
+        for start in starts:
             if frozen:
                 self.recalibrate(module, schedule)
             if cycle.steps:
@@ -167,8 +124,7 @@ class Recovery:
             if tick is not None:
                 tick(start + done, total)
 
-        lesson = partial(self._lesson, start=start, schedule=cycle)
-        train(module, cycle, lesson, told, frozen=frozen)
+        train(module, cycle, lambda step: self._lesson(start + step, cycle), told, frozen=frozen)
 
     @cached_property
     def _shares_norms(self) -> bool:
@@ -221,21 +177,27 @@ class Recovery:
         """The first inputs of the sequence: what int8 ranges are taken from."""
         return self._batch(0, count)[0].numpy().astype(np.float32)
 
-    def _lesson(self, step: int, schedule: Schedule, *, start: int = 0) -> _Distilled:
-        chosen = self._chosen(start + step, schedule.batch_size)
-        inputs, targets = self._of(chosen)
+    def _lesson(self, step: int, schedule: Schedule) -> _Distilled:
+        inputs, targets = self._batch(step, schedule.batch_size)
         return _Distilled(
             task=self.task,
             inputs=inputs,
             targets=targets,
-            teacher=self._answers.to(chosen, inputs, self._answered),
+            teacher=self._teacher_outputs(step, schedule.batch_size, inputs),
             label_share=schedule.label_share,
         )
 
-    def _answered(self, inputs: Tensor) -> Tensor:
+    def _teacher_outputs(self, step: int, batch_size: int, inputs: Tensor) -> Tensor:
+        key = (step, batch_size)
+        if key in self._teacher:
+            return self._teacher[key]
         self.dense.eval()
         with torch.no_grad():
-            return outputs_of(self.dense, inputs, bfloat16=self._teaches_in_bfloat16)
+            outputs = outputs_of(self.dense, inputs, bfloat16=self._teaches_in_bfloat16)
+        if self._teacher_bytes + outputs.nbytes <= MOST_TEACHER_BYTES:
+            self._teacher[key] = outputs
+            self._teacher_bytes += outputs.nbytes
+        return outputs
 
     @cached_property
     def _teaches_in_bfloat16(self) -> bool:
@@ -243,16 +205,10 @@ class Recovery:
 
     def _batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Batch number ``step`` of the seeded sequence of shuffled epochs."""
-        return self._of(self._chosen(step, batch_size))
-
-    def _chosen(self, step: int, batch_size: int) -> NDArray[np.int64]:
-        """Which samples are in it."""
         end = (step + 1) * batch_size
         while len(self._order) < end:
             rng = np.random.default_rng([self.seed, self._epochs])
             self._order = np.concatenate([self._order, rng.permutation(len(self.split))])
             self._epochs += 1
-        return self._order[end - batch_size : end]
-
-    def _of(self, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        chosen = self._order[end - batch_size : end]
         return call_user(self.split.batch, chosen, what=f"the train split of {self.task.name}")

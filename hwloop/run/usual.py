@@ -70,17 +70,23 @@ class UsualSettings:
 
 
 def outrun(trial: Trial, trials: Trials, race: Race) -> str | None:
-    """The name of a faster usual setting that is within the limit on the drop; None without one."""
+    """The fastest usual setting that meets a goal with a limit on the drop, if it is faster.
+
+    Returns:
+        Its name, or None.
+    """
     goal, baseline_ms = race.goal, race.baseline_ms
     if goal.max_drop is None or trial.outcome is None:
         return None
-    for name, other in trials.by_hand().items():
-        seen = race.of(other)
-        if seen is None or not choice.meets(seen, goal, baseline_ms=baseline_ms):
-            continue
-        if seen.latency_ms < trial.outcome.latency_ms:
-            return name
-    return None
+    recovered = {name: race.of(other) for name, other in trials.by_hand().items()}
+    faster = {
+        name: seen.latency_ms
+        for name, seen in recovered.items()
+        if seen is not None
+        and seen.latency_ms < trial.outcome.latency_ms
+        and choice.meets(seen, goal, baseline_ms=baseline_ms)
+    }
+    return min(faster, key=lambda name: faster[name], default=None)
 
 
 def may_recover(trial: Trial, steps: int, *, trials: Trials, race: Race) -> bool:
