@@ -86,7 +86,8 @@ TASKS = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    options: dict[str, Any] = {"evaluations": 4, "loop_steps": 1, "final_steps": 2}
+    options: dict[str, Any] = {"agent": "random", "evaluations": 4}
+    options |= {"loop_steps": 1, "final_steps": 2}
     options |= {"finalists": 1, "max_drop": None, "min_speedup": 1.05}
     hwloop.optimize(task=MINI, target="fake", run=folder, **options)
     return folder

@@ -32,18 +32,8 @@ SHORT = "".join(
     for stage in ("row", "loop", "final")
 )
 RUN = Path("runs/it's mine")
-SMALL = (
-    "--agent",
-    "random",
-    "--evaluations",
-    "1",
-    "--loop-steps",
-    "1",
-    "--final-steps",
-    "2",
-    "--finalists",
-    "1",
-)
+SMALL = ("--agent", "random", "--evaluations", "1", "--loop-steps", "1")
+SMALL = (*SMALL, "--final-steps", "2", "--finalists", "1")
 SMALL = (*SMALL, "--max-drop", "0.3")
 
 

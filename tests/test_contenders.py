@@ -64,7 +64,7 @@ def contenders(device: Device, found: Race) -> Contenders:
 
 
 def first(found: Race, trials: list[Trial]) -> Trial:
-    entry = found.next(trials, units=5)
+    entry = found.next(trials, left=5)
     assert entry is not None
     return entry.trial
 

@@ -15,18 +15,8 @@ import hwloop
 from hwloop.files import sha256
 
 Capsys = pytest.CaptureFixture[str]
-OPTIONS = (
-    "--agent",
-    "random",
-    "--evaluations",
-    "4",
-    "--loop-steps",
-    "1",
-    "--final-steps",
-    "2",
-    "--finalists",
-    "1",
-)
+OPTIONS = ("--agent", "random", "--evaluations", "4", "--loop-steps", "1")
+OPTIONS = (*OPTIONS, "--final-steps", "2", "--finalists", "1")
 
 
 @pytest.mark.parametrize("kind", ["die", "hang", "nonsense"])

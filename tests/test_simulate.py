@@ -12,18 +12,8 @@ from tiny import SPEC, Said, hwloop, inside
 from hwloop.errors import UsageError
 from hwloop.measure.profile_file import resolve
 
-SMALL = (
-    "--agent",
-    "random",
-    "--evaluations",
-    "3",
-    "--loop-steps",
-    "1",
-    "--final-steps",
-    "2",
-    "--finalists",
-    "1",
-)
+SMALL = ("--agent", "random", "--evaluations", "3", "--loop-steps", "1")
+SMALL = (*SMALL, "--final-steps", "2", "--finalists", "1")
 
 
 @pytest.fixture(scope="module")

@@ -27,18 +27,9 @@ SPEC = f"{HERE / 'tiny.py'}:TinyTask"
 MINI = f"{HERE / 'tiny.py'}:MiniTask"
 START = (sys.executable, "-c", "from hwloop.cli import run; run()")
 ON_FAKE = ("--task", MINI, "--target", "fake")
-SMALL = (
-    *ON_FAKE,
-    "--agent",
-    "random",
-    "--evaluations",
-    "4",
-    "--loop-steps",
-    "1",
-    "--final-steps",
-    "2",
-)
-SMALL = (*SMALL, "--finalists", "1", "--max-drop", "none", "--min-speedup", "1.05")
+SMALL = (*ON_FAKE, "--agent", "random", "--evaluations", "4", "--loop-steps", "1")
+SMALL = (*SMALL, "--final-steps", "2", "--finalists", "1", "--max-drop", "none")
+SMALL = (*SMALL, "--min-speedup", "1.05")
 
 CLASSES = 4
 CHANNELS = 16
