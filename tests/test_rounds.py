@@ -135,9 +135,16 @@ def test_usual_settings_have_the_split_and_the_steps_of_what_ships(whole: Path) 
         assert beaten or found["search_drop"] > 0.1 - 0.05
 
 
-def test_a_usual_setting_that_is_best_ships(tmp_path: Path) -> None:
-    """With one candidate to search and all drops allowed the smallest setting is the fastest."""
-    report = optimized(tmp_path / "run", evaluations=1, max_drop=0.9, agent="random")
+@pytest.fixture(scope="module")
+def lenient(short_rounds: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The report of a run with one candidate to search and all drops allowed."""
+    run = tmp_path_factory.mktemp("lenient") / "run"
+    return optimized(run, evaluations=1, max_drop=0.9, agent="random")
+
+
+def test_a_usual_setting_that_is_best_ships(lenient: dict[str, Any]) -> None:
+    """The smallest setting is the fastest."""
+    report = lenient
     trained = [each for each in report["comparisons"].values() if "failed" not in each]
     fastest = min(found["latency_ms"] for found in trained)
     assert report["best"]["latency_ms"] <= fastest * 1.02
@@ -147,10 +154,9 @@ def test_a_usual_setting_that_is_best_ships(tmp_path: Path) -> None:
 
 
 def test_a_usual_setting_that_is_slower_than_one_within_the_goal_is_not_trained(
-    tmp_path: Path,
+    lenient: dict[str, Any], tmp_path: Path
 ) -> None:
-    report = optimized(tmp_path / "run", evaluations=1, max_drop=0.9, agent="random")
-    comparisons = report["comparisons"]
+    comparisons = lenient["comparisons"]
     trained = {name: each for name, each in comparisons.items() if "failed" not in each}
     assert 0 < len(trained) < len(comparisons)
     for name in comparisons.keys() - trained.keys():

@@ -77,13 +77,16 @@ class Distiller:
         """What was distilled last, so that it need not be built again."""
         return self._built.get((candidate, steps))
 
-    def rebuilt(self, candidate: Candidate, schedule: Schedule) -> Built:
+    def rebuilt(self, candidate: Candidate, steps: int) -> Built:
         """The recovered candidate; its weights are kept, so a resumed run does not train again.
+
+        Args:
+            steps: of its full recovery.
 
         Raises:
             CandidateError: it cannot be built, or its weights are of another network.
         """
-        evaluator = self.evaluator
+        evaluator, schedule = self.evaluator, self.schedule(steps)
         kept = self._kept(candidate, schedule)
         if kept is not None:
             return evaluator.builder.restored(candidate, kept)
@@ -123,7 +126,7 @@ class Distiller:
 
     def _finalist(self, candidate: Candidate, steps: int) -> KeptFinalist:
         evaluator, schedule = self.evaluator, self.schedule(steps)
-        built = self.rebuilt(candidate, schedule)
+        built = self.rebuilt(candidate, steps)
         with evaluator.session.holding(built.model):
             timed = evaluator.latencies
             measurement = timed.long(candidate) or timed.of(built)

@@ -143,7 +143,7 @@ def _judged(
     known = work.figures.by_hand(seen.candidate, seen.steps)
     if known is not None:
         return known
-    built = race.distiller.rebuilt(seen.candidate, race.distiller.schedule(seen.steps))
+    built = race.distiller.rebuilt(seen.candidate, seen.steps)
     with work.session.holding(built.model):
         figures = _measured(
             built.model,

@@ -176,7 +176,7 @@ class Finals:
                 f"{chosen.drop:+.4f}: it ships"
             )
         try:
-            built = distiller.rebuilt(chosen.candidate, distiller.schedule(chosen.steps))
+            built = distiller.rebuilt(chosen.candidate, chosen.steps)
             with self.evaluator.session.holding(built.model):
                 scored = self.evaluator.scorer.scored(built.model)
         except CandidateError as error:

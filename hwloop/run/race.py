@@ -121,8 +121,7 @@ class Race:
 
     def _built(self, seen: Seen) -> Built:
         built = self.distiller.at_hand(seen.candidate, seen.steps)
-        schedule = self.distiller.schedule(seen.steps)
-        return built or self.distiller.rebuilt(seen.candidate, schedule)
+        return built or self.distiller.rebuilt(seen.candidate, seen.steps)
 
     def retime(self, candidate: Candidate, measurement: Measurement) -> None:
         """From now on a candidate is as fast as it was measured here."""
