@@ -55,7 +55,12 @@ AREAS: dict[str, tuple[str, ...]] = {
         "runtimes/fp16.py",
         "compress/fp16_range.py",
     ),
-    "recover": ("compress/recover.py", "compress/training.py"),
+    "recover": (
+        "compress/recover.py",
+        "compress/lessons.py",
+        "compress/layout.py",
+        "compress/training.py",
+    ),
     "score": ("tasks/score.py",),
     "search": (
         "search/*.py",

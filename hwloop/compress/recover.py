@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwloop.compress.training import TRIED, Schedule, batch_norms, outputs_of, rounds_little, train
+from hwloop.compress.layout import channels_last
+from hwloop.compress.lessons import Batches, Teacher
+from hwloop.compress.training import Schedule, batch_norms, train
 from hwloop.task import Task
 from hwloop.tasks.calls import call_user
+from hwloop.tasks.splits import seeded
 
 SHARED_INPUTS = 2
 """A network is run on so many to see which of its layers are shared."""
-
-MOST_TEACHER_BYTES = 2**28
-"""Of the dense network's outputs that are kept; for maps, and long recoveries, they are many."""
 
 SHORT_STEPS = 20
 """Of a candidate in the search, where no batch norms can be renewed."""
@@ -71,11 +71,8 @@ class Recovery:
         self.task = task
         self.dense = dense
         self.seed = seed
-        self.split = task.train()
-        self._order = np.empty(0, dtype=np.int64)
-        self._epochs = 0
-        self._teacher: dict[tuple[int, int], Tensor] = {}
-        self._teacher_bytes = 0
+        self.batches = Batches(task.train(), seed=seed, task_name=task.name)
+        self.teacher = Teacher(dense, self.batches)
 
     def recover(
         self,
@@ -97,15 +94,16 @@ class Recovery:
         cycle = schedule.cycle
         frozen = bool(schedule.steps) and self._shares_norms
         starts = range(done, schedule.steps, cycle.steps) if cycle.steps else range(1)
-        for start in starts:
-            if frozen:
-                self.recalibrate(module, schedule)
-            if cycle.steps:
-                self._train(
-                    module, cycle, start=start, total=schedule.steps, tick=tick, frozen=frozen
-                )
-            if schedule.recalibration_batches and not frozen:
-                self.recalibrate(module, schedule)
+        with channels_last(module, suits=self.teacher.suits_channels_last):
+            for start in starts:
+                if frozen:
+                    self.recalibrate(module, schedule)
+                if cycle.steps:
+                    self._train(
+                        module, cycle, start=start, total=schedule.steps, tick=tick, frozen=frozen
+                    )
+                if schedule.recalibration_batches and not frozen:
+                    self.recalibrate(module, schedule)
         return module.eval()
 
     def _train(
@@ -124,7 +122,11 @@ class Recovery:
             if tick is not None:
                 tick(start + done, total)
 
-        train(module, cycle, lambda step: self._lesson(start + step, cycle), told, frozen=frozen)
+        def lesson(step: int) -> _Distilled:
+            return self._lesson(start + step, cycle)
+
+        with seeded(self.seed + start):  # of what is random in training, as dropout is
+            train(module, cycle, lesson, told, frozen=frozen)
 
     @cached_property
     def _shares_norms(self) -> bool:
@@ -141,7 +143,7 @@ class Recovery:
         ]
         try:
             with torch.no_grad():
-                self.dense.eval()(self._batch(0, SHARED_INPUTS)[0])
+                self.dense.eval()(self.batches.of(0, SHARED_INPUTS)[0])
         finally:
             for handle in handles:
                 handle.remove()
@@ -171,44 +173,18 @@ class Recovery:
     def recalibration_inputs(self, schedule: Schedule = RECALIBRATED) -> Iterator[Tensor]:
         """The inputs that batch-norm statistics are taken from, batch by batch."""
         for step in range(schedule.recalibration_batches):
-            yield self._batch(step, schedule.batch_size)[0]
+            yield self.batches.of(step, schedule.batch_size)[0]
 
     def calibration_inputs(self, count: int) -> NDArray[np.float32]:
         """The first inputs of the sequence: what int8 ranges are taken from."""
-        return self._batch(0, count)[0].numpy().astype(np.float32)
+        return self.batches.of(0, count)[0].numpy().astype(np.float32)
 
     def _lesson(self, step: int, schedule: Schedule) -> _Distilled:
-        inputs, targets = self._batch(step, schedule.batch_size)
+        inputs, targets = self.batches.of(step, schedule.batch_size)
         return _Distilled(
             task=self.task,
             inputs=inputs,
             targets=targets,
-            teacher=self._teacher_outputs(step, schedule.batch_size, inputs),
+            teacher=self.teacher.answers(step, inputs),
             label_share=schedule.label_share,
         )
-
-    def _teacher_outputs(self, step: int, batch_size: int, inputs: Tensor) -> Tensor:
-        key = (step, batch_size)
-        if key in self._teacher:
-            return self._teacher[key]
-        self.dense.eval()
-        with torch.no_grad():
-            outputs = outputs_of(self.dense, inputs, bfloat16=self._teaches_in_bfloat16)
-        if self._teacher_bytes + outputs.nbytes <= MOST_TEACHER_BYTES:
-            self._teacher[key] = outputs
-            self._teacher_bytes += outputs.nbytes
-        return outputs
-
-    @cached_property
-    def _teaches_in_bfloat16(self) -> bool:
-        return rounds_little(self.dense, self._batch(0, TRIED)[0])
-
-    def _batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Batch number ``step`` of the seeded sequence of shuffled epochs."""
-        end = (step + 1) * batch_size
-        while len(self._order) < end:
-            rng = np.random.default_rng([self.seed, self._epochs])
-            self._order = np.concatenate([self._order, rng.permutation(len(self.split))])
-            self._epochs += 1
-        chosen = self._order[end - batch_size : end]
-        return call_user(self.split.batch, chosen, what=f"the train split of {self.task.name}")

@@ -12,7 +12,7 @@ RESULTS: dict[str, int] = {
     "export": 1,
     "prune": 4,
     "quantize": 3,
-    "recover": 6,
+    "recover": 7,
     "score": 2,
     "search": 9,
 }

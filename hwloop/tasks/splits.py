@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -66,9 +67,7 @@ def content_of(split: Split) -> Content:
     A split that draws random augmentations is known by its targets and identities alone.
     """
     probe = spread(len(split), PROBED)
-    # Each time under another seed, so that it does not depend on luck whether a draw is noticed.
-    first, *others = [_drawn(split, probe, seed) for seed in range(DRAWS)]
-    repeatable = all(other == first for other in others)
+    repeatable, first = repeats(split), _drawn(split, probe, seed=0)
     # Ours knows what our batch() reads; where a subclass reads something else, it does not.
     unchanged = type(split).batch in (TensorSplit.batch, FolderSplit.batch)
     if isinstance(split, (TensorSplit, FolderSplit)) and unchanged:
@@ -77,6 +76,13 @@ def content_of(split: Split) -> Content:
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         return replace(own, digest=digest, repeatable=repeatable)
     return _sampled(split, probe) if repeatable else _unrepeatable(split, probe)
+
+
+def repeats(split: Split) -> bool:
+    """Whether a sample is the same whenever it is read."""
+    probe = spread(len(split), PROBED)
+    # Each time under another seed, so that it does not depend on luck whether a draw is noticed.
+    return len({_drawn(split, probe, seed) for seed in range(DRAWS)}) == 1
 
 
 def _sampled(split: Split, probe: NDArray[np.int64]) -> Content:
@@ -99,14 +105,21 @@ def _unrepeatable(split: Split, probe: NDArray[np.int64]) -> Content:
 
 
 def _drawn(split: Split, indices: NDArray[np.int64], seed: int) -> bytes:
-    """What the split gives when every usual source of chance starts from ``seed``."""
+    """What the split gives where chance starts from ``seed``."""
+    with seeded(seed):
+        return _batch_digest(split, indices)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Every usual source of chance starts from ``seed`` in the block, and goes on after it."""
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
         try:
-            return _batch_digest(split, indices)
+            yield
         finally:
             random.setstate(python)
             np.random.set_state(arrays)
