@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, resnet18
 
-from hwloop.compress.training import multiplies_bfloat16, outputs_of
+from hwloop.compress.bfloat16 import multiplies_bfloat16, outputs_of
 from hwloop.task import ClassificationTask, Task, load_model
 from hwloop.tasks.explicit import explicit
 from hwloop.tasks.load import load_task

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hwloop.compress import training
+from hwloop.compress import bfloat16, training
 from hwloop.compress.layout import suits_channels_last
 from hwloop.compress.lessons import Batches, Teacher
 from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recovery
-from hwloop.compress.training import Schedule, in_cycles
+from hwloop.compress.training import WORSE, Schedule, in_cycles, train
 from hwloop.errors import CandidateError, UsageError
 from hwloop.task import ClassificationTask, TensorSplit
 from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
@@ -103,7 +103,7 @@ def test_the_same_candidate_recovers_to_the_same_weights(recovery: Recovery) -> 
 def test_the_teacher_sees_each_batch_once(
     recovery: Recovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)  # else students try it
+    monkeypatch.setattr(bfloat16, "multiplies_bfloat16", lambda: False)  # else students try it
     calls = []
     recovery.dense.register_forward_hook(lambda *_: calls.append(1))
     for steps in (4, 8):
@@ -236,7 +236,7 @@ def test_the_rate_begins_anew_with_each_cycle_and_the_batches_do_not(
         return of(self, step, size)
 
     monkeypatch.setattr(Batches, "of", noted)
-    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)  # else it is tried
+    monkeypatch.setattr(bfloat16, "multiplies_bfloat16", lambda: False)  # else it is tried
     recovery.recover(damaged(recovery.dense), replace(in_cycles(8, 4), recalibration_batches=0))
     assert [step for step in asked if step] == list(range(1, 8))
 
@@ -283,8 +283,8 @@ def test_training_that_hurts_at_every_rate_is_undone(
         schedule = arguments[1]
         assert isinstance(schedule, Schedule)
         tries.append(schedule.peak_lr)
-        nn.init.constant_(module[4].weight, 9.0)
-        return [1.0] * 10 + [1.2] * 10
+        nn.init.normal_(module[4].weight, std=9.0)
+        return [0.1] * 20
 
     monkeypatch.setattr(training, "_losses", losses)
     module = damaged(recovery.dense)
@@ -292,6 +292,38 @@ def test_training_that_hurts_at_every_rate_is_undone(
     recovery.recover(module, Schedule(steps=20, recalibration_batches=0))
     assert tries == pytest.approx([0.05, 0.005, 0.0005])
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Louder:
+    """Inputs to which every answer is as much too loud as they are."""
+
+    inputs: torch.Tensor
+    teacher: torch.Tensor
+
+    def loss(self, outputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(outputs, self.teacher)
+
+
+def test_training_that_helped_is_kept_where_its_last_batches_are_the_harder_ones() -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(12, 4)
+    module = copy.deepcopy(dense)
+    with torch.no_grad():
+        module.weight.mul_(0.97)
+    before = torch.dist(module.weight, dense.weight)
+    losses: list[float] = []
+
+    def lesson(step: int) -> Louder:
+        inputs = torch.randn(64, 12) * (1 + step)
+        taught = Louder(inputs=inputs, teacher=dense(inputs).detach())
+        losses.append(taught.loss(module(inputs)).item())
+        return taught
+
+    schedule = Schedule(steps=20, peak_lr=1e-5, weight_decay=0.0)
+    train(module, schedule, lesson, lambda *_: None, frozen=False)
+    assert sum(losses[15:20]) > WORSE * sum(losses[:5])
+    assert torch.dist(module.weight, dense.weight) < before
 
 
 class Twice(nn.Module):

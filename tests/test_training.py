@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hwloop.compress import training
-from hwloop.compress.training import Schedule, rounds_little, suits_bfloat16, train
+from hwloop.compress import bfloat16, training
+from hwloop.compress.bfloat16 import rounds_little, suits_bfloat16
+from hwloop.compress.training import Schedule, train
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +41,7 @@ class MixesTypes(nn.Module):
 
 @pytest.fixture(autouse=True)
 def bfloat16_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(bfloat16, "multiplies_bfloat16", lambda: True)
 
 
 def network() -> nn.Module:
@@ -61,6 +62,10 @@ def lesson(dense: nn.Module) -> Imitation:
         return Imitation(inputs=inputs, teacher=dense(inputs))
 
 
+def suits(module: nn.Module, taught: Imitation) -> bool:
+    return suits_bfloat16(module, lambda: (taught.inputs, taught.teacher))
+
+
 def test_a_damaged_network_is_trained_in_bfloat16_and_stays_in_float32() -> None:
     dense = network()
     module, taught = damaged(dense), lesson(dense)
@@ -79,7 +84,7 @@ def test_code_that_mixes_types_is_trained_in_float32() -> None:
     module, taught = copy.deepcopy(dense), lesson(dense)
     with torch.no_grad():
         module.layer.weight.mul_(0.5)
-    assert not suits_bfloat16(module, lambda step: taught)
+    assert not suits(module, taught)
     train(module, Schedule(steps=5), lambda step: taught, lambda *_: None, frozen=False)
 
 
@@ -95,7 +100,7 @@ def test_code_that_mixes_types_in_training_alone_is_trained_in_float32() -> None
     module, taught = copy.deepcopy(dense), lesson(dense)
     with torch.no_grad():
         module.layer.weight.mul_(0.5)
-    assert not suits_bfloat16(module, lambda step: taught)
+    assert not suits(module, taught)
 
 
 def test_trying_draws_no_random_numbers() -> None:
@@ -104,7 +109,7 @@ def test_trying_draws_no_random_numbers() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    assert suits_bfloat16(module, lambda step: lesson(dense))
+    assert suits(module, lesson(dense))
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -127,16 +132,16 @@ def test_what_diverges_in_bfloat16_is_trained_in_float32(monkeypatch: pytest.Mon
 def test_what_is_nearly_right_is_trained_in_float32() -> None:
     """Less is left to learn than bfloat16 rounds off."""
     dense = network()
-    assert suits_bfloat16(damaged(dense), lambda step: lesson(dense))
-    assert not suits_bfloat16(damaged(dense, 0.999), lambda step: lesson(dense))
+    assert suits(damaged(dense), lesson(dense))
+    assert not suits(damaged(dense, 0.999), lesson(dense))
 
 
 def test_a_processor_without_its_instructions_trains_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(bfloat16, "multiplies_bfloat16", lambda: False)
     dense = network()
-    assert not suits_bfloat16(damaged(dense), lambda step: lesson(dense))
+    assert not suits(damaged(dense), lesson(dense))
 
 
 def test_a_teacher_answers_in_bfloat16_where_that_changes_little() -> None:
@@ -152,7 +157,7 @@ def test_a_teacher_answers_in_bfloat16_where_that_changes_little() -> None:
 def test_without_its_instructions_a_teacher_answers_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(bfloat16, "multiplies_bfloat16", lambda: False)
     assert not rounds_little(network(), torch.randn(64, 12))
 
 

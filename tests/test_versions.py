@@ -56,10 +56,8 @@ AREAS: dict[str, tuple[str, ...]] = {
         "compress/fp16_range.py",
     ),
     "recover": (
-        "compress/recover.py",
-        "compress/lessons.py",
-        "compress/layout.py",
-        "compress/training.py",
+        *("compress/recover.py", "compress/lessons.py", "compress/training.py"),
+        *("compress/layout.py", "compress/bfloat16.py"),
     ),
     "score": ("tasks/score.py",),
     "search": (

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hwloop.compress.bfloat16 import TRIED, outputs_of, rounds_little
 from hwloop.compress.layout import channels_last, suits_channels_last
-from hwloop.compress.training import TRIED, outputs_of, rounds_little
 from hwloop.tasks.calls import call_user
 from hwloop.tasks.splits import Split, repeats, seeded
 

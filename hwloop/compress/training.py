@@ -1,8 +1,4 @@
-"""Gradient steps: a one-cycle training that is slowed, or undone, where it does harm.
-
-Layers multiply in bfloat16 where the host's processor is fast at that. Weights and their updates
-stay in float32.
-"""
+"""Gradient steps: a one-cycle training that is slowed, or undone, where it does harm."""
 
 from __future__ import annotations
 
@@ -10,13 +6,12 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hwloop.compress.calls import FAILURES
+from hwloop.compress.bfloat16 import TRIED, outputs_of, suits_bfloat16
 from hwloop.errors import CandidateError
 
 SHRINKS = (1.0, 0.1, 0.01)
@@ -26,19 +21,10 @@ DIVERGED = 10.0
 """Times the first loss, or times one where that is less."""
 
 ENDS = 5
-"""Steps at both ends whose mean losses tell whether training helped."""
+"""First steps whose losses, then and in the end, tell whether training helped."""
 
 WORSE = 1.1
 """Times the loss that it began with: training that ends there has hurt."""
-
-TRIED = 32
-"""Inputs on which bfloat16 is tried."""
-
-MOST_TEACHER_ROUNDING = 0.01
-"""Of bfloat16 in a teacher's outputs, as a share of how far they differ from one another."""
-
-MOST_ROUNDING = 0.1
-"""Of bfloat16 in the outputs, as a share of how far they are from the teacher's."""
 
 ADAM_SHARE, ADAM_DECAY = 0.02, 0.01
 """Of SGD's peak rate, and weight decay, where AdamW trains: 0.001 with the default rate."""
@@ -137,11 +123,11 @@ def train(
     """
     inherited = copy.deepcopy(module.state_dict())
     finite = False
-    for bfloat16 in (True, False) if suits_bfloat16(module, lesson) else (False,):
+    for bfloat16 in (True, False) if suits_bfloat16(module, _few(lesson)) else (False,):
         for shrink in SHRINKS:
             slower = replace(schedule, peak_lr=schedule.peak_lr * shrink)
             losses = _losses(module, slower, lesson, tick, bfloat16=bfloat16, frozen=frozen)
-            if losses is not None and not _hurt(losses):
+            if losses is not None and not _hurt(module, losses, lesson, bfloat16=bfloat16):
                 return
             finite = finite or losses is not None
             module.load_state_dict(inherited)
@@ -151,6 +137,16 @@ def train(
         "recover",
         f"training diverges at a peak rate of {schedule.peak_lr:g}, and at a hundredth of it",
     )
+
+
+def _few(lesson: Callable[[int], Lesson]) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Inputs and answers of the first lesson, when they are asked for."""
+
+    def few() -> tuple[Tensor, Tensor]:
+        first = lesson(0)
+        return first.inputs[:TRIED], first.teacher[:TRIED]
+
+    return few
 
 
 def _losses(
@@ -228,62 +224,6 @@ def _optimizer(
     return torch.optim.AdamW(parameters, peak_lr, weight_decay=ADAM_DECAY), peak_lr
 
 
-def suits_bfloat16(module: nn.Module, lesson: Callable[[int], Lesson]) -> bool:
-    """Whether products of bfloat16 are fast here, run, and leave what there is to learn.
-
-    Tried as in training: norms take their statistics from the batch, and gradients flow.
-    """
-    if not multiplies_bfloat16():
-        return False
-    tried = copy.deepcopy(module).train()
-    first = lesson(0)
-    inputs, teacher = first.inputs[:TRIED], first.teacher[:TRIED]
-    try:
-        tried.requires_grad_()
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)  # of what is random in training, as dropout is
-            exact = outputs_of(tried, inputs, bfloat16=False).detach()
-            torch.manual_seed(0)
-            rounded = outputs_of(tried, inputs, bfloat16=True)
-        torch.autograd.backward((rounded - teacher).square().mean())
-    except FAILURES:  # code of the network's own that mixes types
-        return False
-    rounding = torch.dist(rounded.detach(), exact)
-    return bool(rounding <= MOST_ROUNDING * torch.dist(exact, teacher))
-
-
-def rounds_little(module: nn.Module, inputs: Tensor) -> bool:
-    """Whether bfloat16 is fast here, runs, and changes the answers to these inputs by little."""
-    if not multiplies_bfloat16():
-        return False
-    module.eval()
-    try:
-        with torch.no_grad():
-            exact = outputs_of(module, inputs, bfloat16=False)
-            rounded = outputs_of(module, inputs, bfloat16=True)
-    except FAILURES:
-        return False
-    spread = torch.dist(exact, exact.mean(0, keepdim=True))
-    return bool(torch.dist(rounded, exact) <= MOST_TEACHER_ROUNDING * spread)
-
-
-def outputs_of(module: nn.Module, inputs: Tensor, *, bfloat16: bool) -> Tensor:
-    """What a network answers, in float32, however its products were multiplied."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        outputs: Tensor = module(inputs)
-    return outputs.float() if bfloat16 else outputs
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16 matrices (AMX).
-
-    Without them bfloat16 is the slower one.
-    """
-    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    return bool(capabilities().get("amx_bf16"))
-
-
 def _trained_mode(module: nn.Module, *, frozen: bool) -> None:
     """Training mode; frozen batch norms go on with their statistics."""
     module.train()
@@ -292,7 +232,18 @@ def _trained_mode(module: nn.Module, *, frozen: bool) -> None:
             norm.eval()
 
 
-def _hurt(losses: list[float]) -> bool:
-    """Whether training ended worse than it began; too few steps say nothing."""
-    began, ended = losses[:ENDS], losses[-ENDS:]
-    return len(losses) >= 4 * ENDS and sum(ended) > WORSE * sum(began)
+def _hurt(
+    module: nn.Module, losses: list[float], lesson: Callable[[int], Lesson], *, bfloat16: bool
+) -> bool:
+    """Whether training ended worse than it began; too few steps say nothing.
+
+    On the same batches: a network that has learned all but the last bit differs by more from batch
+    to batch than it still can learn.
+    """
+    if len(losses) < 4 * ENDS:
+        return False
+    ended = 0.0
+    with torch.no_grad():
+        for taught in map(lesson, range(ENDS)):
+            ended += taught.loss(outputs_of(module, taught.inputs, bfloat16=bfloat16)).item()
+    return not ended <= WORSE * sum(losses[:ENDS])
