@@ -91,7 +91,7 @@ def optimize(
         loop_steps: distillation of each candidate of the search; None for as many as rank
             candidates best for their time: none where there are batch norms to renew, else 20.
         final_steps: of a full distillation. The usual settings get one, a candidate of each round
-            of the search, and what the finals pick; up to three go on from one another.
+            of the search, and what the finals pick; a second one goes on from the first.
         finalists: full distillations after the search.
         finish_s: go on with them for so many seconds instead, up to nine times final_steps each,
             as long as that is expected to gain.

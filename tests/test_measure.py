@@ -129,6 +129,28 @@ def test_what_stays_unstable_is_marked_with_its_reasons() -> None:
     assert result.unstable == measure.doubts(found(DRIFTING))
 
 
+def test_a_search_tries_again_while_that_helps_and_every_fourth_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "REMEMBERED", 2)
+    second_tries = measure.SecondTries()
+
+    def tries(*readings: tuple[float, ...]) -> int:
+        session = Readings(*readings)
+        measure.against(
+            session,
+            MODEL,
+            MODEL,
+            protocol=LOOP,
+            reference_latency_ms=1.0,
+            second_tries=second_tries,
+        )
+        return len(readings) - len(session.readings)
+
+    assert [tries(DRIFTING, SCATTERED, STEADY) for _ in range(4)] == [2, 2, 1, 2]
+    assert [tries(DRIFTING, STEADY) for _ in range(5)] == [1, 1, 1, 2, 2]
+
+
 # ------------------------------------------------------------------ a real worker process
 
 
@@ -199,7 +221,28 @@ def test_a_disturbed_row_is_taken_again_when_the_others_are_done(tmp_path: Path)
 def test_a_row_that_is_disturbed_twice_is_marked_and_counted(tmp_path: Path) -> None:
     rows = built(tmp_path, STEADY, STEADY, DRIFTING, STEADY, SCATTERED, rows=2)
     assert [config for config, measurement in rows.items() if not measurement.stable] == [ROWS[0]]
-    assert row_doubts(rows.items()) == ["1 of 4 rows were disturbed, also when taken again"]
+    assert row_doubts(rows.items()) == ["1 of 4 rows were disturbed, and no calmer time was found"]
+
+
+def test_rows_are_not_all_taken_again_while_what_disturbs_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two are no calmer, so the third stays as it is; the fourth is tried in any case."""
+    monkeypatch.setattr(measure, "REMEMBERED", 2)
+    first, again = [DRIFTING] * 4, [SCATTERED, SCATTERED, FASTER]
+    rows = built(tmp_path, STEADY, STEADY, *first, *again, rows=4)
+    samples = [rows[config].samples_ms for config in ROWS[:4]]
+    assert samples == [SCATTERED, SCATTERED, DRIFTING, FASTER]
+    assert [rows[config].stable for config in ROWS[:4]] == [False, False, False, True]
+
+
+def test_rows_are_all_taken_again_while_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "REMEMBERED", 2)
+    readings = [*[DRIFTING] * 4, FASTER, SCATTERED, FASTER, FASTER]
+    rows = built(tmp_path, STEADY, STEADY, *readings, rows=4)
+    assert [rows[config].stable for config in ROWS[:4]] == [True, False, True, True]
 
 
 def test_a_disturbed_reference_is_taken_again_at_once(tmp_path: Path) -> None:

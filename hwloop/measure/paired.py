@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from hwloop import stats
 from hwloop.errors import CandidateError, TargetError
@@ -33,9 +34,36 @@ cent slower in every sample, and no statistic of the samples can tell."""
 
 ALONE = "end what else runs there, then measure again"
 ATTEMPTS = 2
+"""At a measurement that was disturbed."""
+
+REMEMBERED = 8
+"""Second tries that tell whether the next one is worth its time."""
+
 MAX_REFUSED_IN_A_ROW = 8
 VITAL = (REFERENCE, EMPTY)
 """Rows that all others are scaled by, or reduced by."""
+
+
+@dataclass
+class SecondTries:
+    """Whether what was disturbed is worth another try, by whether the last ones were calmer.
+
+    Where others use a machine all the time most of them are as disturbed as the first; one in four
+    is made in any case, so that it is noticed when they have ended.
+    """
+
+    _asked: int = 0
+    _calmer: deque[bool] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+    def pay(self) -> bool:
+        """Asked before each one."""
+        self._asked += 1
+        few = len(self._calmer) < REMEMBERED
+        return few or 2 * sum(self._calmer) >= REMEMBERED or self._asked % 4 == 0
+
+    def note(self, measurement: Measurement) -> None:
+        """What a second try gave."""
+        self._calmer.append(not doubts(measurement))
 
 
 def baseline(session: DeviceSession, model: OnnxModel, protocol: Protocol) -> Measurement:
@@ -59,12 +87,18 @@ def against(
     *,
     protocol: Protocol,
     reference_latency_ms: float,
+    second_tries: SecondTries | None = None,
 ) -> Measurement:
-    """A model interleaved with a reference; repeated once, then marked, when unstable."""
+    """A model interleaved with a reference; repeated once, then marked, when unstable.
+
+    Args:
+        second_tries: where given, repeated only while that helps.
+    """
     return _stable(
         lambda: session.measure(
             model, reference, protocol=protocol, reference_latency_ms=reference_latency_ms
-        )
+        ),
+        second_tries,
     )
 
 
@@ -78,7 +112,8 @@ def build_rows(
 ) -> int:
     """Measure and store the rows that the table lacks; resumable row by row. Returns how many.
 
-    A row that something else disturbed is taken again at the end, and marked if it is no better.
+    A row that something else disturbed is taken again at the end while that helps, and marked if it
+    is no better.
 
     A block that the target refuses, while it runs others, is stored as refused, with the reason.
 
@@ -113,8 +148,13 @@ def build_rows(
             continue
         table.add(config, marked(measurement))
     _settle(table, refused)
+    second_tries = SecondTries()
     for config in disturbed:  # by now what disturbed may have ended
-        table.add(config, marked(_second_try(session, table, config, runtime)))
+        first = table.first_try(config)
+        if first is None or second_tries.pay():
+            first = _second_try(session, table, config, runtime)
+            second_tries.note(first)
+        table.add(config, marked(first))
     progress(len(missing), len(missing))
     return len(missing)
 
@@ -245,11 +285,16 @@ def doubts(measurement: Measurement) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _stable(measure: Callable[[], Measurement]) -> Measurement:
-    for _ in range(ATTEMPTS):
-        measurement = measure()
-        if not doubts(measurement):
+def _stable(
+    measure: Callable[[], Measurement], second_tries: SecondTries | None = None
+) -> Measurement:
+    measurement = measure()
+    for _ in range(ATTEMPTS - 1):
+        if not doubts(measurement) or (second_tries is not None and not second_tries.pay()):
             break
+        measurement = measure()
+        if second_tries is not None:
+            second_tries.note(measurement)
     return marked(measurement)
 
 

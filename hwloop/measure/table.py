@@ -159,7 +159,9 @@ def row_doubts(rows: Iterable[Row], *, interpolated: int = 0) -> list[str]:
     if bound:
         found.append(f"{bound} of {len(measured)} rows are {HOST_BOUND}: launching took longest")
     if disturbed > 0:
-        found.append(f"{disturbed} of {len(measured)} rows were disturbed, also when taken again")
+        found.append(
+            f"{disturbed} of {len(measured)} rows were disturbed, and no calmer time was found"
+        )
     if interpolated:
         found.append(f"{interpolated} more rows lie between measured widths and are interpolated")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hwloop.compress.subject import Built
 from hwloop.findings import Measurement, Protocol
@@ -30,6 +30,7 @@ class Latencies:
     protocol: Protocol
     figures: Figures
     clock: Stopwatch
+    _second_tries: measure.SecondTries = field(default_factory=measure.SecondTries)
 
     def known(self, candidate: Candidate) -> Measurement | None:
         """As it was measured, or None where it was not yet."""
@@ -41,7 +42,7 @@ class Latencies:
 
     def for_long(self, built: Built, protocol: Protocol) -> Measurement:
         """Measured by a longer protocol, once per candidate. Raises CandidateError."""
-        measurement = self._measured(built, protocol)
+        measurement = self._measured(built, protocol, None)
         self.figures.add_long_latency(built.candidate, measurement)
         return self.long(built.candidate) or measurement
 
@@ -50,11 +51,13 @@ class Latencies:
         known = self.known(built.candidate)
         if known is not None:
             return known
-        measurement = self._measured(built, self.protocol)
+        measurement = self._measured(built, self.protocol, self._second_tries)
         self.figures.add_latency(built.candidate, measurement)
         return self.known(built.candidate) or measurement
 
-    def _measured(self, built: Built, protocol: Protocol) -> Measurement:
+    def _measured(
+        self, built: Built, protocol: Protocol, second_tries: measure.SecondTries | None
+    ) -> Measurement:
         with self.clock("measure"):
             return measure.against(
                 self.session,
@@ -62,6 +65,7 @@ class Latencies:
                 self.dense,
                 protocol=protocol,
                 reference_latency_ms=self.baseline.latency_ms,
+                second_tries=second_tries,
             )
 
 

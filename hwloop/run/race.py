@@ -24,7 +24,7 @@ from hwloop.run.worth import Entry, Worth
 from hwloop.search.foresight import Foreseen, Foresight, Lesson, unit_of
 from hwloop.search.problem import PredictMs, Score
 
-RUNGS, MOST_RUNGS = 3, 9
+RUNGS, MOST_RUNGS = 2, 9
 """Full recoveries of one candidate, each of which goes on from the one before; and where time
 decides. The first are what the search aims at."""
 
