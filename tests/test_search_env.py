@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -143,10 +144,15 @@ def test_a_step_costs_less_than_half_a_millisecond() -> None:
     env = environment(known, prior=True)
     rng = np.random.default_rng(0)
     seconds = []
-    for _ in range(20):
-        env.reset()
-        for _ in range(13):
-            started = time.perf_counter()
-            env.step(int(rng.integers(8)))
-            seconds.append(time.perf_counter() - started)
+    tracer = sys.gettrace()
+    sys.settrace(None)  # it takes as long as the step
+    try:
+        for _ in range(20):
+            env.reset()
+            for _ in range(13):
+                started = time.thread_time()
+                env.step(int(rng.integers(8)))
+                seconds.append(time.thread_time() - started)
+    finally:
+        sys.settrace(tracer)
     assert np.median(seconds) < 0.5e-3
