@@ -16,6 +16,7 @@ from hwloop.compress.lessons import Batches, Teacher
 from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recovery
 from hwloop.compress.training import WORSE, Schedule, in_cycles, train
 from hwloop.errors import CandidateError, UsageError
+from hwloop.run.config import LARGEST_SEED
 from hwloop.task import ClassificationTask, TensorSplit
 from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
 
@@ -158,6 +159,11 @@ def test_answers_are_the_same_wherever_a_run_begins(monkeypatch: pytest.MonkeyPa
     for step in range(2):
         inputs = batches.of(step, 100)[0]
         assert torch.equal(later.answers(step, inputs), from_the_start.answers(step, inputs))
+
+
+def test_the_largest_seed_is_one_like_others() -> None:
+    recovery = Recovery(Small(), Small().model(), seed=LARGEST_SEED)
+    recovery.recover(damaged(recovery.dense), in_cycles(4, 2))
 
 
 class Dropping(Small):

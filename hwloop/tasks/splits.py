@@ -113,6 +113,7 @@ def _drawn(split: Split, indices: NDArray[np.int64], seed: int) -> bytes:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Every usual source of chance starts from ``seed`` in the block, and goes on after it."""
+    seed %= 2**32  # NumPy takes no larger one
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
