@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hwloop.compress import bfloat16, training
 from hwloop.compress.layout import suits_channels_last
 from hwloop.compress.lessons import Batches, Teacher
 from hwloop.compress.recover import NO_RECOVERY, RECALIBRATED, Recovery
-from hwloop.compress.training import WORSE, Schedule, in_cycles, train
+from hwloop.compress.training import Schedule, in_cycles
 from hwloop.errors import CandidateError, UsageError
 from hwloop.run.config import LARGEST_SEED
 from hwloop.task import ClassificationTask, TensorSplit
@@ -298,38 +298,6 @@ def test_training_that_hurts_at_every_rate_is_undone(
     recovery.recover(module, Schedule(steps=20, recalibration_batches=0))
     assert tries == pytest.approx([0.05, 0.005, 0.0005])
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Louder:
-    """Inputs to which every answer is as much too loud as they are."""
-
-    inputs: torch.Tensor
-    teacher: torch.Tensor
-
-    def loss(self, outputs: torch.Tensor) -> torch.Tensor:
-        return nn.functional.mse_loss(outputs, self.teacher)
-
-
-def test_training_that_helped_is_kept_where_its_last_batches_are_the_harder_ones() -> None:
-    torch.manual_seed(0)
-    dense = nn.Linear(12, 4)
-    module = copy.deepcopy(dense)
-    with torch.no_grad():
-        module.weight.mul_(0.97)
-    before = torch.dist(module.weight, dense.weight)
-    losses: list[float] = []
-
-    def lesson(step: int) -> Louder:
-        inputs = torch.randn(64, 12) * (1 + step)
-        taught = Louder(inputs=inputs, teacher=dense(inputs).detach())
-        losses.append(taught.loss(module(inputs)).item())
-        return taught
-
-    schedule = Schedule(steps=20, peak_lr=1e-5, weight_decay=0.0)
-    train(module, schedule, lesson, lambda *_: None, frozen=False)
-    assert sum(losses[15:20]) > WORSE * sum(losses[:5])
-    assert torch.dist(module.weight, dense.weight) < before
 
 
 class Twice(nn.Module):

@@ -13,6 +13,7 @@ from graphs import row_onnx
 from hwloop.errors import TargetError
 from hwloop.findings import Fingerprint, Measurement
 from hwloop.measure import paired as measure
+from hwloop.measure import second_tries
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.session import DeviceSession
@@ -132,8 +133,8 @@ def test_what_stays_unstable_is_marked_with_its_reasons() -> None:
 def test_a_search_tries_again_while_that_helps_and_every_fourth_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(measure, "REMEMBERED", 2)
-    second_tries = measure.SecondTries()
+    monkeypatch.setattr(second_tries, "REMEMBERED", 2)
+    made = second_tries.SecondTries()
 
     def tries(*readings: tuple[float, ...]) -> int:
         session = Readings(*readings)
@@ -143,7 +144,7 @@ def test_a_search_tries_again_while_that_helps_and_every_fourth_time(
             MODEL,
             protocol=LOOP,
             reference_latency_ms=1.0,
-            second_tries=second_tries,
+            second_tries=made,
         )
         return len(readings) - len(session.readings)
 
@@ -228,7 +229,7 @@ def test_rows_are_not_all_taken_again_while_what_disturbs_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first two are no calmer, so the third stays as it is; the fourth is tried in any case."""
-    monkeypatch.setattr(measure, "REMEMBERED", 2)
+    monkeypatch.setattr(second_tries, "REMEMBERED", 2)
     first, again = [DRIFTING] * 4, [SCATTERED, SCATTERED, FASTER]
     rows = built(tmp_path, STEADY, STEADY, *first, *again, rows=4)
     samples = [rows[config].samples_ms for config in ROWS[:4]]
@@ -239,7 +240,7 @@ def test_rows_are_not_all_taken_again_while_what_disturbs_goes_on(
 def test_rows_are_all_taken_again_while_that_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "REMEMBERED", 2)
+    monkeypatch.setattr(second_tries, "REMEMBERED", 2)
     readings = [*[DRIFTING] * 4, FASTER, SCATTERED, FASTER, FASTER]
     rows = built(tmp_path, STEADY, STEADY, *readings, rows=4)
     assert [rows[config].stable for config in ROWS[:4]] == [True, False, True, True]

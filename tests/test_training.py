@@ -1,4 +1,4 @@
-"""Gradient steps in bfloat16: where they are taken, and what they leave."""
+"""Gradient steps: in bfloat16, where they are taken and what they leave; and what undoes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hwloop.compress import bfloat16, training
 from hwloop.compress.bfloat16 import rounds_little, suits_bfloat16
-from hwloop.compress.training import Schedule, train
+from hwloop.compress.training import WORSE, Schedule, train
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,6 +142,30 @@ def test_a_processor_without_its_instructions_trains_in_float32(
     monkeypatch.setattr(bfloat16, "multiplies_bfloat16", lambda: False)
     dense = network()
     assert not suits(damaged(dense), lesson(dense))
+
+
+def test_training_that_helped_is_kept_where_its_last_batches_are_the_harder_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bfloat16, "multiplies_bfloat16", lambda: False)
+    torch.manual_seed(0)
+    dense = nn.Linear(12, 4)
+    module = copy.deepcopy(dense)
+    with torch.no_grad():
+        module.weight.mul_(0.97)
+    before = torch.dist(module.weight, dense.weight)
+    losses: list[float] = []
+
+    def louder(step: int) -> Imitation:
+        inputs = torch.randn(64, 12) * (1 + step)
+        taught = Imitation(inputs=inputs, teacher=dense(inputs).detach())
+        losses.append(taught.loss(module(inputs)).item())
+        return taught
+
+    schedule = Schedule(steps=20, peak_lr=1e-5, weight_decay=0.0)
+    train(module, schedule, louder, lambda *_: None, frozen=False)
+    assert sum(losses[15:20]) > WORSE * sum(losses[:5])
+    assert torch.dist(module.weight, dense.weight) < before
 
 
 def test_a_teacher_answers_in_bfloat16_where_that_changes_little() -> None:

@@ -30,11 +30,14 @@ from hwloop.measure.bench import (
     timed,
 )
 from hwloop.measure.hosts import Host
-from hwloop.measure.paired import ATTEMPTS, doubts, marked
+from hwloop.measure.paired import doubts, marked
 from hwloop.measure.profile import TargetProfile
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.parsing import to_json
+
+ATTEMPTS = 2
+"""At a series that was disturbed."""
 
 
 def compare_on(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from hwloop import stats
 from hwloop.errors import CandidateError, TargetError
 from hwloop.findings import Measurement, Protocol
 from hwloop.measure.answers import LostTwice
+from hwloop.measure.second_tries import SecondTries
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.records import LayerConfig
@@ -33,37 +33,9 @@ MAX_BUSY_ELSEWHERE = 0.25
 cent slower in every sample, and no statistic of the samples can tell."""
 
 ALONE = "end what else runs there, then measure again"
-ATTEMPTS = 2
-"""At a measurement that was disturbed."""
-
-REMEMBERED = 8
-"""Second tries that tell whether the next one is worth its time."""
-
 MAX_REFUSED_IN_A_ROW = 8
 VITAL = (REFERENCE, EMPTY)
 """Rows that all others are scaled by, or reduced by."""
-
-
-@dataclass
-class SecondTries:
-    """Whether what was disturbed is worth another try, by whether the last ones were calmer.
-
-    Where others use a machine all the time most of them are as disturbed as the first; one in four
-    is made in any case, so that it is noticed when they have ended.
-    """
-
-    _asked: int = 0
-    _calmer: deque[bool] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-
-    def pay(self) -> bool:
-        """Asked before each one."""
-        self._asked += 1
-        few = len(self._calmer) < REMEMBERED
-        return few or 2 * sum(self._calmer) >= REMEMBERED or self._asked % 4 == 0
-
-    def note(self, measurement: Measurement) -> None:
-        """What a second try gave."""
-        self._calmer.append(not doubts(measurement))
 
 
 def baseline(session: DeviceSession, model: OnnxModel, protocol: Protocol) -> Measurement:
@@ -125,7 +97,7 @@ def build_rows(
     """
     missing = table.missing([REFERENCE, EMPTY, *configs])
     refused: dict[LayerConfig, CandidateError] = {}
-    disturbed: list[LayerConfig] = []
+    disturbed: dict[LayerConfig, Measurement] = {}
     for done, config in enumerate(missing):
         progress(done, len(missing))
         reason = _refused_kind(table, config)
@@ -144,17 +116,16 @@ def build_rows(
             measurement = _row(session, table, config, runtime)
         elif table.first_try(config) is None and doubts(measurement):
             table.add_disturbed(config, measurement)
-            disturbed.append(config)
+            disturbed[config] = measurement
             continue
         table.add(config, marked(measurement))
     _settle(table, refused)
     second_tries = SecondTries()
-    for config in disturbed:  # by now what disturbed may have ended
-        first = table.first_try(config)
-        if first is None or second_tries.pay():
-            first = _second_try(session, table, config, runtime)
-            second_tries.note(first)
-        table.add(config, marked(first))
+    for config, measurement in disturbed.items():  # by now what disturbed may have ended
+        if second_tries.pay():
+            measurement = _second_try(session, table, config, runtime, first=measurement)
+            second_tries.note(calmer=not doubts(measurement))
+        table.add(config, marked(measurement))
     progress(len(missing), len(missing))
     return len(missing)
 
@@ -173,15 +144,19 @@ def _row(
 
 
 def _second_try(
-    session: DeviceSession, table: LatencyTable, config: LayerConfig, runtime: Runtime
+    session: DeviceSession,
+    table: LatencyTable,
+    config: LayerConfig,
+    runtime: Runtime,
+    *,
+    first: Measurement,
 ) -> Measurement:
     """The row again; what it was before where the target now refuses it: it ran, after all."""
-    first = table.first_try(config)
     try:
         return _row(session, table, config, runtime)
-    except CandidateError as error:
-        if first is None or isinstance(error, LostTwice):
-            raise unusable(session, f"the row {config}", error) from error
+    except LostTwice as error:
+        raise unusable(session, f"the row {config}", error) from error
+    except CandidateError:
         return first
 
 
@@ -288,13 +263,11 @@ def doubts(measurement: Measurement) -> tuple[str, ...]:
 def _stable(
     measure: Callable[[], Measurement], second_tries: SecondTries | None = None
 ) -> Measurement:
+    second_tries = second_tries or SecondTries()  # a new one always pays
     measurement = measure()
-    for _ in range(ATTEMPTS - 1):
-        if not doubts(measurement) or (second_tries is not None and not second_tries.pay()):
-            break
+    if doubts(measurement) and second_tries.pay():
         measurement = measure()
-        if second_tries is not None:
-            second_tries.note(measurement)
+        second_tries.note(calmer=not doubts(measurement))
     return marked(measurement)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hwloop.compress.subject import Built
 from hwloop.findings import Measurement, Protocol
 from hwloop.measure import paired as measure
+from hwloop.measure.second_tries import SecondTries
 from hwloop.measure.session import DeviceSession
 from hwloop.records import Candidate
 from hwloop.run.clock import Stopwatch
@@ -30,7 +31,7 @@ class Latencies:
     protocol: Protocol
     figures: Figures
     clock: Stopwatch
-    _second_tries: measure.SecondTries = field(default_factory=measure.SecondTries)
+    _second_tries: SecondTries = field(default_factory=SecondTries)
 
     def known(self, candidate: Candidate) -> Measurement | None:
         """As it was measured, or None where it was not yet."""
@@ -56,7 +57,7 @@ class Latencies:
         return self.known(built.candidate) or measurement
 
     def _measured(
-        self, built: Built, protocol: Protocol, second_tries: measure.SecondTries | None
+        self, built: Built, protocol: Protocol, second_tries: SecondTries | None
     ) -> Measurement:
         with self.clock("measure"):
             return measure.against(

@@ -67,7 +67,8 @@ def content_of(split: Split) -> Content:
     A split that draws random augmentations is known by its targets and identities alone.
     """
     probe = spread(len(split), PROBED)
-    repeatable, first = repeats(split), _drawn(split, probe, seed=0)
+    draws = _draws(split)
+    first, repeatable = draws[0], len(set(draws)) == 1
     # Ours knows what our batch() reads; where a subclass reads something else, it does not.
     unchanged = type(split).batch in (TensorSplit.batch, FolderSplit.batch)
     if isinstance(split, (TensorSplit, FolderSplit)) and unchanged:
@@ -80,9 +81,19 @@ def content_of(split: Split) -> Content:
 
 def repeats(split: Split) -> bool:
     """Whether a sample is the same whenever it is read."""
-    probe = spread(len(split), PROBED)
-    # Each time under another seed, so that it does not depend on luck whether a draw is noticed.
-    return len({_drawn(split, probe, seed) for seed in range(DRAWS)}) == 1
+    return len(set(_draws(split))) == 1
+
+
+def _draws(split: Split) -> list[bytes]:
+    """Digests of a few samples that are read again and again.
+
+    Each time under another seed, so that it does not depend on luck whether a draw is noticed.
+    """
+    probe, digests = spread(len(split), PROBED), []
+    for seed in range(DRAWS):
+        with seeded(seed):
+            digests.append(_batch_digest(split, probe))
+    return digests
 
 
 def _sampled(split: Split, probe: NDArray[np.int64]) -> Content:
@@ -102,12 +113,6 @@ def _unrepeatable(split: Split, probe: NDArray[np.int64]) -> Content:
     known = hashlib.sha256(repr((len(split), sorted(split.digests()))).encode())
     known.update(tensor_bytes(split.batch(probe)[1]))
     return Content(digest=known.hexdigest(), read=len(probe), of=len(split), repeatable=False)
-
-
-def _drawn(split: Split, indices: NDArray[np.int64], seed: int) -> bytes:
-    """What the split gives where chance starts from ``seed``."""
-    with seeded(seed):
-        return _batch_digest(split, indices)
 
 
 @contextmanager
