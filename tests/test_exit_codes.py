@@ -134,16 +134,23 @@ def test_130_and_143_when_it_is_stopped_and_the_command_goes_on(
     assert count_trials(run) > before
 
 
-@pytest.mark.parametrize(
-    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
-)
+def test_143_when_it_is_stopped_in_the_middle_of_the_users_code(tmp_path: Path) -> None:
+    task = tmp_path / "slow.py"
+    task.write_text("import os, signal\nTask = lambda: os.kill(os.getpid(), signal.SIGTERM)\n")
+    said = hwloop("optimize", "--task", f"{task}:Task", "--target", "fake")
+    assert said.code == ExitCode.TERMINATED, said.err
+    assert said.err.count("repeat the command") == 1
+    assert "slow.py" not in said.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_a_library_swallowed_is_raised_again_where_progress_is_told(
-    number: signal.Signals, kind: type[BaseException]
+    number: signal.Signals,
 ) -> None:
     stop = Stop()
     progress = ConsoleProgress(io.StringIO(), stop.check)
     progress.stage("search")
-    with contextlib.suppress(kind):
+    with contextlib.suppress(KeyboardInterrupt):
         stop._hear(number, None)
-    with pytest.raises(kind):
+    with pytest.raises(KeyboardInterrupt):
         progress.advance(1, 10)

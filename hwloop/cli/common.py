@@ -97,7 +97,8 @@ class Group(Command, click.Group):
 class Stop:
     """Ctrl-C and SIGTERM, heard for good: a library below may swallow what a handler raises.
 
-    So it is raised again wherever progress is told, until the command has ended.
+    So it is raised again wherever progress is told, until the command has ended. Both are raised
+    as KeyboardInterrupt: a SystemExit would read as the user's code having ended the program.
     """
 
     def __init__(self) -> None:
@@ -110,15 +111,17 @@ class Stop:
             signal.signal(number, self._hear)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt or SystemExit when one of them has come."""
-        if self.number == signal.SIGINT:
-            raise KeyboardInterrupt
+        """Raises KeyboardInterrupt when one of them has come."""
         if self.number is not None:
-            raise SystemExit(ExitCode.TERMINATED)
+            raise KeyboardInterrupt
+
+    @property
+    def code(self) -> ExitCode:
+        """What the command returns for the one that came last; for a prompt left, as Ctrl-C."""
+        terminated = self.number == signal.SIGTERM
+        return ExitCode.TERMINATED if terminated else ExitCode.INTERRUPTED
 
     def _hear(self, number: int, frame: Any) -> None:
-        if self.number is None and number != signal.SIGINT:
-            click.echo("hwloop: stopped; repeat the command to go on", err=True)
         self.number = number
         self.check()
 

@@ -241,7 +241,7 @@ def run() -> NoReturn:
         sys.exit(ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nhwloop: stopped; repeat the command to go on", err=True)
-        sys.exit(ExitCode.INTERRUPTED)
+        sys.exit(STOP.code)
     except Carried as carrier:
         sys.exit(_explained(carrier.__cause__ or carrier, asked))
     except Exception as error:  # the boundary: whatever nobody foresaw is a bug
