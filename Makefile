@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/hwloop optimize --run runs/demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov=hwloop --cov-report=term --cov-fail-under=90 -rfEs
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov=hwloop --cov-report=term --cov-fail-under=90 -rfEs
 
 test-target: $(VENV)/.installed
 	$(BIN)/python -m pytest -v tests/test_on_target.py --target $(TARGET) $(if $(HOST),--host $(HOST))

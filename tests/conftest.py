@@ -12,6 +12,8 @@ import threading
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +22,17 @@ from board import Board, board
 from hwloop.measure import transport, worker
 from hwloop.measure.session import DeviceSession
 
-LONG = ("test_resume.py",)
+BOARD = "board"
+LONG = ("test_resume.py", "test_wirings.py")
 """Files of a minute and more; the last process to end would be alone with one of them."""
 
 UNTRACED = (
-    *("test_beside", "test_choice", "test_exit_codes", "test_extending", "test_faults"),
-    *("test_fuzz", "test_goldens", "test_help", "test_identity", "test_methods", "test_proof"),
-    *("test_reachable", "test_remote", "test_remote_commands", "test_remote_link", "test_rounds"),
-    *("test_search_methods", "test_wirings"),
+    *("test_beside", "test_branches", "test_choice", "test_commands", "test_dry_run"),
+    *("test_exit_codes", "test_extending", "test_faults", "test_finish", "test_fuzz"),
+    *("test_goldens", "test_help", "test_hostile_candidates", "test_hostile_runs"),
+    *("test_hostile_stores", "test_identity", "test_methods", "test_proof", "test_reachable"),
+    *("test_remote", "test_remote_commands", "test_remote_link", "test_rounds"),
+    *("test_rowkinds", "test_search_methods", "test_simulate", "test_wirings"),
 )
 """Files that take long by whole runs or large networks, of lines that others trace as well.
 
@@ -42,7 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    _deal(items)
+    # What takes long begins first, and what has to wait for each other stays together.
+    items.sort(key=lambda item: (item.path.name not in LONG, _group(item.path) != BOARD))
     if config.getoption("--target"):
         return
     for item in items:
@@ -52,16 +58,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def _deal(items: list[pytest.Item]) -> None:
-    """To processes that test side by side: what has to wait for each other to the same one.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Processes that test side by side are dealt whole groups: see :func:`_group`."""
+    from xdist.scheduler import LoadFileScheduling
 
-    Files stay whole, those with the board are one group, and what takes long comes first.
-    """
-    with_board = {item.path for item in items if "there" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "board" if item.path in with_board else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (item.path.name not in LONG, item.path not in with_board))
+    class ByGroup(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(config.rootpath / nodeid.split("::", 1)[0])
+
+    return ByGroup(config, log)
+
+
+@cache
+def _group(path: Path) -> str:
+    """Files stay whole, for what they set up once; those with a board, which is one, are one."""
+    return BOARD if "there: Board" in path.read_text() else path.stem
 
 
 @pytest.hookimpl(hookwrapper=True)

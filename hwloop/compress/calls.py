@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ FAILURES = (
 )
 """What a network's own code raises where it is run in another way than it knows."""
 
+EMPTIED = (dict, OrderedDict, set)
 WEIGHTED_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 _FUNCTIONS: tuple[Callable[..., Any], ...] = (
@@ -91,7 +93,12 @@ class _Calls(TorchFunctionMode):
 
 def sharing_copy(module: nn.Module) -> nn.Module:
     """A copy with the same weights in memory: for trials that replace some and change none."""
-    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    shared: dict[int, Any] = {id(value): value for value in module.parameters()}
+    shared.update((id(value), value) for value in module.buffers())
+    for child in module.modules():
+        # Most that deepcopy does is to make empty dictionaries for hooks that nobody has set.
+        empty = (value for value in vars(child).values() if type(value) in EMPTIED and not value)
+        shared.update((id(value), type(value)()) for value in empty)
     copied: nn.Module = copy.deepcopy(module, shared)
     return copied
 

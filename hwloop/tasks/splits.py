@@ -121,7 +121,8 @@ def seeded(seed: int) -> Iterator[None]:
     seed %= 2**32  # NumPy takes no larger one
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed: it notes a stack for each of the processors that are not there.
+        torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
         try:
