@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 import torch
 from golden_keys import keys
-from tiny import hwloop
+from tiny import inside
 
 from hwloop.run.versions import RESULTS
+
+Capsys = pytest.CaptureFixture[str]
 
 GOLDEN = Path(__file__).resolve().parent / "data" / "golden"
 MADE_WITH = json.loads((GOLDEN / "run" / "config.json").read_text())["versions"]
@@ -61,19 +63,21 @@ def events(run: Path) -> list[str]:
 
 @same_exporter
 def test_a_stored_run_that_is_repeated_evaluates_nothing_and_reports_the_same(
-    tmp_path: Path,
+    tmp_path: Path, capsys: Capsys
 ) -> None:
     before = report_of(GOLDEN / "run")
-    done = hwloop(*started(tmp_path, "--evaluations", "5"))
+    done = inside(capsys, *started(tmp_path, "--evaluations", "5"))
     assert done.code == 0, done.err
     assert events(tmp_path / "run").count("trial") == events(GOLDEN / "run").count("trial")
     assert report_of(tmp_path / "run") == before
 
 
 @same_exporter
-def test_a_stored_run_that_is_given_more_evaluates_the_difference(tmp_path: Path) -> None:
+def test_a_stored_run_that_is_given_more_evaluates_the_difference(
+    tmp_path: Path, capsys: Capsys
+) -> None:
     before = report_of(GOLDEN / "run")
-    done = hwloop(*started(tmp_path, "--evaluations", "7"))
+    done = inside(capsys, *started(tmp_path, "--evaluations", "7"))
     assert done.code == 0, done.err
     after = report_of(tmp_path / "run")
     assert after["search"]["evaluations"] == before["search"]["evaluations"] + 2
@@ -82,16 +86,16 @@ def test_a_stored_run_that_is_given_more_evaluates_the_difference(tmp_path: Path
 
 
 def test_a_run_of_an_earlier_search_is_told_as_it_was_and_not_gone_on_with(
-    tmp_path: Path,
+    tmp_path: Path, capsys: Capsys
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(GOLDEN / "earlier", run)
     shutil.copy(GOLDEN / "golden_task.py", tmp_path)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    told = hwloop("report", run)
+    told = inside(capsys, "report", run)
     assert told.code == 0, told.err
     assert "* after the short recovery of the search, on the search split" in told.out
-    done = hwloop(*started(tmp_path, "--evaluations", "5"))
+    done = inside(capsys, *started(tmp_path, "--evaluations", "5"))
     assert done.code == 2
     assert f"hwloop's search (version 1, now {RESULTS['search']})" in done.err
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
@@ -109,13 +113,13 @@ def edited(folder: Path, **changes: Any) -> Path:
 
 @same_exporter
 def test_settings_that_came_later_than_a_stored_run_count_as_their_defaults(
-    tmp_path: Path,
+    tmp_path: Path, capsys: Capsys
 ) -> None:
     before = report_of(GOLDEN / "run")
     run = edited(tmp_path, seed=None, loop_allowance=None, reward=None, simulate=None)
-    assert hwloop("report", run).code == 0
-    assert hwloop(*started(tmp_path, "--evaluations", "5", "--seed", "1")).code == 2
-    done = hwloop(*started(tmp_path, "--evaluations", "5"))
+    assert inside(capsys, "report", run).code == 0
+    assert inside(capsys, *started(tmp_path, "--evaluations", "5", "--seed", "1")).code == 2
+    done = inside(capsys, *started(tmp_path, "--evaluations", "5"))
     assert done.code == 0, done.err
     assert events(run).count("trial") == events(GOLDEN / "run").count("trial")
     assert report_of(run) == before
@@ -123,21 +127,23 @@ def test_settings_that_came_later_than_a_stored_run_count_as_their_defaults(
 
 @pytest.mark.parametrize("changes", [{"colour": "red"}, {"goal": None}, {"task": None}])
 def test_settings_that_are_unknown_or_have_no_default_are_refused(
-    changes: dict[str, Any], tmp_path: Path
+    changes: dict[str, Any], tmp_path: Path, capsys: Capsys
 ) -> None:
     run = edited(tmp_path, **changes)
     for command in (started(tmp_path, "--evaluations", "5"), ["report", run]):
-        done = hwloop(*command)
+        done = inside(capsys, *command)
         assert done.code == 2
         assert "config.json is damaged" in done.err
 
 
 @same_exporter
-def test_a_run_from_the_start_finds_what_the_stored_one_found(tmp_path: Path) -> None:
+def test_a_run_from_the_start_finds_what_the_stored_one_found(
+    tmp_path: Path, capsys: Capsys
+) -> None:
     """Latencies of a simulated target are the same anywhere; metrics nearly, by the machine."""
     command = started(tmp_path, "--evaluations", "5")
     shutil.rmtree(tmp_path / "run")
-    done = hwloop(*command)
+    done = inside(capsys, *command)
     assert done.code == 0, done.err
     before, after = report_of(GOLDEN / "run"), report_of(tmp_path / "run")
     assert after["table"]["rows"] == before["table"]["rows"]
@@ -149,12 +155,12 @@ def test_a_run_from_the_start_finds_what_the_stored_one_found(tmp_path: Path) ->
         assert found["metric"] == pytest.approx(values["metric"], abs=0.05)
 
 
-def test_a_stored_table_imports(tmp_path: Path) -> None:
+def test_a_stored_table_imports(tmp_path: Path, capsys: Capsys) -> None:
     file, table = GOLDEN / "table.jsonl", tmp_path / "table.sqlite"
-    done = hwloop("table", "import", file, "--table", table)
+    done = inside(capsys, "table", "import", file, "--table", table)
     assert done.code == 0, done.err
     again = tmp_path / "again.jsonl"
-    assert hwloop("table", "export", again, "--table", table).code == 0
+    assert inside(capsys, "table", "export", again, "--table", table).code == 0
     assert again.read_text() == file.read_text()
 
 
