@@ -111,9 +111,14 @@ def _by_magnitude(dense: nn.Module, group: Coupling) -> tuple[int, ...]:
             continue
         rows = weight.detach().transpose(0, 1) if inputs else weight.detach()
         squares = rows.reshape(len(rows), -1).square().sum(1)
+        if len(squares) == 1:  # one number for all
+            continue
+        if all(len(places) == 1 for places in each.places.values()):
+            own = [place for (place,) in each.places.values()]
+            scores[list(each.places)] += squares[own]
+            continue
         for channel, places in each.places.items():
-            if len(squares) > 1:  # one number may be for all
-                scores[channel] += squares[list(places)].sum()
+            scores[channel] += squares[list(places)].sum()
     bundles = scores.reshape(-1, group.bundle).sum(1)
     return tuple(torch.argsort(bundles, descending=True, stable=True).tolist())
 

@@ -141,11 +141,11 @@ def _without(gone: Collection[int]) -> Index:
 
 def _moved(places: Mapping[int, Sequence[int]], order: Sequence[int]) -> Index:
     def index(size: int) -> Tensor:
-        found = torch.arange(size)
+        found = list(range(size))  # a tensor takes far longer to be written number by number
         for place, channel in enumerate(order):
             for to, source in zip(places.get(place, ()), places.get(channel, ()), strict=True):
                 found[to] = source
-        return found
+        return torch.tensor(found, dtype=torch.long)
 
     return index
 
