@@ -105,9 +105,9 @@ class LayerConfig:
         return math.prod(self.in_shape) * _BYTES[self.precision_in]
 
 
-_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+_BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "fp8": 1}
 _SIZE = an_int(1)
-_PRECISION = one_of("fp32", "fp16", "int8")
+_PRECISION = one_of("fp32", "fp16", "int8", "fp8")
 _LAYER: dict[str, Check] = {
     "op": one_of(
         *("conv", "linear", "attention", "maxpool", "avgpool", "globalavgpool"),
@@ -204,7 +204,7 @@ class Action:
         kind: keep, or the word of a compression method: drop, prune. Which words there are, the
             menu decides: :func:`hwloop.compress.space.check_candidate`.
         amount: share of the channels that stays, in (0, 1]; 1.0 for keep.
-        precision: base (what the target runs without quantization) or int8.
+        precision: base (what the target runs without quantization), int8 or fp8.
     """
 
     kind: str = "keep"
@@ -238,7 +238,7 @@ class Candidate:
 _ACTION: dict[str, Check] = {
     "kind": a_text(31, r"[a-z][a-z0-9-]{0,30}"),
     "amount": a_number(1e-9, 1.0),
-    "precision": one_of("base", "int8"),
+    "precision": one_of("base", "int8", "fp8"),
 }
 
 

@@ -80,7 +80,7 @@ def rows() -> tuple[LayerConfig, ...]:
 
 
 def tried(session: Builder, table: LatencyTable) -> dict[str, str]:
-    return measure.int8_kinds(session, table, rows(), runtime=writing("tensorrt"))
+    return measure.quantized_kinds(session, table, rows(), runtime=writing("tensorrt"))
 
 
 # --------------------------------------------------------------------------- one of each
@@ -142,7 +142,7 @@ def test_groups_that_need_a_refused_kind_are_masked_and_no_others() -> None:
     assert int8_of(TENSORRT) == [True, True, True, False]
     thin = replace(TENSORRT, refused_kinds=("thin conv 3x3, relu",))
     assert int8_of(thin) == [False, True, True, False]
-    assert space.int8_masked(chain(), thin) == (0,)
+    assert space.quantized_masked(chain(), thin) == (0,)
     assert int8_of(replace(TENSORRT, refused_kinds=("conv 5x5",))) == [True, True, True, False]
 
 

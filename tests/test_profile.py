@@ -34,7 +34,7 @@ def test_an_unknown_name_gets_the_closest() -> None:
         (HEAD + "[space]\nalign = -8", "space.align"),
         (HEAD + "[space]\nalgin = 8", "unknown key 'space.algin': did you mean 'align'"),
         (HEAD + "[space]\nrecipee = 1", "did you mean 'recipe'"),
-        (HEAD + '[space]\nprecisions = ["fp8"]', "space.precisions is 'fp8'"),
+        (HEAD + '[space]\nprecisions = ["int4"]', "space.precisions is 'int4'"),
         (HEAD + "[protocol.row]\nrounds = 0", "protocol.row.rounds must be above zero"),
         (HEAD + "[protocol.raw]\nrounds = 1", "unknown key 'protocol.raw'.*row"),
         (HEAD + "[space]\nalign = 0.5", "space.align"),

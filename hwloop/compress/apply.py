@@ -19,7 +19,7 @@ from hwloop.compress.methods.method import Work
 from hwloop.compress.moments import InputMoments
 from hwloop.compress.rows import settled
 from hwloop.compress.rules import SpaceRules
-from hwloop.records import Candidate, Network
+from hwloop.records import KEEP, Candidate, Network
 from hwloop.runtimes.fp16 import to_fp16
 from hwloop.runtimes.runtime import Runtime
 
@@ -63,7 +63,7 @@ def deployable(
     rules: SpaceRules,
     runtime: Runtime,
 ) -> bytes:
-    """The graph that ships: the candidate's int8 groups quantized, the rest in base precision.
+    """The graph that ships: the candidate's quantized groups, the rest in base precision.
 
     Args:
         module: the compressed network.
@@ -102,21 +102,25 @@ def quantized(
     calibration: np.ndarray[Any, Any],
     runtime: Runtime,
 ) -> bytes:
-    """The graph with the candidate's int8 groups quantized; unchanged when there are none."""
-    int8 = {
-        layer
-        for group, action in zip(network.groups, candidate.actions, strict=True)
-        if action.precision == "int8"
-        for layer in group.layers
-    }
-    if not int8:
+    """The graph with the candidate's groups in INT8 and FP8; unchanged when there are none."""
+    if all(action.precision == KEEP.precision for action in candidate.actions):
         return graph
     calls = weighted_calls(module, example)
-    pairs = zip(calls, weighted_nodes(graph), strict=True)
-    nodes = [node for path, node in pairs if _is_in(path, int8)]
-    if not nodes:  # they were all in blocks that are left out
+    pairs = list(zip(calls, weighted_nodes(graph), strict=True))
+
+    def nodes(precision: str) -> list[str]:
+        layers = {
+            layer
+            for group, action in zip(network.groups, candidate.actions, strict=True)
+            if action.precision == precision
+            for layer in group.layers
+        }
+        return [node for path, node in pairs if _is_in(path, layers)]
+
+    int8, fp8 = nodes("int8"), nodes("fp8")
+    if not int8 and not fp8:  # they were all in blocks that are left out
         return graph
-    return runtime.quantized(graph, nodes, calibration=calibration)
+    return runtime.quantized(graph, int8, fp8=fp8, calibration=calibration)
 
 
 def _is_in(path: str, layers: set[str]) -> bool:

@@ -21,11 +21,12 @@ from hwloop.compress.rows import (
     casts,
     changes_nothing,
     has_own_precision,
+    in_precision,
     own_precision,
-    precision_of,
     resized,
     width,
     written_channels,
+    written_precision,
 )
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.space import Masks
@@ -178,7 +179,7 @@ def _under(
         begun = fixed + sum(channels for channels, _ in first)
         for inputs in sorted(_sums(begun, brought[told_by:]), reverse=True):
             config = resized(dense, in_channels=inputs, out_channels=outputs)
-            config = replace(config, precision_in=own, precision=own, precision_out=own)
+            config = in_precision(config, own, rules)
             yield from method_of(action).rows(config, action, rules)
             if not brought or layer.reads_float:
                 yield from casts(layer, config, [], rules)
@@ -200,7 +201,7 @@ def _brought(
 ) -> list[Source]:
     return list(
         dict.fromkeys(
-            (width(network, group, action, rules) * per_channel, precision_of(action, rules))
+            (width(network, group, action, rules) * per_channel, written_precision(action, rules))
             for action in actions
         )
     )

@@ -24,8 +24,9 @@ def layer_configs(
 ) -> tuple[LayerConfig, ...]:
     """The rows that one layer costs under a candidate: itself and its changes of precision.
 
-    A group's precision is that of its arithmetic and of its output tensor; a consumer of another
-    precision pays a quantize or dequantize row. The network's input and output are never int8.
+    A group's precision is that of its arithmetic and, but for FP8, of its output tensor; a consumer
+    of another precision pays a quantize or dequantize row. The network's input and output are never
+    int8.
     Where a runtime's int8 kernels write what a float layer reads, only quantizing is paid.
 
     Args:
@@ -38,7 +39,7 @@ def layer_configs(
     sources = _sources(network, layer, actions, rules)
     own = own_precision(layer, action, sources, rules)
     config = _in_candidate(network, layer, dense, actions, rules)
-    config = replace(config, precision_in=own, precision=own, precision_out=own)
+    config = in_precision(config, own, rules)
     rows = method_of(action).rows(config, action, rules)
     return (*rows, *casts(layer, config, sources, rules))
 
@@ -155,7 +156,7 @@ def _sources(
     return [
         (
             width(network, index, actions[index], rules) * per_channel,
-            precision_of(actions[index], rules),
+            written_precision(actions[index], rules),
         )
         for index, per_channel in layer.in_groups
     ]
@@ -215,6 +216,22 @@ def own_precision(
 def precision_of(action: Action, rules: SpaceRules) -> str:
     """Of the arithmetic of a group under an action."""
     return rules.base_precision if action.precision == "base" else action.precision
+
+
+def written_precision(action: Action, rules: SpaceRules) -> str:
+    """Of what a group writes under an action."""
+    return _between(precision_of(action, rules), rules)
+
+
+def in_precision(config: LayerConfig, own: str, rules: SpaceRules) -> LayerConfig:
+    """A layer that computes in a precision."""
+    ends = _between(own, rules)
+    return replace(config, precision_in=ends, precision=own, precision_out=ends)
+
+
+def _between(precision: str, rules: SpaceRules) -> str:
+    """Of the tensors around such arithmetic: FP8 is a matter of one kernel."""
+    return rules.base_precision if precision == "fp8" else precision
 
 
 def _cast(shape: tuple[int, ...], source: str, wanted: str, *, beside: bool) -> LayerConfig:

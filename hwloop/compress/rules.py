@@ -15,7 +15,7 @@ class SpaceRules:
 
     Attributes:
         align: widths are multiples of this many channels.
-        precisions: subset of (base, int8), in menu order.
+        precisions: subset of (base, int8, fp8).
         base_precision: what ``base`` means on this target: fp32 or fp16.
         kinds: action kinds that can pay on this target: methods of
             :data:`hwloop.compress.methods.METHODS`.
@@ -23,8 +23,8 @@ class SpaceRules:
             layers int8 can pay for, and which changes of precision cost time. Empty until it is
             known what the target is.
         kept_float: ONNX operators that stay FP32 where the base precision is FP16.
-        refused_kinds: kinds of int8 rows (:func:`hwloop.runtimes.rowkinds.kind_of`) that the
-            target does not build: no group that needs one may be int8.
+        refused_kinds: kinds of quantized rows (:func:`hwloop.runtimes.rowkinds.kind_of`) that
+            the target does not build: no group that needs one may be quantized so.
     """
 
     align: int = 8

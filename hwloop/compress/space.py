@@ -20,8 +20,13 @@ from hwloop.records import KEEP, Action, Candidate, Group, Layer, Network
 from hwloop.runtimes.known import writing
 from hwloop.runtimes.rowkinds import kind_of
 
-PRECISIONS = ("base", "int8")
+PRECISIONS = ("base", "int8", "fp8")
+EVERYWHERE = ("base", "int8")
+"""On every menu, masked where a target has no use for them: positions on it are stored."""
+
 MIN_INT8_CHANNELS = 8
+TOLD = {"base": 1.0, "int8": -1.0, "fp8": 0.0}
+"""What a search sees of an action's precision."""
 
 Choices = tuple[int, ...]
 """A position on the menu for each group."""
@@ -39,15 +44,15 @@ def menu(rules: SpaceRules) -> tuple[Action, ...]:
     By precision, then in the order of the methods: what a new method adds moves nothing that a
     target without it has.
     """
-    return _menu(methods.METHODS, rules.kinds)
+    return _menu(methods.METHODS, rules.kinds, "fp8" in rules.precisions)
 
 
 @functools.lru_cache
-def _menu(known: tuple[Method, ...], kinds: tuple[str, ...]) -> tuple[Action, ...]:
+def _menu(known: tuple[Method, ...], kinds: tuple[str, ...], has_fp8: bool) -> tuple[Action, ...]:
     used = [method for method in known if method.kind in kinds]
     actions = tuple(
         Action(kind=action.kind, amount=action.amount, precision=precision)
-        for precision in PRECISIONS
+        for precision in (PRECISIONS if has_fp8 else EVERYWHERE)
         for method in used
         for action in method.actions()
     )
@@ -67,7 +72,7 @@ def menu_features(rules: SpaceRules) -> tuple[tuple[float, ...], ...]:
     return tuple(
         (
             2 * action.amount - 1,
-            1.0 if action.precision == "base" else -1.0,
+            TOLD[action.precision],
             *(1.0 if action.kind == kind else -1.0 for kind in further),
         )
         for action in actions
@@ -126,12 +131,18 @@ def shallow(network: Network, action: Action, rules: SpaceRules, *, every: int) 
 def random_candidate(
     network: Network, rules: SpaceRules, rng: np.random.Generator, *, int8_share: float
 ) -> Candidate:
-    """Random legal actions; each group is int8 with a probability of ``int8_share``, if it can."""
+    """Random legal actions; each group is int8 with a probability of ``int8_share``, if it can.
+
+    Where the target has FP8 as well, half of those are that.
+    """
     actions = menu(rules)
+    has_fp8 = "fp8" in rules.precisions
     choices = []
     for mask in masks(network, rules):
         legal = [index for index, allowed in enumerate(mask) if allowed]
         wanted = "int8" if rng.random() < int8_share else "base"
+        if has_fp8 and wanted == "int8" and rng.random() < 0.5:
+            wanted = "fp8"
         options = [index for index in legal if actions[index].precision == wanted] or legal
         choices.append(int(rng.choice(options)))
     return settled(network, [actions[index] for index in choices])
@@ -146,7 +157,8 @@ def legal_actions(
     """Mask over the menu: False where the action is impossible, useless or a duplicate.
 
     Args:
-        layers: the group's layers; without them only its width decides about int8.
+        layers: the group's layers; without them only its width decides about int8, and nothing
+            is fp8.
     """
     seen = set()
     mask = []
@@ -156,7 +168,7 @@ def legal_actions(
         allowed = (
             action.precision in rules.precisions
             and method.legal(action, group, layers, rules)
-            and (action.precision != "int8" or _int8_pays(action, group, rules, layers))
+            and (action.precision == "base" or _quantized_pays(action, group, rules, layers))
             and effect not in seen
         )
         if allowed:
@@ -166,41 +178,48 @@ def legal_actions(
 
 
 def masks(network: Network, rules: SpaceRules) -> Masks:
-    """The mask of every group; int8 is False where it needs a kind of row that is refused."""
+    """The mask of every group; False for a precision that needs a kind of row that is refused."""
     found = _masks(network, rules)
     if not rules.refused_kinds:
         return found
-    masked = set(int8_masked(network, rules))
+    masked = {precision: _masked(network, rules, precision) for precision in PRECISIONS[1:]}
     return tuple(
         tuple(
-            ok and not (index in masked and action.precision == "int8")
+            ok and index not in masked.get(action.precision, ())
             for action, ok in zip(menu(rules), mask, strict=True)
         )
         for index, mask in enumerate(found)
     )
 
 
-def refused_kinds(network: Network, group: int, rules: SpaceRules) -> tuple[str, ...]:
-    """Those of the rules' refused kinds that a group in int8 would need, at its full width."""
+def refused_kinds(
+    network: Network, group: int, rules: SpaceRules, precision: str = "int8"
+) -> tuple[str, ...]:
+    """Those of the rules' refused kinds that a group so quantized would need, at its full width."""
     actions = [KEEP] * len(network.groups)
-    actions[group] = Action(precision="int8")
+    actions[group] = Action(precision=precision)
     found: dict[str, None] = {}
     for layer in network.layers:
         if group in shaping_groups(layer):
             for config in layer_configs(network, layer, actions, rules):
-                if config.precision == "int8" and kind_of(config) in rules.refused_kinds:
+                if config.precision == precision and kind_of(config) in rules.refused_kinds:
                     found[kind_of(config)] = None
     return tuple(found)
 
 
-def int8_masked(network: Network, rules: SpaceRules) -> tuple[int, ...]:
-    """Indices of the groups that could be int8 if no kind were refused."""
-    int8 = [index for index, action in enumerate(menu(rules)) if action.precision == "int8"]
-    return tuple(
+def quantized_masked(network: Network, rules: SpaceRules) -> tuple[int, ...]:
+    """Indices of the groups that could be quantized, or otherwise, if no kind were refused."""
+    masked = (_masked(network, rules, precision) for precision in PRECISIONS[1:])
+    return tuple(sorted(set().union(*masked)))
+
+
+def _masked(network: Network, rules: SpaceRules, precision: str) -> set[int]:
+    own = [index for index, action in enumerate(menu(rules)) if action.precision == precision]
+    return {
         index
         for index, mask in enumerate(_masks(network, rules))
-        if any(mask[action] for action in int8) and refused_kinds(network, index, rules)
-    )
+        if any(mask[action] for action in own) and refused_kinds(network, index, rules, precision)
+    }
 
 
 def _masks(network: Network, rules: SpaceRules) -> Masks:
@@ -214,10 +233,17 @@ def _masks(network: Network, rules: SpaceRules) -> Masks:
     )
 
 
-def _int8_pays(action: Action, group: Group, rules: SpaceRules, layers: Iterable[Layer]) -> bool:
-    """False where int8 kernels are known to lose, or do not exist."""
+def _quantized_pays(
+    action: Action, group: Group, rules: SpaceRules, layers: Iterable[Layer]
+) -> bool:
+    """False where quantized kernels are known to lose, or do not exist."""
     kept = method_of(action).channels(action, group, rules)
     widths = {layer: layer.config.out_channels * kept // group.channels for layer in layers}
+    if action.precision == "fp8":
+        pays = writing(rules.recipe).fp8_pays
+        return bool(widths) and all(
+            pays(layer.config, out_channels=width) for layer, width in widths.items()
+        )
     if min(widths.values(), default=kept) < MIN_INT8_CHANNELS:
         return False
     runtime = writing(rules.recipe)

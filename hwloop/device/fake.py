@@ -23,7 +23,7 @@ ROOFLINE = {
     "gmacs_per_s": {"fp32": 20.0, "fp16": 40.0, "int8": 26.0},
     "gbytes_per_s": 8.0,
 }
-ITEM_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+ITEM_BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "fp8": 1}
 ROW_OVERHEAD_MS = 0.004
 RIPPLE = (1.0, 1.0, 1.002, 1.004, 1.006)  # a small fixed one, so that there is no randomness
 ROUNDS = 5
@@ -150,5 +150,6 @@ def _row_ms(config: dict[str, Any], roofline: dict[str, Any]) -> float:
     macs = outputs * per_output if weighted else 0
     macs //= 2 if config.get("sparsity") == "2:4" else 1
     traffic = (int(np.prod(shape)) + outputs) * ITEM_BYTES[config["precision"]]
-    compute_ms = macs / roofline["gmacs_per_s"][config["precision"]] / 1e6
+    rates = roofline["gmacs_per_s"]  # FP8 is of the same bytes as INT8 where nothing is said of it
+    compute_ms = macs / rates.get(config["precision"], rates["int8"]) / 1e6
     return float(max(compute_ms, traffic / roofline["gbytes_per_s"] / 1e6) + ROW_OVERHEAD_MS)

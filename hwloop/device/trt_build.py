@@ -17,7 +17,7 @@ KEPT_MESSAGES = 50
 SHOWN_MESSAGES = 4
 DEADLINE_S = 600.0
 IMAGE_RANK = 4  # batch, channels, height, width
-LAYER_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8"}
+LAYER_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8", "fp8": "FP8"}
 
 
 class BuildFailed(Exception):
@@ -31,7 +31,7 @@ class BuildRequest:
     Attributes:
         workspace_bytes, tactic_dram_bytes: limits of the builder's memory, None for its own.
         sparse: whether some layer's weights are 2:4 sparse.
-        precision: a precision that some layer must have (fp32, fp16, bf16, int8).
+        precision: a precision that some layer must have (fp32, fp16, bf16, int8, fp8).
         row: a block alone: inputs and outputs in whichever layout its kernel likes best.
         timing_cache: path of the cache that all builds of this device share.
         compute_capability: builds for another GPU, e.g. ``SM86``; TensorRT for RTX only.

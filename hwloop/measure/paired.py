@@ -15,7 +15,7 @@ from hwloop.measure.session import DeviceSession
 from hwloop.measure.table import EMPTY, REFERENCE, LatencyTable
 from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import OnnxModel
-from hwloop.runtimes.rowkinds import kind_of
+from hwloop.runtimes.rowkinds import QUANTIZED, kind_of
 from hwloop.runtimes.runtime import Runtime
 
 MAX_ROUNDS_SD = 0.02
@@ -160,7 +160,7 @@ def _second_try(
         return first
 
 
-def int8_kinds(
+def quantized_kinds(
     session: DeviceSession,
     table: LatencyTable,
     configs: Iterable[LayerConfig],
@@ -168,10 +168,10 @@ def int8_kinds(
     runtime: Runtime,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, str]:
-    """Build one row of each kind of int8 row that was not tried yet; nothing is timed.
+    """Build one row of each kind of quantized row that was not tried yet; nothing is timed.
 
     Args:
-        configs: every row that may be needed; the first int8 row of each kind stands for it.
+        configs: every row that may be needed; the first of each kind stands for it.
 
     Returns:
         The refused kinds among them, each with the target's reason, also from earlier runs.
@@ -181,7 +181,7 @@ def int8_kinds(
     """
     wanted: dict[str, LayerConfig] = {}
     for config in configs:
-        if config.precision == "int8":
+        if config.precision in QUANTIZED:
             wanted.setdefault(kind_of(config), config)
     untried = [config for kind, config in wanted.items() if not table.tried(kind)]
     if untried:
@@ -234,7 +234,7 @@ def _settle(table: LatencyTable, refused: dict[LayerConfig, CandidateError]) -> 
 
 def _refused_kind(table: LatencyTable, config: LayerConfig) -> str | None:
     """Why no row of its kind is built, where that is known: it need not be tried."""
-    return table.kind_refusal(kind_of(config)) if config.precision == "int8" else None
+    return table.kind_refusal(kind_of(config)) if config.precision in QUANTIZED else None
 
 
 def unusable(session: DeviceSession, what: str, error: CandidateError) -> TargetError:

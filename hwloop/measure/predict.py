@@ -27,6 +27,7 @@ from hwloop.compress.rules import SpaceRules
 from hwloop.errors import TargetError
 from hwloop.measure.table import EMPTY, LatencyTable
 from hwloop.records import KEEP, Layer, LayerConfig, Network
+from hwloop.runtimes.rowkinds import QUANTIZED
 
 CASTS = ("quantize", "dequantize")
 RIDGE, MISS_RIDGE = 0.02, 0.002
@@ -72,7 +73,7 @@ def _parts(
         cost_ms = max(row_ms - empty_ms, 0.0)
         if config.op in CASTS:
             casts += cost_ms
-        elif config.precision == "int8":
+        elif config.precision in QUANTIZED:
             int8 += cost_ms
         else:
             base += cost_ms

@@ -35,7 +35,12 @@ def parse(path: Path, data: dict[str, Any]) -> TargetProfile:
     )
     reader.positive("timeouts", timeouts)
     rules, align, recipe = _rules(reader, top.get("space", {}))
-    _check_base_precision(reader, rules.base_precision, named(top["runtime"]), recipe)
+    runtime = named(top["runtime"])
+    writes = runtime if recipe == AUTO else type(writing(recipe))
+    _check_base_precision(reader, rules.base_precision, runtime, writes)
+    datasheet = _datasheet(reader, top["datasheet"]) if "datasheet" in top else None
+    if "fp8" in rules.precisions:
+        _check_fp8(reader, rules, writes, datasheet)
     return TargetProfile(
         name=path.stem,
         description=top["description"],
@@ -53,7 +58,7 @@ def parse(path: Path, data: dict[str, Any]) -> TargetProfile:
         reconnect_s=float(timeouts.get("reconnect_s", 60.0)),
         simulated=bool(top.get("simulated", False)) or named(top["runtime"]).is_simulated,
         verified=bool(top.get("verified", False)),
-        datasheet=_datasheet(reader, top["datasheet"]) if "datasheet" in top else None,
+        datasheet=datasheet,
     )
 
 
@@ -72,9 +77,22 @@ def _top(reader: _Reader, data: dict[str, Any]) -> dict[str, Any]:
     return top
 
 
-def _check_base_precision(reader: _Reader, base: str, runtime: type[Runtime], recipe: str) -> None:
-    """Unquantized layers run in what the runtime, or the one that the recipe is of, has."""
-    writes = runtime if recipe == AUTO else type(writing(recipe))
+def _check_fp8(
+    reader: _Reader, rules: SpaceRules, writes: type[Runtime], datasheet: Datasheet | None
+) -> None:
+    if not writes.has_fp8:
+        only = ", ".join(word for known in RUNTIMES if known.has_fp8 for word in known.recipes)
+        raise reader.error(f"space.precisions has fp8: only the recipe {only} writes it")
+    if rules.base_precision != "fp16":
+        raise reader.error('space.precisions has fp8, which needs space.base_precision = "fp16"')
+    if datasheet is not None and "fp8" not in datasheet.tmacs_per_s:
+        raise reader.error("datasheet.tmacs_per_s needs fp8 where space.precisions has it")
+
+
+def _check_base_precision(
+    reader: _Reader, base: str, runtime: type[Runtime], writes: type[Runtime]
+) -> None:
+    """Unquantized layers run in what the runtime, or the one that writes the graphs, has."""
     if base in runtime.base_precisions or base in writes.base_precisions:
         return
     others = [word for known in RUNTIMES if base in known.base_precisions for word in known.recipes]
@@ -100,8 +118,8 @@ def _datasheet(reader: _Reader, data: dict[str, Any]) -> Datasheet:
             raise reader.error(f"datasheet.{key} is missing")
     rates = dict.fromkeys(("fp32", "fp16", "int8"), NUMBER)
     where = "datasheet.tmacs_per_s"
-    speeds = reader.table(values["tmacs_per_s"], where, rates)
-    if set(speeds) != set(rates):
+    speeds = reader.table(values["tmacs_per_s"], where, {**rates, "fp8": NUMBER})
+    if not set(rates) <= set(speeds):
         raise reader.error(f"{where} needs fp32, fp16 and int8")
     reader.positive(where, speeds)
     reader.positive("datasheet", {"gbytes_per_s": values["gbytes_per_s"]})

@@ -162,7 +162,7 @@ class Builder:
         # A target that ships FP16 never runs FP32, and may need minutes to build it.
         run = host_run(plain)
         check_outputs(module, example, run)
-        int8 = any(action.precision == "int8" for action in candidate.actions)
-        check_deployed(example, run, partial(infer, model), int8=int8)
+        quantized = any(action.precision != "base" for action in candidate.actions)
+        check_deployed(example, run, partial(infer, model), int8=quantized)
         if self.simulated:
             self.subject.runtime.rehearse(model.data)

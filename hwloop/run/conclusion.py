@@ -147,7 +147,7 @@ def _recovered(trials: Trials, shipped: Shipped) -> Recovered:
 
 def _precisions(subject: Subject, int8_refused: dict[str, str]) -> Precisions:
     network, rules, fp16 = subject.network, subject.rules, subject.fp16
-    masked = space.int8_masked(network, rules)
+    masked = space.quantized_masked(network, rules)
     return Precisions(
         base=rules.base_precision,
         kept_float=() if fp16 is None else fp16.in_graph(subject.graph),

@@ -123,8 +123,9 @@ class Precisions:
 
     Attributes:
         kept_float: operators of the dense network that stay FP32 where FP16 ships.
-        int8_refused: kinds of int8 rows that the target does not build, with its reasons.
-        int8_masked_groups: groups that are never quantized because of it.
+        int8_refused: kinds of int8 rows, and of FP8 ones, that the target does not build, with its
+            reasons.
+        int8_masked_groups: groups that are never quantized, or never so, because of it.
     """
 
     base: str

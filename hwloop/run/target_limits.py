@@ -55,9 +55,9 @@ def _with_more_float(found: Subject, fp16: Kept) -> Subject | None:
 def buildable(
     found: Subject, session: DeviceSession, table: LatencyTable, progress: Progress
 ) -> tuple[Subject, dict[str, str]]:
-    """The subject without the int8 actions that the target cannot build, and the refused kinds.
+    """The subject without the precisions that the target cannot build, and the refused kinds.
 
-    A strongly typed network has nothing to fall back to where TensorRT has no int8 kernel, by
+    A strongly typed network has nothing to fall back to where TensorRT has no such kernel, by
     release and by GPU. One build of each kind of row tells, before hours are spent on it.
 
     Raises:
@@ -68,7 +68,7 @@ def buildable(
     if not found.runtime.tries_int8_kinds:
         return found, {}
     progress.stage("INT8 kinds")
-    refused = measure.int8_kinds(
+    refused = measure.quantized_kinds(
         session,
         table,
         found.reachable(),
@@ -78,8 +78,9 @@ def buildable(
     if not refused:
         return found, {}
     found = replace(found, rules=replace(rules, refused_kinds=tuple(refused)))
-    masked = len(space.int8_masked(found.network, found.rules))
+    masked = len(space.quantized_masked(found.network, found.rules))
     why = "; ".join(f"{kind}: {reason}" for kind, reason in refused.items())
-    progress.say(f"INT8 is masked for {masked} of {len(found.network.groups)} groups: {why}")
+    word = "INT8 or FP8" if "fp8" in rules.precisions else "INT8"
+    progress.say(f"{word} is masked for {masked} of {len(found.network.groups)} groups: {why}")
     check_has_choices(found)
     return found, refused

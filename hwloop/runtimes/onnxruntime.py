@@ -51,12 +51,14 @@ class OnnxRuntime(Runtime):
         """Whether weights have seven bits: the 16-bit sums of x86 without VNNI would saturate."""
         return self.recipe == X86 and "vnni" not in self.isa
 
-    def _with_qdq(self, graph: bytes, nodes: Sequence[str], calibration: NDArray[Any]) -> bytes:
+    def _with_qdq(
+        self, graph: bytes, int8: Sequence[str], fp8: Sequence[str], calibration: NDArray[Any]
+    ) -> bytes:
         from hwloop.runtimes.qdq_ort import quantize_ort
 
         return quantize_ort(
             graph,
-            nodes,
+            int8,
             calibration=calibration,
             reduce_range=self.reduces_range,
             protect=self.protects_float,

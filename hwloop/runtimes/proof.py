@@ -17,9 +17,11 @@ import onnx
 
 from hwloop.device import trt_build
 from hwloop.errors import CandidateError
+from hwloop.runtimes.fp8 import has_fp8
 
 MODULE = "tensorrt_rtx_bindings"
 DEADLINE_S = 120.0
+WITHOUT_FP8, WITH_FP8 = "SM86", "SM89"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,10 @@ class Proof:
 def prove(
     graph: bytes, *, precisions: Collection[str] = (), deadline_s: float = DEADLINE_S
 ) -> Proof | None:
-    """Check, parse and build a graph for compute capability 8.6, strongly typed.
+    """Check, parse and build a graph for compute capability 8.6, strongly typed; FP8 needs 8.9.
 
     Args:
-        precisions: fp32, fp16 or int8, each of which some layer must have.
+        precisions: fp32, fp16, int8 or fp8, each of which some layer must have.
         deadline_s: the build is cancelled after this many seconds.
 
     Returns:
@@ -56,14 +58,16 @@ def prove(
             node that it complains about, or a precision is missing; stage ``build``: no engine.
     """
     try:
-        onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
+        model = onnx.load_from_string(graph)
+        onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CandidateError("export", f"ONNX refuses the graph: {error}") from error
     trt = bindings()
     if trt is None:
         return None
     try:
-        record = trt_build.prove(graph, trt=trt, deadline_s=deadline_s)
+        gpu = WITH_FP8 if has_fp8(model) else WITHOUT_FP8
+        record = trt_build.prove(graph, trt=trt, deadline_s=deadline_s, compute_capability=gpu)
     except trt_build.BuildFailed as error:
         stage = "export" if "parser refuses" in str(error) else "build"
         raise CandidateError(stage, str(error)) from error

@@ -1,4 +1,4 @@
-"""INT8 for TensorRT: explicit Q/DQ where its builder fuses them, and nowhere else.
+"""INT8 and FP8 for TensorRT: explicit Q/DQ where its builder fuses them, and nowhere else.
 
 The rules (TensorRT documentation, "Explicit quantization"; NVIDIA Model Optimizer, ``onnx``):
 
@@ -12,6 +12,7 @@ The rules (TensorRT documentation, "Explicit quantization"; NVIDIA Model Optimiz
 * Tensors that a pool, a reshape or a concatenation only passes on share one scale: the builder
   moves Q through these operators, and equal scales cancel.
 * Scales are numbers that FP16 has, and above zero: a dead channel's scale of 0 is refused.
+* FP8 has a pair at what such a node reads and at its weights, one scale each, and nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from onnx import helper, numpy_helper
 
 from hwloop.errors import CandidateError
 from hwloop.runtimes.calibration import ranges
+from hwloop.runtimes.fp8 import LARGEST, zero_point
 from hwloop.runtimes.graph import GraphIndex
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -42,12 +44,19 @@ Use = tuple[Any, int]
 """A node and the position of one of its inputs."""
 
 
-def quantize_tensorrt(graph: bytes, nodes: Sequence[str], *, calibration: NDArray[Any]) -> bytes:
+def quantize_tensorrt(
+    graph: bytes,
+    nodes: Sequence[str],
+    *,
+    calibration: NDArray[Any],
+    fp8: Sequence[str] = (),
+) -> bytes:
     """Make the named weighted nodes run in int8 on TensorRT.
 
     Args:
         graph: an exported FP32 graph; convert the result to FP16 afterwards, not before.
         nodes: names of convolutions and linear layers.
+        fp8: names of linear layers that are to run in FP8.
         calibration: (N, ...) real inputs; a tensor's range is the largest magnitude seen.
 
     Raises:
@@ -58,10 +67,15 @@ def quantize_tensorrt(graph: bytes, nodes: Sequence[str], *, calibration: NDArra
     model = onnx.load_from_string(graph)
     reader = _Placement(model.graph, frozenset(nodes))
     uses = reader.uses()
+    halves = [node for node in model.graph.node if node.name in fp8]
     read = {node.input[position] for node, position in uses}
+    read |= {node.input[0] for node in halves}
     seen = ranges(model, read, calibration, optimized=True)
     magnitudes = {name: float(np.abs(extremes).max()) for name, extremes in seen.items()}
-    _Writer(model.graph, reader.shared(magnitudes)).write(uses, reader.chosen)
+    writer = _Writer(model.graph, reader.shared(magnitudes))
+    writer.add_int8(uses, reader.chosen)
+    writer.add_fp8(halves)
+    writer.write()
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
@@ -152,9 +166,10 @@ class _Writer:
         self.ranges = ranges
         self.weights = {weight.name: weight for weight in graph.initializer}
         self.outputs: dict[str, str] = {}
+        self.fp8_outputs: dict[str, str] = {}
         self.before: dict[str, list[Any]] = {}
 
-    def write(self, uses: Sequence[Use], chosen: Sequence[Any]) -> None:
+    def add_int8(self, uses: Sequence[Use], chosen: Sequence[Any]) -> None:
         order = {node.name: index for index, node in enumerate(self.graph.node)}
         for node, position in sorted(uses, key=lambda use: order[use[0].name]):
             name = node.input[position]
@@ -166,6 +181,18 @@ class _Writer:
             if name not in self.outputs:
                 self._quantize_weight(node, name)
             node.input[1] = self.outputs[name]
+
+    def add_fp8(self, chosen: Sequence[Any]) -> None:
+        """Args: chosen: in the order of the graph."""
+        for node in chosen:
+            for position in (0, 1):
+                name = node.input[position]
+                if name not in self.fp8_outputs:
+                    self._fp8_pair(node, name)
+                node.input[position] = self.fp8_outputs[name]
+
+    def write(self) -> None:
+        """Put all new nodes in their places."""
         ordered = [item for node in self.graph.node for item in (*self._new(node), node)]
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
         del self.graph.node[:]
@@ -188,6 +215,15 @@ class _Writer:
         self.weights[name].CopyFrom(numpy_helper.from_array(grid.astype(np.float32), name))
         self._pair(node, name, scale, axis=axis)
 
+    def _fp8_pair(self, user: Any, name: str) -> None:
+        weight = self.weights.get(name)
+        values = self.ranges[name] if weight is None else numpy_helper.to_array(weight)
+        scale, zero = f"{name}_fp8_scale", f"{name}_fp8_zero"
+        value = _scale(name, np.abs(values).max(), limit=LARGEST)
+        self.graph.initializer.extend((numpy_helper.from_array(value, scale), zero_point(zero)))
+        self._nodes(user, name, f"{name}_fp8", [scale, zero])
+        self.fp8_outputs[name] = f"{name}_fp8_dequantized"
+
     def _pair(self, user: Any, name: str, scale: NDArray[np.float32], **attributes: Any) -> None:
         """Q and DQ behind the tensor ``name``; ``outputs[name]`` is what their users read."""
         zero = np.zeros(scale.shape, np.int8)
@@ -195,16 +231,21 @@ class _Writer:
         for word, value in (("scale", scale), ("zero_point", zero)):
             constants.append(f"{name}_{word}")
             self.graph.initializer.append(numpy_helper.from_array(value, constants[-1]))
+        self._nodes(user, name, name, constants, **attributes)
+        self.outputs[name] = f"{name}_dequantized"
+
+    def _nodes(
+        self, user: Any, source: str, name: str, constants: list[str], **attributes: Any
+    ) -> None:
         middle, output = f"{name}_quantized", f"{name}_dequantized"
-        for op, source, target in (
-            ("QuantizeLinear", name, middle),
+        for op, given, target in (
+            ("QuantizeLinear", source, middle),
             ("DequantizeLinear", middle, output),
         ):
             node = helper.make_node(
-                op, [source, *constants], [target], name=f"{name}_{op}", **attributes
+                op, [given, *constants], [target], name=f"{name}_{op}", **attributes
             )
             self.before.setdefault(user.name, []).append(node)
-        self.outputs[name] = output
 
 
 def _output_axis(node: Any, rank: int) -> int:
@@ -218,17 +259,18 @@ def _output_axis(node: Any, rank: int) -> int:
     return rank - 1
 
 
-def _scale(name: str, largest: Any) -> NDArray[np.float32]:
-    """Steps so that ``largest`` becomes 127, rounded up to numbers that FP16 has, above zero.
+def _scale(name: str, largest: Any, limit: int = LIMIT) -> NDArray[np.float32]:
+    """Steps so that ``largest`` becomes ``limit``, rounded up to what FP16 has, above zero.
 
     Raises:
         CandidateError: stage ``compress``: the range is not finite in FP16.
     """
-    wanted = np.maximum(np.asarray(largest, np.float32) / LIMIT, SMALLEST_SCALE)
+    wanted = np.maximum(np.asarray(largest, np.float32) / limit, SMALLEST_SCALE)
     with np.errstate(over="ignore"):
         rounded = wanted.astype(np.float16)
     lower = rounded.astype(np.float32) < wanted
     scale = np.where(lower, np.nextafter(rounded, np.float16(np.inf)), rounded).astype(np.float32)
     if not np.isfinite(scale).all():
-        raise CandidateError("compress", f"INT8: the range of tensor {name!r} is not finite")
+        word = "INT8" if limit == LIMIT else "FP8"
+        raise CandidateError("compress", f"{word}: the range of tensor {name!r} is not finite")
     return scale

@@ -1,4 +1,4 @@
-"""The kinds of rows that a runtime may refuse as a kind, and one INT8 row of each.
+"""The kinds of quantized rows that a runtime may refuse as a kind, and one INT8 row of each.
 
 TensorRT has no INT8 kernel for some operators, by release and by GPU, and a strongly typed network
 has nothing to fall back to: one build of each kind tells what a board takes, before hours are spent
@@ -20,14 +20,20 @@ _INT8 = {"precision_in": "int8", "precision": "int8", "precision_out": "int8"}
 _SHAPE, _CHANNELS = (1, 64, 14, 14), 64
 
 
+QUANTIZED = ("int8", "fp8")
+"""Precisions whose rows have a kind."""
+
+
 def kind_of(config: LayerConfig) -> str:
     """What the kernels of a row have in common, in words: operator, window, what is fused to it.
 
-    Widths, sizes, bias and precision are not part of it, so rows of one kind are built of the same
-    kernels or refused together: ``conv 3x3 strided, add, relu``, ``depthwise conv 3x3, clip``.
+    Widths, sizes and bias are not part of it, so rows of one kind are built of the same kernels or
+    refused together: ``conv 3x3 strided, add, relu``, ``depthwise conv 3x3, clip``. Of precisions
+    only FP8 is named, which a GPU may have no kernels for at all.
     """
     tail = [word.partition(":")[0] for word in config.tail]
-    words = [_operator(config), *(word for word in tail if word not in ("bias", "plain"))]
+    first = "FP8 " * (config.precision == "fp8") + _operator(config)
+    words = [first, *(word for word in tail if word not in ("bias", "plain"))]
     return ", ".join(word for word in words if word)
 
 

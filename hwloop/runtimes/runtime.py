@@ -37,8 +37,9 @@ class Runtime:
         ships_engine: a network ships as an engine that was built where it runs.
         needs_device_alone: nobody else may measure on the machine, also where it is this one.
         is_simulated: its latencies are computed.
-        tries_int8_kinds: one row of each kind of int8 row is built before any is timed, because
-            there is nothing to fall back to.
+        has_fp8: it has kernels for it, on some of its devices.
+        tries_int8_kinds: one row of each kind of quantized row is built before any is timed,
+            because there is nothing to fall back to.
         dequantizes: a float layer that reads an int8 tensor costs a row of its own.
     """
 
@@ -50,6 +51,7 @@ class Runtime:
     ships_engine: ClassVar[bool] = False
     needs_device_alone: ClassVar[bool] = False
     is_simulated: ClassVar[bool] = False
+    has_fp8: ClassVar[bool] = False
     tries_int8_kinds: ClassVar[bool] = False
     dequantizes: ClassVar[bool] = True
 
@@ -94,12 +96,24 @@ class Runtime:
         """
         return True
 
-    def quantized(self, graph: bytes, nodes: Sequence[str], *, calibration: NDArray[Any]) -> bytes:
+    def fp8_pays(self, config: LayerConfig, *, out_channels: int) -> bool:
+        """Whether it has FP8 kernels for such a layer that are worth having."""
+        return False
+
+    def quantized(
+        self,
+        graph: bytes,
+        nodes: Sequence[str],
+        *,
+        calibration: NDArray[Any],
+        fp8: Sequence[str] = (),
+    ) -> bytes:
         """Quantize the named weighted nodes and what it keeps in int8 around them.
 
         Args:
             graph: an exported FP32 graph.
             nodes: names of convolutions and linear layers.
+            fp8: names of those that are to be FP8, where :meth:`fp8_pays`.
             calibration: (N, ...) real inputs; ranges are the extremes seen.
 
         Raises:
@@ -111,9 +125,11 @@ class Runtime:
             raise CandidateError(
                 "compress", f"INT8: the graph has {size_gb:.1f} GB, 2 at most can be"
             )
-        return self._with_qdq(graph, nodes, calibration)
+        return self._with_qdq(graph, nodes, fp8, calibration)
 
-    def _with_qdq(self, graph: bytes, nodes: Sequence[str], calibration: NDArray[Any]) -> bytes:
+    def _with_qdq(
+        self, graph: bytes, int8: Sequence[str], fp8: Sequence[str], calibration: NDArray[Any]
+    ) -> bytes:
         """The graph with its quantize and dequantize nodes: no file suits two runtimes."""
         raise NotImplementedError
 

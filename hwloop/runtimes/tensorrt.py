@@ -11,11 +11,12 @@ from hwloop.records import LayerConfig
 from hwloop.runtimes.runtime import Runtime
 
 INT8_CHANNELS = 16
+FP8_CHANNELS = 16
 DEPTHWISE_KERNEL = 3
 
 
 class TensorRT(Runtime):
-    """Strongly typed: precisions are those of the file, symmetric int8 beside FP16."""
+    """Strongly typed: precisions are those of the file, symmetric int8 and FP8 beside FP16."""
 
     name = "tensorrt"
     recipes = ("tensorrt",)
@@ -24,6 +25,7 @@ class TensorRT(Runtime):
     on_gpu = True
     ships_engine = True
     needs_device_alone = True
+    has_fp8 = True
     tries_int8_kinds = True
     dequantizes = False  # its int8 kernels write FP16 where nobody wants int8
 
@@ -51,15 +53,24 @@ class TensorRT(Runtime):
         eights = thin % 8 == 0 and wide % 8 == 0
         return thin >= INT8_CHANNELS or (wide >= INT8_CHANNELS and square and eights)
 
-    def _with_qdq(self, graph: bytes, nodes: Sequence[str], calibration: NDArray[Any]) -> bytes:
+    def fp8_pays(self, config: LayerConfig, *, out_channels: int) -> bool:
+        """For products of two matrices whose rows are of whole vectors of 16 numbers."""
+        if config.op != "linear" or config.in_shape[0] == 1:
+            return False
+        return config.in_shape[1] % FP8_CHANNELS == 0 == out_channels % FP8_CHANNELS
+
+    def _with_qdq(
+        self, graph: bytes, int8: Sequence[str], fp8: Sequence[str], calibration: NDArray[Any]
+    ) -> bytes:
         from hwloop.runtimes.qdq_tensorrt import quantize_tensorrt
 
-        return quantize_tensorrt(graph, nodes, calibration=calibration)
+        return quantize_tensorrt(graph, int8, fp8=fp8, calibration=calibration)
 
     def row_graph(self, config: LayerConfig) -> bytes:
+        from hwloop.runtimes.fp8 import Fp8Row
         from hwloop.runtimes.rows import TensorRTRow
 
-        return TensorRTRow(config).build()
+        return (Fp8Row if config.precision == "fp8" else TensorRTRow)(config).build()
 
     def rehearse(self, graph: bytes) -> None:
         """NVIDIA's own builder is the only one that can refuse, where its wheels are installed."""
