@@ -122,10 +122,16 @@ class CpuRuntime(Runtime):
 
     def infer(self, engine: Any, inputs: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         """Run each input alone, as deployed; outputs are stacked along the first axis."""
-        size = self.batch(engine)
-        chunks = [inputs[start : start + size] for start in range(0, len(inputs), size)]
-        with ThreadPoolExecutor(max_workers=len(state.usable_cores())) as pool:
-            results = list(pool.map(lambda chunk: self.outputs(engine, chunk), chunks))
+        size, threads = self.batch(engine), len(state.usable_cores())
+        starts = range(0, len(inputs), size)
+
+        def shared(thread: int) -> list[list[np.ndarray[Any, Any]]]:
+            # A share at a time: to hand over each input costs as much as a small network takes.
+            own = starts[thread * len(starts) // threads : (thread + 1) * len(starts) // threads]
+            return [self.outputs(engine, inputs[start : start + size]) for start in own]
+
+        with ThreadPoolExecutor(max_workers=threads) as pool:
+            results = [found for share in pool.map(shared, range(threads)) for found in share]
         return [np.concatenate(parts) for parts in zip(*results)]  # noqa: B905
 
     def kept_threads(self) -> list[int]:
