@@ -204,11 +204,13 @@ def planned(
     target: str = "cpu",
     fitted_on: int = FITTED,
     every_row: bool = True,
+    twice: bool = False,
 ) -> dict[str, Any]:
     """A table's error on so many networks.
 
     Args:
         every_row: else only those are measured that these networks need.
+        twice: measure the networks a second time, which tells how far an error is the machine's.
     """
     progress, profile = ConsoleProgress(), load_profile(target)
     with opened(label, profile) as (session, table):
@@ -228,6 +230,7 @@ def planned(
         )
         row_s = time.monotonic() - row_start
         latencies_ms = measured(session, networks, profile.protocols.loop, progress)
+        again_ms = measured(session, networks, profile.protocols.loop, progress) if twice else []
         predictor = Predictor(table, found.network, found.rules, cache_bytes=session.cache_bytes)
     choices = [found.choices(item) for item in networks.candidates]
     fitted, rest = fitted_and_rest(len(choices), fitted_on)
@@ -236,6 +239,9 @@ def planned(
     observed = [latencies_ms[index] for index in rest]
     whole = [all(map(found.plan.is_measured, networks.rows[index])) for index in rest]
     results = {"all": _compared(predicted, observed)}
+    if twice:  # each beside the dense network, as every speedup is
+        first, second = (np.array(values) / values[0] for values in (latencies_ms, again_ms))
+        results["measured again"] = _compared(list(second[rest]), list(first[rest]))
     for label_of, wanted in (("measured rows alone", True), ("some interpolated", False)):
         chosen_ones = [index for index, each in enumerate(whole) if each is wanted]
         if len(chosen_ones) > 2:

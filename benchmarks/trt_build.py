@@ -8,7 +8,7 @@ refused.
 
     python benchmarks/trt_build.py [N=100]     of each network; N=0: the rows alone, no result
     python benchmarks/trt_build.py --all-methods [N=100] [NETWORK ...]    candidates of all methods,
-        smaller images, blocks left out, low rank and 2:4 among them; no rows
+        smaller images, blocks left out, low rank, 2:4 and FP8 among them; no rows
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from hwloop.compress.methods import METHODS
 from hwloop.compress.reachable import row_plan
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.sizes import described
+from hwloop.compress.space import PRECISIONS
 from hwloop.device import trt_build
 from hwloop.errors import CandidateError, EnvironmentProblem
 from hwloop.measure.table import EMPTY, REFERENCE
@@ -43,7 +44,7 @@ from hwloop.task import load_model
 from hwloop.tasks.load import load_task
 
 RULES = SpaceRules(base_precision="fp16", recipe="tensorrt")
-EVERYTHING = replace(RULES, kinds=tuple(method.kind for method in METHODS))
+EVERYTHING = replace(RULES, kinds=tuple(method.kind for method in METHODS), precisions=PRECISIONS)
 CALIBRATION_INPUTS = 4
 
 
@@ -75,11 +76,11 @@ def proved(
     rules: SpaceRules = RULES,
 ) -> Proof | None:
     """A candidate as NVIDIA's builder takes it. Raises CandidateError where it does not."""
-    int8 = any(action.precision == "int8" for action in candidate.actions)
+    used = {action.precision for action in candidate.actions} - {"base"}
     graph = unrecovered_graph(
         module, example, network, candidate=candidate, calibration=inputs, rules=rules
     )
-    return prove(graph, precisions=("fp16", "int8") if int8 else ("fp16",))
+    return prove(graph, precisions=("fp16", *sorted(used)))
 
 
 def candidates(
@@ -97,6 +98,7 @@ def candidates(
     for number in range(count):
         candidate = random_candidate(network, rules, rng)
         kinds.update({action.kind for action in candidate.actions})
+        kinds.update({action.precision for action in candidate.actions} - {"base"})
         try:
             proof = proved(module, example, network, candidate, inputs, rules)
         except CandidateError as error:
@@ -190,7 +192,7 @@ def main(arguments: list[str]) -> None:
         "trt_build_all_methods" if everything else "trt_build",
         {
             "builder": f"TensorRT for RTX {trt.__version__}",
-            "built_for": "compute capability 8.6, strongly typed",
+            "built_for": "compute capability 8.6, with FP8 8.9, strongly typed",
             "note": "built on the CPU, nothing was run; build seconds were taken on a shared "
             "machine; layers of type FLOAT are the scales of Q/DQ nodes, which the parser keeps "
             "in FP32, and casts at the network's ends",

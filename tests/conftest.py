@@ -60,8 +60,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Processes that test side by side are dealt whole groups: see :func:`_group`."""
+    """Processes that test side by side are dealt whole groups where files are: :func:`_group`."""
     from xdist.scheduler import LoadFileScheduling
+
+    if config.getoption("dist") != "loadfile":
+        return None
 
     class ByGroup(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:

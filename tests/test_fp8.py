@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,3 +253,5 @@ def test_it_is_searched_and_shipped_where_it_is_fastest(tmp_path: Path, capsys: 
     shipped = onnx.load(tmp_path / "run" / "best" / "model.onnx")
     types = {item.data_type for item in shipped.graph.initializer}
     assert onnx.TensorProto.FLOAT8E4M3FN in types
+    comparisons = json.loads((tmp_path / "run" / "report.json").read_text())["comparisons"]
+    assert comparisons["whole-network FP8"]["speedup"] > 1.05

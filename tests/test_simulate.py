@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny import SPEC, Said, hwloop, inside
+from tiny import MINI, Said, hwloop, inside
 
 from hwloop.errors import UsageError
 from hwloop.measure.profile_file import resolve
@@ -19,7 +19,7 @@ SMALL = (*SMALL, "--final-steps", "2", "--finalists", "1")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
     folder = tmp_path_factory.mktemp("simulated") / "run"
-    command = ("optimize", "--task", SPEC, "--target", "jetson-orin", "--simulate")
+    command = ("optimize", "--task", MINI, "--target", "jetson-orin", "--simulate")
     return folder, hwloop(*command, "--run", folder, *SMALL)
 
 

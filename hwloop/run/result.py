@@ -32,6 +32,9 @@ BY_HAND = {
     "half of the blocks, INT8": Usual(action=Action(precision="int8"), without_every=2),
 }
 
+BY_HAND_IN_FP8 = {"whole-network FP8": Usual(action=Action(precision="fp8"))}
+"""Tried as well where the target has it."""
+
 USUAL = "recipe"
 """Source of the trials that are one of these."""
 

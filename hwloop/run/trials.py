@@ -16,7 +16,7 @@ from hwloop.run.best import Best
 from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.front import described, seen_of
-from hwloop.run.result import BY_HAND, USUAL, Usual
+from hwloop.run.result import BY_HAND, BY_HAND_IN_FP8, USUAL, Usual
 from hwloop.run.work import Work
 from hwloop.search.problem import BudgetSpent, Choices, PredictMs
 
@@ -69,7 +69,7 @@ class Trials:
         """Trials of the usual settings by name, each network once and never the dense one."""
         subject = self.evaluator.subject
         found: dict[str, Trial] = {}
-        for name, usual in BY_HAND.items():
+        for name, usual in usual_settings(subject).items():
             trial = self.find(usual_candidate(subject, usual))
             # Where a recipe has no legal action anywhere, it is the dense network under its name.
             if trial is None or trial.candidate == subject.dense_candidate:
@@ -129,7 +129,7 @@ class Trials:
         work.clock.keep()
         if trial.outcome is not None:
             self._offer_trial(trial, built)
-        total = work.settings.evaluations + len(BY_HAND)
+        total = work.settings.evaluations + len(usual_settings(self.evaluator.subject))
         work.progress.advance(len(self._known), total, self.best_so_far())
         return trial
 
@@ -169,6 +169,11 @@ class Trials:
             baseline_ms=self.evaluator.baseline.latency_ms,
             mark=self.evaluator.source.mark,
         )
+
+
+def usual_settings(subject: Subject) -> dict[str, Usual]:
+    """What is tried by hand on a target, by name."""
+    return {**BY_HAND, **(BY_HAND_IN_FP8 if "fp8" in subject.rules.precisions else {})}
 
 
 def usual_candidate(subject: Subject, usual: Usual) -> Candidate:

@@ -15,12 +15,15 @@ from hwloop.measure.trial import Trial
 from hwloop.run import choice
 from hwloop.run.front import outcome_of
 from hwloop.run.race import Race
-from hwloop.run.result import BY_HAND, USUAL
-from hwloop.run.trials import Trials, usual_candidate
+from hwloop.run.result import BY_HAND_IN_FP8, USUAL
+from hwloop.run.trials import Trials, usual_candidate, usual_settings
 from hwloop.search.problem import BudgetSpent, Choices
 
 FIRST_LESSONS = 2
-"""That are recovered before anything is searched: INT8 as it is, and the fastest."""
+"""That are recovered before anything is searched: INT8 as it is, and the fastest.
+
+FP8 as it is comes before the fastest where a target has it; nothing of either is trained.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,16 +43,21 @@ class UsualSettings:
         self.trials.work.stage("usual settings")
         subject = self.trials.evaluator.subject
         try:
-            for usual in BY_HAND.values():
+            for usual in usual_settings(subject).values():
                 choices = subject.choices(usual_candidate(subject, usual))
                 self.asked[choices] = self.trials.evaluate(choices, USUAL)
         except BudgetSpent:
             return False
-        return self._recovered(self._in_turn()[:FIRST_LESSONS])
+        return self._recovered(self._in_turn()[: self._first])
 
     def finish(self) -> bool:
         """Recover the others that may be the best of them; False if the time is up."""
-        return self._recovered(self._in_turn()[FIRST_LESSONS:])
+        return self._recovered(self._in_turn()[self._first :])
+
+    @property
+    def _first(self) -> int:
+        has_fp8 = "fp8" in self.trials.evaluator.subject.rules.precisions
+        return FIRST_LESSONS + len(BY_HAND_IN_FP8) * has_fp8
 
     def _in_turn(self) -> list[Trial]:
         """What is not trained first, then the fastest."""
