@@ -451,6 +451,19 @@ class AttentionPool(Tokens):
         return self.attention(self.asked.expand(len(x), -1, -1), x, x)[0]
 
 
+class Queries(Tokens):
+    """A few queries that are learned, whose answers are read side by side."""
+
+    def build(self) -> None:
+        self.attention = nn.MultiheadAttention(48, 3, batch_first=True)
+        self.asked = nn.Parameter(torch.randn(1, 4, 48))
+        self.read = nn.Linear(4 * 48, 48)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        found = self.attention(self.asked.expand(len(x), -1, -1), x, x)[0]
+        return self.read(found.flatten(1))[:, None]
+
+
 class DenseBlock(Wired):
     """Norms that no convolution takes in, in front of layers that all read what was before."""
 
@@ -513,6 +526,7 @@ WIRINGS: dict[str, tuple[Callable[[], nn.Module], frozenset[str]]] = {
     "normed": (Normed, frozenset({"stem.0", "conv"})),
     "heads of its own": (HeadsOfOwn, frozenset({"up"})),
     "attention pool": (AttentionPool, frozenset({"attention.query", "up"})),
+    "queries": (Queries, frozenset({"attention.query", "attention.projection", "up"})),
     "weight norm": (WeightNormed, frozenset({"one", "up"})),
     "windows": (Window, frozenset({"blocks.0.attn.query", "blocks.1.attn.query"})),
     "windows of the second version": (WindowV2, frozenset({"blocks.0.attn.query"})),

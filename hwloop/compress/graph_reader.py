@@ -191,15 +191,15 @@ class GraphReader:
         if node.op_type == "DepthToSpace":
             size = next(item.i for item in node.attribute if item.name == "blocksize")
             return Fraction(1, size**2)
+        channels = sum(self.width(index) * times for index, times in sources)
         if node.op_type in ("Flatten", "Reshape"):
             flat = len(after) == 2 < len(before) and after[1] == math.prod(before[1:])
-            return Fraction(math.prod(before[2:]) if flat else 1)
+            tokens = before[1:-1] if flat and before[1] != channels == before[-1] else before[2:]
+            return Fraction(math.prod(tokens) if flat else 1)
         if node.op_type not in ("Slice", "Split", "Gather"):
             return Fraction(1)
-        channels = sum(self.width(index) * times for index, times in sources)
         if len(before) != len(after):  # one of them, or of the positions
-            gone = [size for size in before if size not in after]
-            return Fraction(0 if channels in gone else 1)
+            return Fraction(0 if channels in before and channels not in after else 1)
         sizes = zip(before, after, strict=True)
         part = next((own for size, own in sizes if size != own and size == channels), None)
         return Fraction(1) if part is None else part / Fraction(channels)
