@@ -56,8 +56,8 @@ class UsualSettings:
 
     @property
     def _first(self) -> int:
-        has_fp8 = "fp8" in self.trials.evaluator.subject.rules.precisions
-        return FIRST_LESSONS + len(BY_HAND_IN_FP8) * has_fp8
+        settings = usual_settings(self.trials.evaluator.subject)
+        return FIRST_LESSONS + len(settings.keys() & BY_HAND_IN_FP8.keys())
 
     def _in_turn(self) -> list[Trial]:
         """What is not trained first, then the fastest."""

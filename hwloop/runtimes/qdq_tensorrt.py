@@ -51,7 +51,7 @@ def quantize_tensorrt(
     calibration: NDArray[Any],
     fp8: Sequence[str] = (),
 ) -> bytes:
-    """Make the named weighted nodes run in int8 on TensorRT.
+    """Make the named weighted nodes run in int8 on TensorRT, and others in FP8.
 
     Args:
         graph: an exported FP32 graph; convert the result to FP16 afterwards, not before.
@@ -67,14 +67,14 @@ def quantize_tensorrt(
     model = onnx.load_from_string(graph)
     reader = _Placement(model.graph, frozenset(nodes))
     uses = reader.uses()
-    halves = [node for node in model.graph.node if node.name in fp8]
+    in_fp8 = [node for node in model.graph.node if node.name in fp8]
     read = {node.input[position] for node, position in uses}
-    read |= {node.input[0] for node in halves}
+    read |= {node.input[0] for node in in_fp8}
     seen = ranges(model, read, calibration, optimized=True)
     magnitudes = {name: float(np.abs(extremes).max()) for name, extremes in seen.items()}
     writer = _Writer(model.graph, reader.shared(magnitudes))
     writer.add_int8(uses, reader.chosen)
-    writer.add_fp8(halves)
+    writer.add_fp8(in_fp8)
     writer.write()
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
@@ -183,7 +183,11 @@ class _Writer:
             node.input[1] = self.outputs[name]
 
     def add_fp8(self, chosen: Sequence[Any]) -> None:
-        """Args: chosen: in the order of the graph."""
+        """A pair at what each linear layer reads and at its weights.
+
+        Args:
+            chosen: in the order of the graph: a pair that several read is in front of the first.
+        """
         for node in chosen:
             for position in (0, 1):
                 name = node.input[position]
