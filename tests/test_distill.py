@@ -82,6 +82,21 @@ def test_distillation_comes_closer_to_the_teacher(recovery: Recovery) -> None:
     assert distance(recovery.dense, module) < 0.5 * before
 
 
+def test_a_train_split_without_labels_is_enough() -> None:
+    class Unlabelled(Small):
+        label_share = 0.0
+
+        def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("there is nothing to ask it")
+
+    task = Unlabelled()
+    recovery = Recovery(task, task.model(), seed=3)
+    module = damaged(recovery.dense)
+    before = distance(recovery.dense, module)
+    recovery.recover(module, Schedule(steps=30))
+    assert distance(recovery.dense, module) < 0.5 * before
+
+
 def test_a_frozen_network_is_recovered_like_any_other(recovery: Recovery) -> None:
     recovery.dense.requires_grad_(False)
     module = damaged(recovery.dense)

@@ -166,6 +166,10 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "one label": (lambda f: change_search(f, labels=one_more), "the data of the search split"),
     "metric": (lambda f: edit(f, "axis=1) ==", "axis=1) !="), "the task's metric"),
+    "labels": (
+        lambda f: edit(f, 'name = "mine"', 'name, label_share = "mine", 0.0'),
+        "the task's metric",
+    ),
     "transform": (lambda f: edit(f, "batch * SCALE", "batch * SCALE + 0"), "the search split"),
     "architecture": (lambda f: edit(f, "nn.ReLU()", "nn.ReLU6()"), "the network's architecture"),
     "quantization": (

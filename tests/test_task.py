@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def refused(task: Task, model: nn.Module | None = None) -> str:
     return str(caught.value)
 
 
-def shapes_with(**methods: Callable[..., Any]) -> Task:
+def shapes_with(**methods: Any) -> Task:
     task: Task = type("Changed", (Shapes,), methods)()
     return task
 
@@ -287,3 +286,13 @@ class TestValidation:
     def test_loss_that_is_no_finite_scalar(self, value: Any) -> None:
         message = refused(shapes_with(loss=lambda self, outputs, targets: value))
         assert "loss() of the task shapes returned" in message
+
+    def test_a_train_split_without_labels_needs_no_loss(self) -> None:
+        without = shapes_with(label_share=0.0, loss=Task.loss)
+        validate_task(without, load_model(Shapes()))
+        assert "has no loss()" in refused(shapes_with(loss=Task.loss))
+
+    @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), True, "half", None])
+    def test_a_share_of_the_labels_that_is_none(self, value: Any) -> None:
+        message = refused(shapes_with(label_share=value))
+        assert f"the label_share of the task shapes is {value!r}" in message

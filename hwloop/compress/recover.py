@@ -46,20 +46,21 @@ def short_recovery(module: nn.Module, steps: int | None) -> Schedule:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Distilled:
-    """A batch, the dense network's answers to it, and their weight beside the task's own loss."""
+    """A batch, and the dense network's answers to it."""
 
     task: Task
     inputs: Tensor
     targets: Tensor
     teacher: Tensor
-    label_share: float
 
     def loss(self, outputs: Tensor) -> Tensor:
         task, what = self.task, f"loss of the task {self.task.name}"
         distilled = call_user(
             task.distillation_loss, outputs, self.teacher, what=f"distillation_{what}"
         )
-        return (1 - self.label_share) * distilled + self.label_share * call_user(
+        if not task.label_share:
+            return distilled
+        return (1 - task.label_share) * distilled + task.label_share * call_user(
             task.loss, outputs, self.targets, what=what
         )
 
@@ -186,5 +187,4 @@ class Recovery:
             inputs=inputs,
             targets=targets,
             teacher=self.teacher.answers(step, inputs),
-            label_share=schedule.label_share,
         )

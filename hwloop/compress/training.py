@@ -41,7 +41,6 @@ class Schedule:
         peak_lr: of the one-cycle schedule (Smith and Topin, 2019), for SGD.
         batch_size: samples per step.
         recalibration_batches: batches that renew the batch-norm statistics; 0 for none.
-        label_share: weight of the task's own loss; the rest is distillation.
         weight_decay: of SGD, whose Nesterov momentum is 0.9.
         cycle_steps: the rate's cycle begins anew after so many steps (Loshchilov and Hutter, ICLR
             2017, "SGDR"): what a shorter schedule left is where a longer one goes on. None for one
@@ -52,7 +51,6 @@ class Schedule:
     peak_lr: float = 0.05
     batch_size: int = 128
     recalibration_batches: int = 8
-    label_share: float = 0.1
     weight_decay: float = 1e-4
     warmup_share: float = 0.2
     cycle_steps: int | None = None

@@ -36,7 +36,7 @@ def inputs_of(
         "weights": _weights(module),
         "architecture": _architecture(module, graph),
         "example": digest(list(task.example().shape)),
-        "scoring": code_digest(*(getattr(task, name) for name in SCORING), owner=task),
+        "scoring": _scoring(task),
         "target": _target(profile),
         "hwloop": dict(RESULTS),
     }
@@ -63,6 +63,13 @@ def doubts(inputs: dict[str, Any]) -> list[str]:
                 f"{content['read']} of {content['of']} samples"
             )
     return found
+
+
+def _scoring(task: Task) -> str:
+    """Of what computes the metric and the losses; the usual share of labels is no part of it."""
+    usual = task.label_share == Task.label_share
+    names = SCORING if usual else (*SCORING, "label_share")
+    return code_digest(*(getattr(task, name) for name in names), owner=task)
 
 
 def _weights(module: nn.Module) -> str:

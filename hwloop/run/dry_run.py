@@ -35,7 +35,7 @@ from hwloop.run.estimate import WORKER_S, Times, seconds_left, times_of
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures, Notes
 from hwloop.run.options import run_folder, settings_of
-from hwloop.run.result import BY_HAND
+from hwloop.run.result import tried_by_hand
 from hwloop.run.rounds import ROUND
 from hwloop.run.settings import Settings
 from hwloop.task import load_model
@@ -203,12 +203,13 @@ def _as_text(
     configs = [REFERENCE, EMPTY, *found.reachable()]
     needed = {config.key() for config in configs}
     missing = len(needed - known.rows)
-    total = settings.evaluations + len(BY_HAND)
+    by_hand = len(tried_by_hand(found.rules.precisions))
+    total = settings.evaluations + by_hand
     seconds = times.checks_s + WORKER_S
     if not known.finished:
         seconds += seconds_left(settings, profile, found, times, done=known.done, missing=missing)
     minutes = seconds / 60
-    finals = len(BY_HAND) + settings.evaluations // ROUND + settings.finalists + 2
+    finals = by_hand + settings.evaluations // ROUND + settings.finalists + 2
     disk = times.weights_bytes * 2 * finals + len(needed) * ROW_BYTES + len(found.graph)
     disk += total * ROW_BYTES
     limits = {limit: value for limit, value in vars(settings.goal).items() if value is not None}
@@ -221,7 +222,7 @@ def _as_text(
         "widths that stay": _fixed(found.network),
         "candidates": f"{float(math.prod(map(sum, masks))):.2e}",
         "latency table": f"{len(needed)} rows, {missing} of them missing{_between(found)}",
-        "evaluations": f"{settings.evaluations} and {len(BY_HAND)} usual settings, "
+        "evaluations": f"{settings.evaluations} and {by_hand} usual settings, "
         f"{known.done.get('trials', 0)} done",
         "goal": ", ".join(f"{limit} {value}" for limit, value in limits.items()),
         "time": f"about {minutes:.0f} minutes" if minutes >= 2 else f"about {seconds:.0f} s",

@@ -23,7 +23,7 @@ from hwloop.records import Action
 from hwloop.run import calibrate, sensitivity
 from hwloop.run import table_check as tables
 from hwloop.run.evaluate import LOOP_SAMPLES
-from hwloop.run.result import BY_HAND
+from hwloop.run.result import tried_by_hand
 from hwloop.run.rounds import ROUND
 from hwloop.run.settings import Settings
 from hwloop.task import Task
@@ -76,7 +76,8 @@ def _step_s(task: Task, dense: nn.Module) -> float:
     def step(count: int) -> None:
         inputs, targets = split.batch(spread(len(split), count))
         outputs = student(inputs)
-        loss = task.distillation_loss(outputs, outputs.detach()) + task.loss(outputs, targets)
+        loss = task.distillation_loss(outputs, outputs.detach())
+        loss = loss + task.loss(outputs, targets) if task.label_share else loss
         torch.autograd.backward(loss)
 
     few_s = _seconds(lambda: step(TIMED)) * BATCH / TIMED
@@ -136,11 +137,12 @@ def seconds_left(
     def left(what: str, total: int) -> int:
         return max(total - done.get(what, 0), 0)
 
-    total = settings.evaluations + len(BY_HAND)
+    by_hand = len(tried_by_hand(found.rules.precisions))
+    total = settings.evaluations + by_hand
     rounds = settings.evaluations // ROUND
     trials = left("trials", total)
     after = settings.finalists if settings.finish_s is None else 0
-    finalists = left("finalists", len(BY_HAND) + rounds + after)
+    finalists = left("finalists", by_hand + rounds + after)
     networks = left("latencies", calibrate.CALIBRATION_NETWORKS + total)
     probes = left("probes", len(sensitivity.probed(found, found.masks)))
     loop_steps = short_recovery(found.dense, settings.loop_steps).steps
@@ -153,8 +155,8 @@ def seconds_left(
         + networks * loop_s
         + (networks + probes + finalists) * times.build_s
         + trials * loop_score_s
-        + (finalists + 2 + len(BY_HAND)) * score_s
+        + (finalists + 2 + by_hand) * score_s
         + probes * probe_s
         + (steps + renewals * FORWARD_SHARE) * times.step_s
-        + protocols.final.time_limit_s * waits * (1 + len(BY_HAND))
+        + protocols.final.time_limit_s * waits * (1 + by_hand)
     )

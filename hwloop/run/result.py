@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,12 @@ BY_HAND = {
 
 BY_HAND_IN_FP8 = {"whole-network FP8": Usual(action=Action(precision="fp8"))}
 """Tried as well where the target has it."""
+
+
+def tried_by_hand(precisions: Collection[str]) -> dict[str, Usual]:
+    """The usual settings of a target with these precisions, by name."""
+    return {**BY_HAND, **(BY_HAND_IN_FP8 if "fp8" in precisions else {})}
+
 
 USUAL = "recipe"
 """Source of the trials that are one of these."""

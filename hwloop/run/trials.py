@@ -16,7 +16,7 @@ from hwloop.run.best import Best
 from hwloop.run.choice import Seen
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.front import described, seen_of
-from hwloop.run.result import BY_HAND, BY_HAND_IN_FP8, USUAL, Usual
+from hwloop.run.result import USUAL, Usual, tried_by_hand
 from hwloop.run.work import Work
 from hwloop.search.problem import BudgetSpent, Choices, PredictMs
 
@@ -173,7 +173,7 @@ class Trials:
 
 def usual_settings(subject: Subject) -> dict[str, Usual]:
     """What is tried by hand on a target, by name."""
-    return {**BY_HAND, **(BY_HAND_IN_FP8 if "fp8" in subject.rules.precisions else {})}
+    return tried_by_hand(subject.rules.precisions)
 
 
 def usual_candidate(subject: Subject, usual: Usual) -> Candidate:

@@ -25,11 +25,14 @@ class Task:
         name: short name for reports and messages.
         metric_name: what ``metric`` returns, e.g. ``accuracy``.
         higher_is_better: direction of the metric.
+        label_share: weight of :meth:`loss` in recovery, in [0, 1]; the rest is distillation. With 0
+            the train split needs no labels: ``loss`` is never called, whatever its targets are.
     """
 
     name: str = "task"
     metric_name: str = "metric"
     higher_is_better: bool = True
+    label_share: float = 0.1
 
     def model(self) -> TaskModel:
         """The trained network: one float tensor (N, ...) in, one tensor (N, ...) out."""
@@ -55,7 +58,7 @@ class Task:
         raise NotImplementedError
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Differentiable loss of a batch, a scalar."""
+        """Differentiable loss of a batch, a scalar; not needed where ``label_share`` is 0."""
         raise NotImplementedError
 
     def distillation_loss(self, outputs: Tensor, teacher: Tensor) -> Tensor:

@@ -26,9 +26,11 @@ def validate_task(task: Task, model: TaskModel) -> None:
 
     Raises:
         UsageError: a method is missing; a split is empty, overlaps another or does not match
-            ``example()``; the weights or outputs are not finite; the loss or metric is no number.
+            ``example()``; the weights or outputs are not finite; the loss or metric is no number;
+            the share of the labels is none.
     """
-    for name in REQUIRED:
+    _check_label_share(task)
+    for name in REQUIRED if task.label_share else [name for name in REQUIRED if name != "loss"]:
         if getattr(getattr(task, name, None), "__func__", None) is getattr(Task, name):
             raise UsageError(
                 f"the task {task.name} has no {name}()",
@@ -44,7 +46,8 @@ def validate_task(task: Task, model: TaskModel) -> None:
     _outputs(task, model, example)
     inputs, targets = _probe(task, "train", splits["train"], example)
     learned = _outputs(task, model, inputs)
-    _check_loss(task, "loss", learned, targets)
+    if task.label_share:
+        _check_loss(task, "loss", learned, targets)
     _check_loss(task, "distillation_loss", learned, learned)
     inputs, targets = _probe(task, "search", splits["search"], example)
     outputs = _outputs(task, model, inputs).numpy()
@@ -55,6 +58,15 @@ def validate_task(task: Task, model: TaskModel) -> None:
             f"{_method(task, 'metric')} returned {score!r} for {len(inputs)} samples, "
             "not a finite number",
             "return a float; for an average, check that nothing is divided by zero",
+        )
+
+
+def _check_label_share(task: Task) -> None:
+    share: Any = task.label_share
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise UsageError(
+            f"the label_share of the task {task.name} is {share!r}, not a share",
+            f"give {type(task).__name__} one from 0 (the train split has no labels) to 1",
         )
 
 
