@@ -24,6 +24,7 @@ from hwloop.parsing import (
     a_text,
     as_it_is,
     digest,
+    to_json,
 )
 from hwloop.records import Action, Candidate
 from hwloop.run.choice import Seen
@@ -279,4 +280,5 @@ def weights_name(candidate: Candidate, schedule: Schedule) -> str:
 
 
 def _key(candidate: Candidate, schedule: Schedule) -> str:
-    return digest([candidate, schedule])
+    # What runs were stored by: the share of labels is the task's, and was the schedule's once.
+    return digest([candidate, {**to_json(schedule), "label_share": 0.1}])
