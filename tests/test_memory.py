@@ -67,7 +67,6 @@ def test_figures_are_stored_under_the_kinds_and_keys_of_earlier_runs(store: Stor
     figures.put_weights(CANDIDATE, RECIPE, SHA)
     figures.add_final(CANDIDATE, 20, FINAL)
     figures.add_final(CANDIDATE, None, FINAL)
-    recovered = RECOVERED
     measured = json.loads(canonical_json(MEASURED))
     shared = {"drop": 0.01, "candidate": json.loads(canonical_json(CANDIDATE)), "steps": 20}
     final = {
@@ -78,20 +77,20 @@ def test_figures_are_stored_under_the_kinds_and_keys_of_earlier_runs(store: Stor
         ("baseline/me", "latency"): measured,
         ("baseline/me", "metric"): 0.9,
         ("latency/me", CANDIDATE.digest()): measured,
-        ("score/me", recovered): {
+        ("score/me", RECOVERED): {
             **{"metric": 0.9, "drop": 0.01, "upper_drop": None, "size_bytes": 7}
         },
         ("probe/me", "1/4"): {"kl": 0.5, "drop": 0.01},
         ("probe/me", "1/5"): {"failed": "no kernel"},
-        ("finalist/me", recovered): {
+        ("finalist/me", RECOVERED): {
             **{"latency_ms": 5.0, "faster": True, "speedup": 2.0, "upper_drop": 0.02},
             **shared,
         },
-        ("weights/me", recovered): SHA,
+        ("weights/me", RECOVERED): SHA,
         ("final/me", digest([CANDIDATE, 20])): final,
         ("final/me", digest([CANDIDATE, None])): final,
     }
-    assert weights_name(CANDIDATE, RECIPE) == f"{recovered[:16]}.safetensors"
+    assert weights_name(CANDIDATE, RECIPE) == f"{RECOVERED[:16]}.safetensors"
 
 
 def test_notes_are_stored_under_the_kinds_and_keys_of_earlier_runs(store: Store) -> None:
