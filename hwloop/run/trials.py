@@ -69,7 +69,7 @@ class Trials:
         """Trials of the usual settings by name, each network once and never the dense one."""
         subject = self.evaluator.subject
         found: dict[str, Trial] = {}
-        for name, usual in usual_settings(subject).items():
+        for name, usual in tried_by_hand(subject.rules.precisions).items():
             trial = self.find(usual_candidate(subject, usual))
             # Where a recipe has no legal action anywhere, it is the dense network under its name.
             if trial is None or trial.candidate == subject.dense_candidate:
@@ -129,7 +129,9 @@ class Trials:
         work.clock.keep()
         if trial.outcome is not None:
             self._offer_trial(trial, built)
-        total = work.settings.evaluations + len(usual_settings(self.evaluator.subject))
+        total = work.settings.evaluations + len(
+            tried_by_hand(self.evaluator.subject.rules.precisions)
+        )
         work.progress.advance(len(self._known), total, self.best_so_far())
         return trial
 
@@ -169,11 +171,6 @@ class Trials:
             baseline_ms=self.evaluator.baseline.latency_ms,
             mark=self.evaluator.source.mark,
         )
-
-
-def usual_settings(subject: Subject) -> dict[str, Usual]:
-    """What is tried by hand on a target, by name."""
-    return tried_by_hand(subject.rules.precisions)
 
 
 def usual_candidate(subject: Subject, usual: Usual) -> Candidate:

@@ -15,8 +15,8 @@ from hwloop.measure.trial import Trial
 from hwloop.run import choice
 from hwloop.run.front import outcome_of
 from hwloop.run.race import Race
-from hwloop.run.result import BY_HAND_IN_FP8, USUAL
-from hwloop.run.trials import Trials, usual_candidate, usual_settings
+from hwloop.run.result import BY_HAND_IN_FP8, USUAL, tried_by_hand
+from hwloop.run.trials import Trials, usual_candidate
 from hwloop.search.problem import BudgetSpent, Choices
 
 FIRST_LESSONS = 2
@@ -43,7 +43,7 @@ class UsualSettings:
         self.trials.work.stage("usual settings")
         subject = self.trials.evaluator.subject
         try:
-            for usual in usual_settings(subject).values():
+            for usual in tried_by_hand(subject.rules.precisions).values():
                 choices = subject.choices(usual_candidate(subject, usual))
                 self.asked[choices] = self.trials.evaluate(choices, USUAL)
         except BudgetSpent:
@@ -56,7 +56,7 @@ class UsualSettings:
 
     @property
     def _first(self) -> int:
-        settings = usual_settings(self.trials.evaluator.subject)
+        settings = tried_by_hand(self.trials.evaluator.subject.rules.precisions)
         return FIRST_LESSONS + len(settings.keys() & BY_HAND_IN_FP8.keys())
 
     def _in_turn(self) -> list[Trial]:

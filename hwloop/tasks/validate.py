@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hwloop.errors import UsageError
+from hwloop.parsing import a_number
 from hwloop.tasks.calls import call_user, needed_arguments
 from hwloop.tasks.protocol import SPLITS, Task, TaskModel
 from hwloop.tasks.splits import Split, spread
@@ -62,12 +63,13 @@ def validate_task(task: Task, model: TaskModel) -> None:
 
 
 def _check_label_share(task: Task) -> None:
-    share: Any = task.label_share
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+    try:
+        a_number(0, 1)(task.label_share)
+    except ValueError as error:
         raise UsageError(
-            f"the label_share of the task {task.name} is {share!r}, not a share",
+            f"the label_share of the task {task.name} is {task.label_share!r}, not a share",
             f"give {type(task).__name__} one from 0 (the train split has no labels) to 1",
-        )
+        ) from error
 
 
 def _check_loss(task: Task, name: str, outputs: Tensor, wanted: Tensor) -> None:
