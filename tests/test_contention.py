@@ -273,11 +273,11 @@ def test_waiting_for_the_core_is_seen_and_not_timed(
     def work() -> None:
         sum(range(2_000_000))
 
-    alone, beside = ThreadSampler(work), ThreadSampler(work)
-    alone_ms = min(alone.sample_ms(1) for _ in range(3))
+    beside = ThreadSampler(work)
     busy(own_core)
     began_s = time.perf_counter()
-    beside_ms = min(beside.sample_ms(1) for _ in range(3))
-    assert (time.perf_counter() - began_s) * 1000 > 1.2 * 3 * alone_ms
-    assert beside_ms < 1.2 * alone_ms
+    timed_ms = sum(beside.sample_ms(1) for _ in range(3))
+    wall_ms = (time.perf_counter() - began_s) * 1000
+    # The core is shared by two. Against the same seconds: other seconds may have a slower clock.
+    assert 0.1 * wall_ms < timed_ms < 0.8 * wall_ms
     assert beside.interrupted == [True] * 3
