@@ -41,7 +41,8 @@ class TrtRuntime(Runtime):
     Args:
         settings: optimization_level (3), avg_timing_iterations (8), workspace_mib (an eighth of
             the memory, at most 1024), tactic_dram_mib (three quarters of what is free), cuda
-            (auto, pycuda, cuda-bindings), cuda_graph (true), tf32 (false), build_timeout_s (600).
+            (auto, cuda-bindings, cudart, pycuda), cuda_graph (true), tf32
+            (false), build_timeout_s (600).
         trt, cuda, clock: the module, the backend and the host's clock in seconds, where they are
             not those of this machine.
 
