@@ -16,13 +16,14 @@ from method_contract import one_by_one
 from torch import Tensor, nn
 from wirings import (
     NEVER,
-    WIRINGS,
     Grouped,
     Heads,
     Window,
     WindowV2,
     answers_as_if_nobody_read_what_went,
 )
+from wirings import WIRINGS as PLAIN
+from wirings_reshaped import RESHAPED
 
 from hwloop.compress import space
 from hwloop.compress.apply import compress, quantized
@@ -37,6 +38,7 @@ from hwloop.runtimes.known import writing
 from hwloop.tasks.attention import Attention
 from hwloop.tasks.explicit import explicit
 
+WIRINGS = {**PLAIN, **RESHAPED}
 EXAMPLE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 RULES = SpaceRules(recipe="ort-x86", align=8)
 

@@ -105,8 +105,9 @@ def quantized(
     """The graph with the candidate's groups in INT8 and FP8; unchanged when there are none."""
     if all(action.precision == KEEP.precision for action in candidate.actions):
         return graph
-    calls = weighted_calls(module, example)
-    pairs = list(zip(calls, weighted_nodes(graph), strict=True))
+    written = weighted_nodes(graph)
+    calls = weighted_calls(module, example, count=len(written))
+    pairs = list(zip(calls, written, strict=True))
 
     def nodes(precision: str) -> list[str]:
         layers = {

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from hwloop.compress.calls import (
     FAILURES,
     calls_and_outputs,
-    noise_like,
     sharing_copy,
     single_inputs,
     within,
 )
+from hwloop.compress.noise import noise_like
 from hwloop.compress.tracing import tracing_input
 from hwloop.errors import UsageError
 from hwloop.records import Group

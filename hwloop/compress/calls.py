@@ -30,9 +30,17 @@ _FUNCTIONS: tuple[Callable[..., Any], ...] = (
 )
 
 
-def weighted_calls(module: nn.Module, example: Tensor) -> list[str]:
-    """Paths of the convolutions and linear layers, in the order in which forward calls them."""
-    return calls_and_outputs(module, example)[0]
+def weighted_calls(module: nn.Module, example: Tensor, *, count: int | None = None) -> list[str]:
+    """Paths of the convolutions and linear layers, in the order in which forward calls them.
+
+    Args:
+        count: how many of them are in the exported graph, which has none whose results nobody
+            uses, as those of a head for training: where there are more, such ones are left out.
+    """
+    found = calls_and_outputs(module, example)[0]
+    if count is None or len(found) <= count:
+        return found
+    return _used(module, example) or found
 
 
 def calls_and_outputs(module: nn.Module, example: Tensor) -> tuple[list[str], Tensor]:
@@ -40,6 +48,13 @@ def calls_and_outputs(module: nn.Module, example: Tensor) -> tuple[list[str], Te
 
     Layers whose weights forward gives to a function itself are called as well.
     """
+    with torch.no_grad():
+        made, outputs = _followed(module, example)
+    return [path for path, _ in made], outputs
+
+
+def _followed(module: nn.Module, example: Tensor) -> tuple[list[tuple[str, Tensor]], Tensor]:
+    """Each call with its result, in order; and what the network answers."""
     paths: dict[int, str] = {}
     calls = _Calls(paths)
     handles: list[Any] = []
@@ -47,33 +62,57 @@ def calls_and_outputs(module: nn.Module, example: Tensor) -> tuple[list[str], Te
         if isinstance(child, WEIGHTED_TYPES):
             paths.setdefault(id(child.weight), path)
             handles += [
-                child.register_forward_pre_hook(lambda *unused, path=path: calls.enter(path)),
-                child.register_forward_hook(lambda *unused: calls.leave()),
+                child.register_forward_pre_hook(lambda *unused: calls.enter()),
+                child.register_forward_hook(
+                    lambda child, inputs, output, path=path: calls.leave(path, output)
+                ),
             ]
     try:
-        with torch.no_grad(), calls:
+        with calls:
             outputs: Tensor = module(example)
     finally:
         for handle in handles:
             handle.remove()
-    return calls.found, outputs
+    return calls.made, outputs
+
+
+def _used(module: nn.Module, example: Tensor) -> list[str]:
+    """The calls on whose results the output depends; none where that has no gradient."""
+    weights = [child.weight for child in module.modules() if isinstance(child, WEIGHTED_TYPES)]
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_()
+    try:
+        with torch.enable_grad():
+            calls, output = _followed(module, example)
+            if not output.requires_grad:
+                return []
+            made = [result for _, result in calls]
+            gradients = torch.autograd.grad(output.sum(), made, allow_unused=True)
+    except FAILURES:
+        return []
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+    used = zip(calls, gradients, strict=True)
+    return [path for (path, _), gradient in used if gradient is not None]
 
 
 class _Calls(TorchFunctionMode):
-    """What is called: a layer, or a function with a layer's weight."""
+    """What is called, and what it gives: a layer, or a function with a layer's weight."""
 
     def __init__(self, paths: Mapping[int, str]) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.made: list[tuple[str, Tensor]] = []
         self._paths = paths
         self._within = 0
 
-    def enter(self, path: str) -> None:
-        self.found.append(path)
+    def enter(self) -> None:
         self._within += 1
 
-    def leave(self) -> None:
+    def leave(self, path: str, output: Tensor) -> None:
         self._within -= 1
+        self.made.append((path, output))
 
     def __torch_function__(
         self,
@@ -83,12 +122,13 @@ class _Calls(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
+        output = func(*args, **named)
         if func in _FUNCTIONS and not self._within:
             weight = args[1] if len(args) > 1 else named.get("weight")
             path = self._paths.get(id(weight))
             if path is not None:
-                self.found.append(path)
-        return func(*args, **named)
+                self.made.append((path, output))
+        return output
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:
@@ -117,11 +157,6 @@ def shapes(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [shapes(item) for item in value]
     return None
-
-
-def noise_like(example: Tensor) -> Tensor:
-    """The same noise each time: of zeros, or of one image, too much would be alike."""
-    return torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
 
 
 def single_inputs(

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from hwloop.compress.calls import (
     FAILURES,
     calls_and_outputs,
-    noise_like,
     sharing_copy,
     single_inputs,
     within,
 )
 from hwloop.compress.coupled import PARTS, Coupling
 from hwloop.compress.marks import marked
+from hwloop.compress.noise import noise_like
 from hwloop.compress.pruning_graph import out_channels
 from hwloop.compress.tracing import MOST_CALLS, Members, Scope, dependencies, tracing_input
 from hwloop.compress.trying import Trials
@@ -208,7 +208,12 @@ class _Explorer:
 
     def _look_by_marks(self) -> None:
         """Take those of what is left that can be cut: as they are, or one of each equal part."""
-        paths = [path for path in self._left if path not in self.fixed]
+        paths = [
+            path
+            for path in self._left
+            # All that a single channel gates would count as one with it.
+            if path not in self.fixed and out_channels(self.module.get_submodule(path)) > 1
+        ]
         if not paths:
             return
         items = marked(sharing_copy(self.module), noise_like(self._small), paths)

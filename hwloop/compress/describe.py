@@ -6,7 +6,7 @@ layers are coupled is looked for in the network itself (compress/coupling.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from hwloop.compress.calls import weighted_calls
 from hwloop.compress.coupled import Coupling
 from hwloop.compress.coupling import couplings
 from hwloop.compress.graph_reader import POOLS, GraphReader
+from hwloop.compress.slices import Side
 from hwloop.errors import UsageError
 from hwloop.records import Group, Layer, LayerConfig, Network
 
@@ -32,13 +33,13 @@ def describe(module: nn.Module, example: Tensor, graph: bytes, *, name: str) -> 
         UsageError: the network cannot be traced, or has weighted operators outside modules.
     """
     reader = GraphReader(onnx.load_from_string(graph))
-    calls = weighted_calls(module, example)
     nodes = reader.weighted
+    calls = weighted_calls(module, example, count=len(nodes))
     if len(calls) != len(nodes):
         raise UsageError(
             f"{name}: {len(nodes)} convolutions and linear layers in the exported graph, "
             f"{len(calls)} in its modules",
-            "use nn.Conv2d and nn.Linear modules instead of torch.nn.functional calls",
+            "use nn.Conv2d and nn.Linear modules instead of torch.nn.functional calls and cells",
         )
     for path, node in zip(calls, nodes, strict=True):
         if min(reader.shapes.get(node.input[0], (0,)), default=1) < 1:
@@ -50,7 +51,7 @@ def describe(module: nn.Module, example: Tensor, graph: bytes, *, name: str) -> 
     coupled = couplings(module, example, layers=set(calls), fixed=fixed)
     groups, group_of = _groups(calls, coupled)
     groups = with_branches(groups, residual_blocks(module, example))
-    layers = _layers(reader, calls, group_of, groups)
+    layers = _layers(reader, calls, group_of, groups, _inputs_by_place(coupled, group_of))
     shape = tuple(example.shape)
     return Network(name=name, input_shape=shape, layers=layers, groups=groups)
 
@@ -94,12 +95,36 @@ def _groups(
     return tuple(groups), group_of
 
 
+def _inputs_by_place(
+    coupled: Iterable[Coupling], group_of: Mapping[str, int]
+) -> dict[str, dict[int, int]]:
+    """Layer → group that can change → inputs of the layer for each of its channels."""
+    found: dict[str, dict[int, int]] = {}
+    for item in coupled:
+        group = next((group_of[path] for path in item.layers if path in group_of), None)
+        if group is None or not item.prunable:
+            continue
+        for each in item.slices:
+            if each.side is Side.INPUTS:
+                places = sum(map(len, each.places.values()))
+                of_layer = found.setdefault(each.path, {})
+                of_layer[group] = of_layer.get(group, 0) + places // item.channels
+    return found
+
+
 def _layers(
     reader: GraphReader,
     calls: Sequence[str],
     group_of: dict[str, int],
     groups: tuple[Group, ...],
+    by_place: Mapping[str, Mapping[int, int]],
 ) -> tuple[Layer, ...]:
+    """Every row of the dense network, with the groups that it is given channels of.
+
+    Args:
+        by_place: layer → group that it reads → inputs for each channel: where they lie in its
+            weights is known, whatever the graph says of the reshapes between.
+    """
     path_of = dict(zip((node.name for node in reader.weighted), calls, strict=True))
     layers = []
     for node in reader.rows:
@@ -111,6 +136,9 @@ def _layers(
             own = per_channel * reader.width(index) / groups[group].channels
             if own.denominator == 1:  # else part of a split that cannot change
                 inputs[group] = inputs.get(group, 0) + int(own)
+        config = reader.config(node)
+        if node.name in path_of and config.groups == 1:
+            inputs.update(by_place.get(path, {}))
         out_group = group_of.get(path)
         # A pool has no path of its own: it goes with all that reads it.
         pools = node.op_type in POOLS
@@ -118,7 +146,7 @@ def _layers(
         layers.append(
             Layer(
                 name=path,
-                config=reader.config(node),
+                config=config,
                 out_group=out_group,
                 in_groups=tuple(sorted(inputs.items())),
                 branch=holder(goes_with, groups),

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hwloop.compress.graph_fixes import copy_shared_weights, write_padding
+from hwloop.compress.noise import noise_like
 from hwloop.errors import CandidateError, EnvironmentProblem, UsageError
 from hwloop.runtimes.graph import INPUT, OPSET, OUTPUT
 from hwloop.runtimes.host import open_on_cpu
@@ -73,8 +75,9 @@ def _exported(module: nn.Module, example: Tensor) -> tuple[bytes, list[warnings.
             message = _explain(error, inside.where, "".join(printed))
             raise CandidateError("export", message) from error
     model = onnx.load_from_string(buffer.getvalue())
-    _copy_shared_weights(model.graph)
+    copy_shared_weights(model.graph)
     model = onnx.shape_inference.infer_shapes(model)
+    write_padding(model.graph)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString()), warned
 
@@ -189,9 +192,7 @@ def host_run(graph: bytes) -> Callable[[NDArray[Any]], NDArray[Any]]:
 
 def check_inputs(example: Tensor) -> Tensor:
     """The seeded random inputs that graphs are compared on."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (CHECK_INPUTS * len(example), *example.shape[1:])
-    return torch.randn(shape, generator=generator)
+    return noise_like(example, times=CHECK_INPUTS)
 
 
 def _difference(expected: NDArray[Any], found: NDArray[Any], what: str) -> float:
@@ -200,23 +201,6 @@ def _difference(expected: NDArray[Any], found: NDArray[Any], what: str) -> float
         raise CandidateError("check", f"{what}'s output is not finite")
     scale = max(float(np.abs(expected).max()), 1e-6)
     return float(np.abs(expected - found).max()) / scale
-
-
-def _copy_shared_weights(graph: Any) -> None:
-    """Give each user of a shared weight its own copy.
-
-    The exporter merges equal weights through Identity nodes; quantizers need initializers.
-    """
-    weights = {weight.name: weight for weight in graph.initializer}
-    for node in [node for node in graph.node if node.op_type == "Identity"]:
-        if node.input[0] not in weights:
-            continue
-        copy = onnx.TensorProto()
-        copy.CopyFrom(weights[node.input[0]])
-        copy.name = node.output[0]
-        weights[copy.name] = copy
-        graph.initializer.append(copy)
-        graph.node.remove(node)
 
 
 # ---------------------------------------------------------------------------------- errors

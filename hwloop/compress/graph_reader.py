@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from hwloop.compress.graph_chains import ALONE, NORMS, Chains
+from hwloop.compress.graph_windows import as_image, rows_and_features, window
 from hwloop.errors import UsageError
 from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import GraphIndex
@@ -34,6 +35,7 @@ class GraphReader:
         for node in graph.node:
             if node.op_type == "Constant":
                 self.constants[node.output[0]] = tuple(node.attribute[0].t.dims)
+        self.shapes = {**self.constants, **self.shapes}  # a layer may read a parameter
         self.index = GraphIndex(graph)
         self.weighted = [node for node in graph.node if self._is_weighted(node)]
         self._position = {node.name: number for number, node in enumerate(self.weighted)}
@@ -77,7 +79,7 @@ class GraphReader:
             return str(node.input[1])
         if node.op_type == "Concat":
             return str(node.output[0])
-        read = self.chains.computed(node)
+        read = self.chains.computed(node) or [str(node.input[0])]  # a parameter is not computed
         if node.op_type in ("Add", "Mul"):
             written = self.shapes.get(node.output[0])
             whole = [name for name in read if self.shapes.get(name) == written]
@@ -99,11 +101,11 @@ class GraphReader:
         sources = self.sources(self.read_by(node))
         channels = sum(self.width(index) * times for index, times in sources)
         if node.op_type == "LayerNormalization":
-            return _rows_and_features(shape) if shape and shape[-1] == channels else ()
+            return rows_and_features(shape) if shape and shape[-1] == channels else ()
         if len(shape) in (3, 4) and shape[1] == channels:
-            return _as_image(shape)
+            return as_image(shape)
         if len(shape) > 1 and shape[-1] == channels and node.op_type != "Concat":
-            return _rows_and_features(shape)
+            return rows_and_features(shape)
         return ()
 
     def config(self, node: Any) -> LayerConfig:
@@ -126,28 +128,28 @@ class GraphReader:
             # A linear layer over tokens is one over as many rows.
             return LayerConfig(
                 op="linear",
-                in_shape=_rows_and_features(shape),
+                in_shape=rows_and_features(shape),
                 out_channels=out,
                 tail=self._behind[node.name].words,
             )
         if node.op_type == "GlobalAveragePool":
-            image = _as_image(shape)
+            image = as_image(shape)
             return LayerConfig(op="globalavgpool", in_shape=image, out_channels=shape[1])
         if len(shape) > 4:
             raise UsageError(
                 f"{node.name.strip('/')} is a convolution or pool in three dimensions",
                 "hwloop knows those in one and two",
             )
-        window = LayerConfig(
+        found = LayerConfig(
             op=WEIGHTED.get(node.op_type) or POOLS[node.op_type],
-            in_shape=_as_image(shape),
+            in_shape=as_image(shape),
             out_channels=shape[1],
-            **_window(attributes),
+            **window(attributes),
         )
         if node.op_type in POOLS:
-            return window
+            return found
         return replace(
-            window,
+            found,
             out_channels=self._out_channels(node),
             groups=int(attributes.get("group", 1)),
             tail=self._behind[node.name].words,
@@ -180,13 +182,22 @@ class GraphReader:
             return []
         if node.op_type == "Concat":
             return self._concatenated(node, [(name, self.sources(name)) for name in dynamic])
-        found = self.sources(dynamic[0])
-        share = self._share(node, tensor, found)
+        read = self._passed_on(dynamic, tensor)
+        found = self.sources(read)
+        share = self._share(node, read, tensor, found)
         return [(index, times * share) for index, times in found] if share else []
 
-    def _share(self, node: Any, tensor: str, sources: list[tuple[int, Fraction]]) -> Fraction:
+    def _passed_on(self, dynamic: Sequence[str], tensor: str) -> str:
+        """Of what a node reads, that whose channels it writes: not a mask, and not a gate."""
+        written = self.shapes.get(tensor)
+        known = [name for name in dynamic if self.sources(name)]
+        whole = [name for name in known if self.shapes.get(name) == written]
+        return (whole or known or list(dynamic))[0]
+
+    def _share(
+        self, node: Any, read: str, tensor: str, sources: list[tuple[int, Fraction]]
+    ) -> Fraction:
         """Features of what a node writes for each that it reads; 0 where they are no channels."""
-        read = self.chains.computed(node)[0]
         before, after = self.shapes.get(read, ()), self.shapes.get(tensor, ())
         if node.op_type == "DepthToSpace":
             size = next(item.i for item in node.attribute if item.name == "blocksize")
@@ -272,29 +283,3 @@ class GraphReader:
         if source is None or source.op_type != "Softmax":
             return False
         return all(len(shape) == 4 and min(shape) > 0 for shape in shapes)
-
-
-def _rows_and_features(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(..., C) as (rows, C)."""
-    return (math.prod(shape[:-1]), shape[-1])
-
-
-def _as_image(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A signal (N, C, L) is an image of one row."""
-    return shape if len(shape) != 3 else (*shape[:2], 1, shape[2])
-
-
-def _window(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """How a kernel moves over an image."""
-    kernel = tuple(attributes["kernel_shape"])
-    strides = tuple(attributes.get("strides", (1,) * len(kernel)))
-    pads = tuple(attributes.get("pads", (0,) * len(kernel)))[: len(kernel)]
-    dilations = tuple(attributes.get("dilations", (1,) * len(kernel)))
-    # Of a dilated kernel the row is a dense one that writes as many pixels.
-    pads = tuple(
-        max(pad - (apart - 1) * (taps - 1) // 2, 0)
-        for pad, apart, taps in zip(pads, dilations, kernel, strict=True)
-    )
-    if len(kernel) == 1:
-        kernel, strides, pads = (1, *kernel), (1, *strides), (0, *pads)
-    return {"kernel": kernel, "stride": strides, "padding": pads}

@@ -71,7 +71,7 @@ class _Marks:
         replaced: list[tuple[Any, Any]] = []
         try:
             for path, child in self._module.named_modules():
-                if isinstance(child, (*WRITERS, *NORM_TYPES)):
+                if isinstance(child, (*WRITERS, *NORM_TYPES)) and not _has_no_channels(child):
                     replaced.append((child, vars(child).get("forward")))
                     watch = self._mixes if _mixes(child) else self._passes
                     watched = partial(watch, path, child, child.forward)
@@ -243,6 +243,11 @@ def _indices(places: Collection[Place], path: str, side: Side) -> list[int]:
 
 def _at(module: nn.Module, path: str) -> nn.Module:
     return module.get_submodule(path)
+
+
+def _has_no_channels(part: nn.Module) -> bool:
+    """A rectifier with one slope for everything: what passes through has nothing in common."""
+    return isinstance(part, nn.PReLU) and part.num_parameters == 1
 
 
 def _mixes(layer: Any) -> bool:

@@ -219,13 +219,15 @@ def _sums(begun: int, parts: Iterable[Sequence[Source]]) -> set[int]:
 
 def _kind(config: LayerConfig) -> LayerConfig:
     """The row without its channels; of a grouped convolution, with those of one of its groups."""
-    one = config.in_shape[1] // config.groups if config.groups > 1 else 1
+    one, written = 1, 1
+    if config.groups > 1:
+        one, written = config.in_shape[1] // config.groups, config.out_channels // config.groups
     shape = (config.in_shape[0], one, *config.in_shape[2:])
-    return replace(config, in_shape=shape, out_channels=1, groups=min(config.groups, 2))
+    return replace(config, in_shape=shape, out_channels=written, groups=min(config.groups, 2))
 
 
 def _tied(kind: LayerConfig) -> bool:
-    """Whether a row of this kind has as many channels out as in."""
+    """Whether the channels out of a row of this kind follow from those in."""
     return kind.op not in WEIGHTED or kind.groups > 1
 
 
@@ -238,6 +240,7 @@ def _at(kind: LayerConfig, point: Point) -> LayerConfig:
     """Inverse of the two."""
     inputs, outputs = point
     groups = inputs // kind.in_shape[1] if kind.groups > 1 else 1
+    outputs = groups * kind.out_channels if kind.groups > 1 else outputs
     shape = (kind.in_shape[0], inputs, *kind.in_shape[2:])
     return replace(kind, in_shape=shape, out_channels=outputs, groups=groups)
 

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from hwloop.tasks.attention import Attention, ExplicitAttention
 from hwloop.tasks.windows import PartitionAttention, WindowAttention
@@ -58,6 +60,13 @@ def _any_width_vit() -> type[nn.Module]:
 
 
 def _compute_weights(child: nn.Module) -> None:
+    for hook in list(child._forward_pre_hooks.values()):  # as it was done before parametrizations
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(child, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(child, hook.name)
+        elif isinstance(hook, prune.BasePruningMethod):
+            prune.remove(child, hook._tensor_name)  # type: ignore[no-untyped-call]
     if parametrize.is_parametrized(child):
         for name in list(child.parametrizations):  # type: ignore[arg-type]
             parametrize.remove_parametrizations(child, name, leave_parametrized=True)
