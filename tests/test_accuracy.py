@@ -18,11 +18,12 @@ from torch import nn
 from hwloop.errors import CandidateError, EnvironmentProblem, UsageError
 from hwloop.run.clock import Stopwatch
 from hwloop.run.scoring import Scorer
-from hwloop.task import ClassificationTask, TensorSplit
+from hwloop.task import ClassificationTask, Task, TensorSplit
 from hwloop.tasks import bulk
 from hwloop.tasks import score as accuracy
-from hwloop.tasks.bulk import Stack, handed_back
-from hwloop.tasks.score import CHUNK, ScoredSplit, mean_kl, torch_run
+from hwloop.tasks.bulk import CHUNK, Stack, handed_back
+from hwloop.tasks.divergence import divergence, mean_kl, unexplained
+from hwloop.tasks.score import ScoredSplit, torch_run
 from hwloop.tasks.splits import Indices
 
 COUNT = 2 * CHUNK + 7
@@ -146,7 +147,7 @@ def tight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Next to nothing is kept in memory; the folder in which the files are."""
     monkeypatch.setattr(bulk, "KEPT_BYTES", 4096)
     monkeypatch.setattr(accuracy, "RESAMPLED_BYTES", 4096)
-    monkeypatch.setattr(accuracy, "CHUNK_BYTES", 512)
+    monkeypatch.setattr(bulk, "CHUNK_BYTES", 512)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
 
@@ -328,6 +329,69 @@ def test_a_metric_that_scores_no_part_of_a_split_is_the_users_error(tight: Path)
         ScoredSplit(Whole(), Counted()).upper_drop(outputs, outputs, drop=0.0)
 
 
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_metric_that_some_resamples_have_no_samples_for_still_has_a_bound(refuses: bool) -> None:
+    """The mean over classes, one of which has a single sample: every third resample lacks it."""
+
+    class Balanced(ClassificationTask):
+        name = "balanced"
+
+        def metric(self, outputs: np.ndarray, targets: np.ndarray) -> Any:
+            right = outputs.argmax(axis=1) == targets
+            if refuses and len(np.unique(targets)) < 2:
+                raise ValueError("needs two classes")
+            with np.errstate(invalid="ignore"):
+                return float(
+                    np.mean(
+                        [
+                            right[targets == label].sum() / (targets == label).sum()
+                            for label in (0, 1)
+                        ]
+                    )
+                )
+
+    split = TensorSplit(torch.zeros(200, 1), torch.arange(200) == 7)
+    dense = np.stack([np.zeros(200), np.arange(200) == 7], axis=1).astype(np.float32)
+    worse = dense.copy()
+    worse[::20, 1] = 1.0
+    found = ScoredSplit(Balanced(), split)
+    drop = found.metric(dense) - found.metric(worse)
+    assert drop < found.upper_drop(dense, worse, drop=drop) < 2 * drop
+
+
+def test_a_metric_that_is_no_number_of_a_candidate_fails_that_candidate() -> None:
+    class Correlation(Parity):
+        def metric(self, outputs: np.ndarray, targets: np.ndarray) -> Any:
+            return math.nan if np.ptp(outputs) == 0 else 0.5
+
+    found = ScoredSplit(Correlation(AssertionError("called")), Counted())
+    assert found.metric(np.arange(COUNT, dtype=np.float32), of_candidate=True) == 0.5
+    constant = np.zeros(COUNT, np.float32)
+    with pytest.raises(CandidateError, match="nan of its outputs") as caught:
+        found.metric(constant, of_candidate=True)
+    assert caught.value.stage == "score"
+    with pytest.raises(UsageError, match="not a finite number"):
+        found.metric(constant)
+
+
+def test_outputs_that_are_no_logits_are_held_against_their_own_spread() -> None:
+    """Of one output a softmax is always 1, and of pixels it is 1 for the largest."""
+    dense = np.random.default_rng(0).standard_normal((300, 2)).astype(np.float32)
+
+    class Logits(ClassificationTask):
+        name = "logits"
+
+    task, logits = Task(), Logits()
+    for scale, offset in ((1.0, 0.0), (1e-3, 5.0), (200.0, 300.0)):
+        for columns in (dense, dense[:, :1], dense[:, 0]):
+            moved = scale * (columns + 0.1) + offset
+            apart = divergence(task, scale * columns + offset, moved)
+            assert apart == pytest.approx(0.01 / columns.var(axis=0).mean(), rel=0.01)
+    assert divergence(task, dense, dense) == 0.0
+    assert divergence(task, np.ones((4, 2)), np.ones((4, 2)) + 2) == pytest.approx(4.0)
+    assert divergence(logits, dense, dense + 0.1) == pytest.approx(mean_kl(dense, dense + 0.1))
+
+
 def test_the_divergence_of_large_outputs_is_that_of_small_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -339,8 +403,10 @@ def test_the_divergence_of_large_outputs_is_that_of_small_ones(
         assert whole == pytest.approx(
             float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean()), rel=1e-5
         )
-        monkeypatch.setattr(accuracy, "CHUNK_BYTES", 4096)
+        error = unexplained(first, second)
+        monkeypatch.setattr(bulk, "CHUNK_BYTES", 4096)
         assert mean_kl(first, second) == whole
+        assert unexplained(first, second) == pytest.approx(error, rel=1e-6)
         monkeypatch.undo()
 
 

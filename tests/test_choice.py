@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -348,6 +349,29 @@ def test_a_candidate_of_the_search_ships_when_every_finalist_misses(tmp_path: Pa
         20,
         *(rung * FINAL_STEPS for rung in range(1, RUNGS + 1)),
     }
+
+
+def test_a_candidate_that_was_lucky_on_few_samples_gives_way(tmp_path: Path) -> None:
+    """With a budget alone the most accurate ships, as it is scored on all samples."""
+    world = World(3, max_drop=None, hopeless=False)
+    goal = Goal(min_speedup=1.01)
+    pairs = itertools.product(ACTIONS[1:], ACTIONS)
+    candidates = [Candidate(actions=(*pair, KEEP)) for pair in pairs]
+    trials = [world.trial(number, candidate) for number, candidate in enumerate(candidates)]
+    able = [t for t in trials if t.outcome is not None and t.outcome.latency_ms < 9]
+    lucky = [replace(t, outcome=replace(t.outcome, metric_drop=-0.02)) for t in able if t.outcome]
+    assert len(lucky) > 1
+    folder = RunFolder(tmp_path)
+    folder.create()
+    finals = finals_of(world, lambda choices: 1.0, folder, goal=goal, count=0)
+    shipped = finals.choose(lucky, by_hand=[])
+    true = {
+        trial.candidate: world.scored((trial.candidate, world.loop_schedule.steps)).drop
+        for trial in lucky
+    }
+    assert len(set(true.values())) > 1
+    assert shipped is not None
+    assert shipped.seen.drop == true[shipped.seen.candidate] == min(true.values())
 
 
 class Spread(World):

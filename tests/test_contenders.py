@@ -15,7 +15,7 @@ from hwloop.errors import CandidateError
 from hwloop.findings import LatencySource, Measurement, Protocol
 from hwloop.measure.progress import Progress
 from hwloop.measure.trial import Trial
-from hwloop.records import Action, Candidate
+from hwloop.records import Action, Candidate, Goal
 from hwloop.run.contenders import CLOSE, MOST, Contenders
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.race import Race
@@ -113,6 +113,16 @@ def test_what_was_recovered_is_timed_beside_however_many_look_faster() -> None:
     device = Device({})
     contenders(device, found).retime([*others, best])
     assert device.timed == [each.candidate for each in (best, *others[:MOST])]
+
+
+def test_with_a_budget_alone_those_that_may_just_be_in_time_are_timed() -> None:
+    fast = [trial(number, 2.0, 0.5) for number in range(MOST)]
+    late, exact, rough = trial(20, 5.1, 0.01), trial(21, 4.9, 0.02), trial(22, 4.95, 0.3)
+    safe = trial(23, 4.5, 0.0)
+    found = race(Made(), Goal(min_speedup=BASELINE_MS / 5.0))
+    device = Device({})
+    contenders(device, found).retime([*fast, rough, exact, late, safe])
+    assert device.timed == [each.candidate for each in (late, exact, rough)]
 
 
 def test_one_that_fails_keeps_its_latency_and_none_is_timed_twice() -> None:

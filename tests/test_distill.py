@@ -18,7 +18,8 @@ from hwloop.compress.training import Schedule, in_cycles
 from hwloop.errors import CandidateError, UsageError
 from hwloop.run.config import LARGEST_SEED
 from hwloop.task import ClassificationTask, TensorSplit
-from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
+from hwloop.tasks.divergence import mean_kl
+from hwloop.tasks.score import ScoredSplit, torch_run
 
 
 class Small(ClassificationTask):

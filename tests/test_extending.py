@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import MINI, inside
+from tiny import MINI, MiniTask, inside
 
 import hwloop
 from hwloop.measure.progress import Progress
@@ -58,6 +58,12 @@ def trials(run: Path) -> dict[int, str]:
 def searched(run: Path) -> int:
     with Store(run / "hwloop.sqlite", read_only=True) as store:
         return sum(trial.source != USUAL for trial in store.trials())
+
+
+def finalists(run: Path) -> list[dict[str, Any]]:
+    with sqlite3.connect(f"file:{run / 'hwloop.sqlite'}?mode=ro", uri=True) as db:
+        found = db.execute("SELECT value FROM records WHERE kind LIKE 'finalist/%'").fetchall()
+    return [json.loads(text) for (text,) in found]
 
 
 @pytest.fixture(scope="module")
@@ -143,20 +149,17 @@ def test_more_finalists_and_longer_ones_are_distilled(tmp_path: Path) -> None:
     run = tmp_path / "run"
     goal: dict[str, Any] = {"evaluations": 8, "max_drop": None, "min_speedup": 1.01}
 
-    def finalists() -> set[tuple[str, int]]:
-        with sqlite3.connect(f"file:{run / 'hwloop.sqlite'}?mode=ro", uri=True) as db:
-            found = db.execute("SELECT value FROM records WHERE kind LIKE 'finalist/%'").fetchall()
-        values = [json.loads(text) for (text,) in found]
-        return {(json.dumps(value["candidate"]), value["steps"]) for value in values}
+    def recovered() -> set[tuple[str, int]]:
+        return {(json.dumps(value["candidate"]), value["steps"]) for value in finalists(run)}
 
     extended(run, **goal)
-    kept, before = trials(run), finalists()
+    kept, before = trials(run), recovered()
     more = extended(run, **goal, finalists=3)
-    assert finalists() >= before  # whether more are worth their time, the race decides
+    assert recovered() >= before  # whether more are worth their time, the race decides
     assert more["search"]["asked"]["finalists"] == 3
     longer = extended(run, **goal, finalists=3, final_steps=1)
-    assert finalists() > before
-    assert {steps for _, steps in finalists()} >= {0, 1}
+    assert recovered() > before
+    assert {steps for _, steps in recovered()} >= {0, 1}
     assert longer["search"]["asked"]["final_steps"] == 1
     assert trials(run) == kept
 
@@ -191,3 +194,19 @@ def test_where_no_more_candidates_exist_none_is_invented(tmp_path: Path) -> None
     report = extended(run, target=str(target), evaluations=500, agent="random")
     assert len(trials(run)) == 4  # two groups, each left alone or halved
     assert report["search"]["asked"]["evaluations"] == 500
+
+
+def test_what_a_longer_cycle_left_is_not_taken_for_what_two_shorter_ones_left(
+    tmp_path: Path,
+) -> None:
+    """Of as many steps in all; the report tells the metric of the weights that ship."""
+    run = tmp_path / "run"
+    goal: dict[str, Any] = {"evaluations": 8, "max_drop": None, "min_speedup": 1.01, "finalists": 4}
+    for final_steps in (20, 40):
+        report = extended(run, **goal, final_steps=final_steps)
+        with torch.no_grad():
+            inputs, labels = MiniTask().test().batch(range(128))
+            found = hwloop.load(run, task=MINI).eval()(inputs).argmax(dim=1) == labels
+        assert report["best"]["metric"] == pytest.approx(found.float().mean().item(), abs=0.02)
+    cycles = {(value["steps"], value["cycle_steps"]) for value in finalists(run)}
+    assert cycles >= {(40, 20), (40, None)}

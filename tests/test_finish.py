@@ -81,6 +81,14 @@ def test_the_finals_end_with_the_time_and_a_finished_run_does_nothing_more(tmp_p
     assert again["best"] == report["best"]
 
 
+def test_a_run_that_was_begun_without_it_may_be_given_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    hwloop.optimize(run=run, finalists=1, **OPTIONS)
+    few = finalists(run)
+    hwloop.optimize(run=run, finalists=1, finish_s=600.0, **OPTIONS)
+    assert finalists(run) > few
+
+
 def test_it_may_be_raised_and_is_part_of_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,5 +114,7 @@ def test_it_may_be_raised_and_is_part_of_the_command(
     assert finalists(run) > few
     assert json.loads((run / "config.json").read_text())["finish_s"] == 600.0
     less = inside(capsys, "optimize", *options, *wanted[:-4], "--finish", "5m", "--run", run)
-    assert less.code == ExitCode.USAGE
-    assert "finish" in less.err
+    none = inside(capsys, "optimize", *options, *goal, "--evaluations", "20", "--run", run)
+    for said in (less, none):
+        assert said.code == ExitCode.USAGE
+        assert "finish" in said.err

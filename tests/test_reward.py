@@ -58,7 +58,24 @@ def test_failed_and_hopeless_candidates_get_the_worst_reward(score: Score) -> No
 def test_linear_reward_weighs_latency_relative_to_the_baseline() -> None:
     reward = Reward(kind="linear", lam=0.2)
     score = Score(metric_drop=0.01, latency_ms=5.0)
-    assert reward(score, limits()) == linear_reward(0.01, 0.5, lam=0.2) == pytest.approx(-0.11)
+    assert (
+        reward(score, limits())
+        == linear_reward(0.01, 0.5, lam=0.2, drop_scale=1.0)
+        == pytest.approx(0.45)
+    )
+
+
+@pytest.mark.parametrize("unit", [1.0, 100.0])
+def test_the_linear_reward_does_not_depend_on_the_metrics_unit(unit: float) -> None:
+    asked = EpisodeLimits(baseline_ms=10.0, budget_ms=None, max_drop=None, drop_scale=0.05 * unit)
+    for lam in (0.1 * unit, 0.0):
+        reward = Reward(kind="linear", lam=lam)
+        found = [
+            reward(Score(metric_drop=drop * unit, latency_ms=ms), asked)
+            for drop, ms in ((0.0, 10.0), (0.01, 5.0), (0.04, 5.0))
+        ]
+        wanted = [0.0, 0.4, 0.1] if lam else [0.0, -0.2, -0.8]
+        assert found == pytest.approx(wanted)
 
 
 def test_a_goal_without_a_limit_and_an_unknown_kind_are_refused() -> None:

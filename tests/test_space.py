@@ -185,6 +185,9 @@ def test_a_uniform_recipe_falls_back_where_it_is_illegal() -> None:
     found = space.uniform(chain(), HALF_INT8, ORT)
     assert found.actions[1] == HALF_INT8
     assert found.actions[-1] == INT8  # its width is fixed
+    quarter = space.uniform(chain(), Action(kind="prune", amount=0.25, precision="int8"), ORT)
+    assert quarter.actions[0] == HALF_INT8  # a quarter of 16 channels is 8 as well
+    assert quarter.actions[1].amount == 0.25
     assert space.uniform(chain(), HALF, ORT).actions[-1] == KEEP
     no_int8 = space.uniform(chain(), HALF_INT8, replace(ORT, precisions=("base",)))
     assert no_int8 == space.dense_candidate(chain())

@@ -21,6 +21,13 @@ def test_a_verdict_names_every_limit_that_was_missed() -> None:
     assert [reason.partition(" is ")[0] for reason in missed.why_not] == list(missed.limits)
 
 
+def test_a_drop_of_just_the_limit_meets_it_whatever_its_last_bit() -> None:
+    assert 0.92 - 0.91 > 0.01
+    goal = Goal(max_drop=0.01)
+    assert verdict_on(goal, MEASURED, drop=0.92 - 0.91, why_dense=None).met
+    assert not verdict_on(goal, MEASURED, drop=0.0101, why_dense=None).met
+
+
 def test_no_goal_is_met_by_what_is_not_measurably_faster() -> None:
     same = replace(MEASURED, samples_ms=(10.0,) * 25)
     goal = Goal(max_drop=0.01)

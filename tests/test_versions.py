@@ -59,7 +59,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         *("compress/recover.py", "compress/lessons.py", "compress/training.py"),
         *("compress/layout.py", "compress/bfloat16.py"),
     ),
-    "score": ("tasks/score.py",),
+    "score": ("tasks/score.py", "tasks/divergence.py"),
     "search": (
         "search/*.py",
         *("runtimes/rowkinds.py", "compress/space.py", "compress/rows.py"),

@@ -102,9 +102,15 @@ def dense_candidate(network: Network) -> Candidate:
 
 
 def uniform(network: Network, action: Action, rules: SpaceRules) -> Candidate:
-    """One action for all groups; where it is illegal, its precision alone, or nothing."""
-    options = (action, Action(precision=action.precision), KEEP)
+    """One action for all groups; where it is illegal, the nearest that leaves more.
+
+    As where a layer is so narrow that a quarter of it is half of it: then half of it stays. Where
+    no action of that kind is legal, its precision alone, or nothing.
+    """
     actions = menu(rules)
+    alike = [a for a in actions if (a.kind, a.precision) == (action.kind, action.precision)]
+    wider = sorted((a for a in alike if a.amount > action.amount), key=lambda a: a.amount)
+    options = (action, *wider, Action(precision=action.precision), KEEP)
     found = [
         next(option for option in options if option in actions and mask[actions.index(option)])
         for mask in masks(network, rules)

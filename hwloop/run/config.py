@@ -209,7 +209,9 @@ def _is_raised(name: str, before: Settings, now: Settings) -> bool:
     old, new = getattr(before, name), getattr(now, name)
     if name not in RAISABLE:
         return False
-    return new is None or (old is not None and new > old)
+    if old is None or new is None:  # no time for the finals is the least, no other limit the most
+        return new is not None if name == "finish_s" else new is None
+    return bool(new > old)
 
 
 def _advice(name: str) -> str:

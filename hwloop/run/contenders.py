@@ -41,7 +41,7 @@ class Contenders:
     progress: Progress
 
     def retime(self, trials: Sequence[Trial]) -> None:
-        """Tell the race the latencies of those that may be the fastest within the goal."""
+        """Tell the race the latencies of those that may ship."""
         if self.evaluator.source is LatencySource.SIMULATED:
             return
         chosen = self._chosen(trials)
@@ -55,15 +55,28 @@ class Contenders:
             self.race.retime(trial.candidate, measurement)
 
     def _chosen(self, trials: Sequence[Trial]) -> list[Trial]:
-        likely = [
-            trial for trial in trials if is_faster(trial) and self.race.chance(trial) >= LIKELY
-        ]
+        faster = [trial for trial in trials if is_faster(trial)]
+        budget_ms = self.race.goal.budget_ms(self.race.baseline_ms)
+        if self.race.goal.max_drop is None and budget_ms is not None:
+            return self._first(self._about(faster, budget_ms))
+        likely = [trial for trial in faster if self.race.chance(trial) >= LIKELY]
         likely.sort(key=lambda trial: outcome_of(trial).latency_ms)
         if not likely:
             return []
         limit_ms = outcome_of(likely[0]).latency_ms * (1 + CLOSE)
-        close = [trial for trial in likely if outcome_of(trial).latency_ms <= limit_ms]
-        recovered = [trial for trial in close if self.race.of(trial) is not None]
-        others = [trial for trial in close if self.race.of(trial) is None]
-        chosen = [*recovered, *others[:MOST]]
+        chosen = self._first([t for t in likely if outcome_of(t).latency_ms <= limit_ms])
         return chosen if len(chosen) > 1 else []
+
+    def _about(self, trials: Sequence[Trial], budget_ms: float) -> list[Trial]:
+        """Those that may or may not be in time, the most accurate first: one of them ships."""
+        close = [
+            trial
+            for trial in trials
+            if abs(outcome_of(trial).latency_ms - budget_ms) <= CLOSE * budget_ms
+        ]
+        return sorted(close, key=lambda trial: self.race.score(trial).metric_drop or 0.0)
+
+    def _first(self, trials: Sequence[Trial]) -> list[Trial]:
+        recovered = [trial for trial in trials if self.race.of(trial) is not None]
+        others = [trial for trial in trials if self.race.of(trial) is None]
+        return [*recovered, *others[:MOST]]

@@ -31,6 +31,11 @@ MIN_GAIN = 0.01
 """A group's change is doubtful when undoing it is predicted to cost less than 1 %."""
 
 
+def schedule_of(seen: Seen) -> Schedule:
+    """The recovery that a network had, which an earlier command may have asked for."""
+    return Schedule(steps=seen.steps, cycle_steps=seen.cycle_steps)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Distiller:
     """Makes finalists of trials; what was distilled once is found again, and gone on from.
@@ -45,7 +50,7 @@ class Distiller:
     steps: int
     protocol: Protocol
     progress: Progress
-    _built: dict[tuple[Candidate, int], Built] = field(default_factory=dict)
+    _built: dict[tuple[Candidate, Schedule], Built] = field(default_factory=dict)
 
     def distilled(
         self, trial: Trial, steps: int, *, predict_ms: PredictMs | None = None
@@ -73,20 +78,21 @@ class Distiller:
         """Of a full recovery of so many steps: a longer one goes on where a shorter one ended."""
         return in_cycles(steps, self.steps)
 
-    def at_hand(self, candidate: Candidate, steps: int) -> Built | None:
+    def at_hand(self, seen: Seen) -> Built | None:
         """What was distilled last, so that it need not be built again."""
-        return self._built.get((candidate, steps))
+        return self._built.get((seen.candidate, schedule_of(seen)))
 
-    def rebuilt(self, candidate: Candidate, steps: int) -> Built:
-        """The recovered candidate; its weights are kept, so a resumed run does not train again.
-
-        Args:
-            steps: of its full recovery.
+    def rebuilt(self, seen: Seen) -> Built:
+        """A recovered network once more, by the recovery that it had.
 
         Raises:
             CandidateError: it cannot be built, or its weights are of another network.
         """
-        evaluator, schedule = self.evaluator, self.schedule(steps)
+        return self._recovered(seen.candidate, schedule_of(seen))
+
+    def _recovered(self, candidate: Candidate, schedule: Schedule) -> Built:
+        """The recovered candidate; its weights are kept, so a resumed run does not train again."""
+        evaluator = self.evaluator
         kept = self._kept(candidate, schedule)
         if kept is not None:
             return evaluator.builder.restored(candidate, kept)
@@ -126,16 +132,17 @@ class Distiller:
 
     def _finalist(self, candidate: Candidate, steps: int) -> KeptFinalist:
         evaluator, schedule = self.evaluator, self.schedule(steps)
-        built = self.rebuilt(candidate, steps)
+        built = self._recovered(candidate, schedule)
         with evaluator.session.holding(built.model):
             timed = evaluator.latencies
             measurement = timed.long(candidate) or timed.of(built)
             scored = evaluator.scorer.scored(built.model)
         self._built.clear()  # of large networks only one is held
-        self._built[candidate, steps] = built
+        self._built[candidate, schedule] = built
         found = KeptFinalist(
             candidate=candidate,
             steps=steps,
+            cycle_steps=schedule.cycle_steps,
             latency_ms=measurement.latency_ms,
             faster=choice.is_faster(measurement),
             speedup=measurement.speedup,

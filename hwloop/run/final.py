@@ -12,12 +12,14 @@ from functools import partial
 from typing import Any
 
 from hwloop.compress.subject import Built, Subject
+from hwloop.compress.training import Schedule
 from hwloop.errors import CandidateError
 from hwloop.findings import Protocol
 from hwloop.measure import paired as measure
 from hwloop.measure.answers import Engine
 from hwloop.measure.trial import Trial
 from hwloop.run.choice import Seen
+from hwloop.run.distil import schedule_of
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.finalists import Finalist
 from hwloop.run.front import outcome_of
@@ -39,20 +41,25 @@ class Shipped:
     """The network that ships.
 
     Attributes:
-        steps: distillation steps of its recovery; None for the dense network.
+        schedule: of its recovery; None for the dense network.
         search_drop: of the metric on the search split; None for the dense network.
         summary: what was seen, in a sentence, for a run that ships the dense network.
     """
 
     built: Built
-    steps: int | None
+    schedule: Schedule | None
     search_drop: float | None
     summary: str
 
     @property
+    def steps(self) -> int | None:
+        """Distillation steps of its recovery; None for the dense network."""
+        return None if self.schedule is None else self.schedule.steps
+
+    @property
     def why_dense(self) -> str | None:
         """The summary where the dense network ships, else None."""
-        return self.summary if self.steps is None else None
+        return self.summary if self.schedule is None else None
 
 
 def shipped(evaluator: Evaluator, chosen: Finalist | None, *, summary: str) -> Shipped:
@@ -60,13 +67,13 @@ def shipped(evaluator: Evaluator, chosen: Finalist | None, *, summary: str) -> S
     if chosen is not None:
         return Shipped(
             built=chosen.built,
-            steps=chosen.seen.steps,
+            schedule=schedule_of(chosen.seen),
             search_drop=chosen.seen.drop,
             summary=summary,
         )
     subject, dense = evaluator.subject, evaluator.latencies.dense
     built = Built(candidate=subject.dense_candidate, module=subject.dense, model=dense)
-    return Shipped(built=built, steps=None, search_drop=None, summary=summary)
+    return Shipped(built=built, schedule=None, search_drop=None, summary=summary)
 
 
 def engine_of(shipped: Shipped, work: Work) -> Engine | None:
@@ -87,18 +94,25 @@ def engine_of(shipped: Shipped, work: Work) -> Engine | None:
 
 
 def figures_of(shipped: Shipped, work: Work, evaluator: Evaluator) -> FinalFigures:
-    """The test split, once, on the device, and the long measurement against the dense one."""
-    candidate, steps = shipped.built.candidate, shipped.steps
-    known = work.figures.final(candidate, steps)
+    """The test split, once, on the device, and the long measurement against the dense one.
+
+    Raises:
+        TargetError: the target does not run what it ran before, or not on the test split.
+    """
+    candidate, schedule = shipped.built.candidate, shipped.schedule
+    known = work.figures.final(candidate, schedule)
     if known is not None:
         return known
     work.stage("final measurement")
     model, protocol = shipped.built.model, work.profile.protocols.final
     test = ScoredSplit(evaluator.subject.task, evaluator.subject.task.test())
-    found = _measured(model, work, evaluator, test=test, protocol=protocol)
+    try:
+        found = _measured(model, work, evaluator, test=test, protocol=protocol)
+    except CandidateError as error:
+        raise measure.unusable(work.session, "the network that ships", error) from error
     found = _with_extras(found, model, work, evaluator)
-    work.figures.add_final(candidate, steps, found)
-    return work.figures.final(candidate, steps) or found
+    work.figures.add_final(candidate, schedule, found)
+    return work.figures.final(candidate, schedule) or found
 
 
 def by_hand(
@@ -118,7 +132,10 @@ def by_hand(
             found[name] = ByHand(candidate=trial.candidate, failed=_why_not(trial, trials, race))
             continue
         try:
-            same = (seen.candidate, seen.steps) == (shipped.built.candidate, shipped.steps)
+            same = (seen.candidate, schedule_of(seen)) == (
+                shipped.built.candidate,
+                shipped.schedule,
+            )
             dense_metric = final.dense_metric
             known = ships if same else _judged(seen, race, work, test, dense_metric=dense_metric)
         except CandidateError as error:
@@ -140,10 +157,11 @@ def _why_not(trial: Trial, trials: Trials, race: Race) -> str:
 def _judged(
     seen: Seen, race: Race, work: Work, test: ScoredSplit, *, dense_metric: float
 ) -> KeptByHand:
-    known = work.figures.by_hand(seen.candidate, seen.steps)
+    schedule = schedule_of(seen)
+    known = work.figures.by_hand(seen.candidate, schedule)
     if known is not None:
         return known
-    built = race.distiller.rebuilt(seen.candidate, seen.steps)
+    built = race.distiller.rebuilt(seen)
     with work.session.holding(built.model):
         figures = _measured(
             built.model,
@@ -154,8 +172,8 @@ def _judged(
             dense_metric=dense_metric,
         )
     found = KeptByHand(figures=figures, size_bytes=len(built.model.data))
-    work.figures.add_by_hand(seen.candidate, seen.steps, found)
-    return work.figures.by_hand(seen.candidate, seen.steps) or found
+    work.figures.add_by_hand(seen.candidate, schedule, found)
+    return work.figures.by_hand(seen.candidate, schedule) or found
 
 
 def _told(seen: Seen, known: KeptByHand, subject: Subject) -> ByHand:

@@ -19,7 +19,7 @@ from hwloop.run.clock import FinalsClock
 from hwloop.run.contenders import Contenders
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.front import seen_of
-from hwloop.run.race import Race
+from hwloop.run.race import MOST_RUNGS, Race
 from hwloop.run.result import USUAL
 from hwloop.search.problem import PredictMs
 
@@ -118,7 +118,7 @@ class Finals:
         kept = self.evaluator.figures.finalists(
             menu=self.evaluator.subject.menu,
             groups=len(dense.actions),
-            most_steps=max(self.race.most_steps, steps),
+            most_steps=max(self.race.first_steps * MOST_RUNGS, steps),
         )
         found = [self.race.as_timed(finalist.seen) for finalist in kept]
         better = {seen.candidate for seen in found if choice.within_drop(seen, self.goal)}
@@ -152,38 +152,52 @@ class Finals:
         return rival and seen.steps < chosen.steps
 
     def _best(self, trials: Sequence[Trial]) -> Finalist | None:
-        """The best of everything seen whose rebuilt network still keeps the rule."""
-        pool = self.seen(trials)
+        """The best of everything seen, by what it scores once more when it is built again.
+
+        A candidate of the search was scored on fewer samples: a lucky one gives way to the next.
+        """
+        pool, scored = self.seen(trials), set[Seen]()
         while True:
             chosen = choice.best(pool, self.goal, baseline_ms=self.baseline_ms)
             if chosen is None:
                 self.progress.say(f"the dense network ships: {self.summary(trials)}")
                 return None
-            finalist = self._shipped(chosen)
-            if finalist is not None:
+            finalist = self._built(chosen, is_scored=chosen in scored)
+            if finalist is not None and finalist.seen == chosen:
+                self._say_if_short(chosen)
                 return finalist
             pool.remove(chosen)
+            if finalist is not None:
+                pool.append(finalist.seen)
+                scored.add(finalist.seen)
 
-    def _shipped(self, chosen: Seen) -> Finalist | None:
-        """The network itself; one that was not just distilled is built and scored once more."""
+    def _built(self, chosen: Seen, *, is_scored: bool) -> Finalist | None:
+        """The network itself; one that was neither just distilled nor scored is scored once more.
+
+        None where it cannot be built, or is beyond the goal.
+        """
         distiller = self.race.distiller
-        built = distiller.at_hand(chosen.candidate, chosen.steps)
+        built = distiller.at_hand(chosen)
         if built is not None:
             return Finalist(built=built, seen=chosen)
+        try:
+            built = distiller.rebuilt(chosen)
+            if is_scored:
+                return Finalist(built=built, seen=chosen)
+            with self.evaluator.session.holding(built.model):
+                found = self.evaluator.scorer.scored(built.model)
+        except CandidateError as error:
+            self.progress.say(f"it cannot be built again: {error}")
+            return None
+        again = replace(chosen, drop=found.drop, upper_drop=found.upper_drop)
+        if not choice.within_drop(again, self.goal):
+            self.progress.say(f"built again it loses {found.drop:+.4f}, more than allowed")
+            return None
+        return Finalist(built=built, seen=again)
+
+    def _say_if_short(self, chosen: Seen) -> None:
         if chosen.steps < self.race.first_steps:
             self.progress.say(
                 f"the best that was seen had {chosen.steps} distillation steps, at drop "
                 f"{chosen.drop:+.4f}: it ships"
             )
-        try:
-            built = distiller.rebuilt(chosen.candidate, chosen.steps)
-            with self.evaluator.session.holding(built.model):
-                scored = self.evaluator.scorer.scored(built.model)
-        except CandidateError as error:
-            self.progress.say(f"it cannot be built again: {error}")
-            return None
-        again = replace(chosen, drop=scored.drop, upper_drop=scored.upper_drop)
-        if not choice.within_drop(again, self.goal):
-            self.progress.say(f"built again it loses {scored.drop:+.4f}, more than allowed")
-            return None
-        return Finalist(built=built, seen=again)

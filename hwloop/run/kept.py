@@ -40,7 +40,8 @@ _SEEN = {
     "drop": ANY_NUMBER,
     "upper_drop": optional(ANY_NUMBER),
 }
-_FINALIST = an_object({**_SEEN, "speedup": ANY_NUMBER})
+_CYCLE = {"cycle_steps": optional(A_COUNT)}
+_FINALIST = an_object({**_SEEN, "speedup": ANY_NUMBER}, later=_CYCLE)
 _FINAL = an_object(
     {
         "measurement": Measurement.from_json,
@@ -50,7 +51,7 @@ _FINAL = an_object(
     },
     later={"copies": of_both(COPIES)},
 )
-_PROBED = an_object({"kl": _SQUARED, "drop": _SQUARED})
+_PROBED = an_object({"divergence": _SQUARED, "drop": _SQUARED})
 _NOT_PROBED = an_object({"failed": a_text(10_000, ANY_TEXT)})
 
 
@@ -80,7 +81,7 @@ class KeptFinalist:
     """A fully distilled candidate, measured and scored on the search split.
 
     Attributes:
-        steps: of its distillation.
+        steps, cycle_steps: of its distillation; see :class:`hwloop.run.choice.Seen`.
         latency_ms, faster, speedup: against the dense network, interleaved.
         drop, upper_drop: as in :class:`KeptScore`.
     """
@@ -92,6 +93,7 @@ class KeptFinalist:
     speedup: float
     drop: float
     upper_drop: float | None
+    cycle_steps: int | None = None
 
     @property
     def seen(self) -> Seen:
@@ -103,6 +105,7 @@ class KeptFinalist:
             faster=self.faster,
             drop=self.drop,
             upper_drop=self.upper_drop,
+            cycle_steps=self.cycle_steps,
         )
 
     @staticmethod
@@ -113,7 +116,7 @@ class KeptFinalist:
 
 def a_seen(value: Any) -> Seen:
     """A stored network as the choice of what ships sees it; raises ValueError on a wrong field."""
-    return Seen(**an_object(_SEEN)(value))
+    return Seen(**an_object(_SEEN, later=_CYCLE)(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +124,12 @@ class Probe:
     """What one action alone does to the dense network, or why that could not be found.
 
     Attributes:
-        kl: mean KL divergence of the outputs from the dense network's.
+        divergence: of the outputs from the dense network's; 0 where they are the same.
         drop: of the metric, in its unit.
         failed: the reason; None where both figures are there.
     """
 
-    kl: float = 0.0
+    divergence: float = 0.0
     drop: float = 0.0
     failed: str | None = None
 
@@ -140,7 +143,7 @@ class Probe:
         """The figures, or the reason."""
         if self.failed is not None:
             return {"failed": self.failed}
-        return {"kl": self.kl, "drop": self.drop}
+        return {"divergence": self.divergence, "drop": self.drop}
 
 
 @dataclass(frozen=True, kw_only=True)

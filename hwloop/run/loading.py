@@ -19,7 +19,7 @@ from hwloop.compress import methods
 from hwloop.compress.apply import compress
 from hwloop.compress.rules import SpaceRules
 from hwloop.compress.sizes import INPUT, described, resizes
-from hwloop.compress.space import menu
+from hwloop.compress.space import PRECISIONS, menu
 from hwloop.compress.subject import dense_graph
 from hwloop.errors import CandidateError, UsageError
 from hwloop.files import read_file, read_json, sha256
@@ -59,7 +59,8 @@ def load(folder: RunFolder, *, model: Any, task: Any, trust: bool) -> nn.Module:
     try:
         candidate = Candidate.from_json(note.get("candidate"))
         align = an_int(1, LARGEST_ALIGN)(note.get("align"))
-        rules = SpaceRules(align=align, kinds=_kinds(note.get("groups")))
+        kinds = _kinds(note.get("groups"))
+        rules = SpaceRules(align=align, kinds=kinds, precisions=PRECISIONS)
         shape = a_list(an_int(1), 2, 6)(note.get("input_shape"))
         named = [optional(a_text(4096))(note.get(name)) for name in ("model", "task", "data")]
     except ValueError as error:

@@ -24,7 +24,6 @@ from hwloop.parsing import (
     a_text,
     as_it_is,
     digest,
-    to_json,
 )
 from hwloop.records import Action, Candidate
 from hwloop.run.choice import Seen
@@ -216,7 +215,9 @@ class Figures:
 
         def check(value: Any) -> KeptFinalist:
             kept = KeptFinalist.from_json(value)
-            if (kept.candidate, kept.steps) != (candidate, schedule.steps):
+            if (kept.candidate, kept.steps) != (candidate, schedule.steps) or (
+                kept.cycle_steps != schedule.cycle_steps
+            ):
                 raise ValueError("it is of another network or another distillation")
             return kept
 
@@ -247,23 +248,25 @@ class Figures:
     def put_weights(self, candidate: Candidate, schedule: Schedule, sha256: str) -> None:
         self._scope.put("weights", _key(candidate, schedule), sha256)
 
-    def final(self, candidate: Candidate, steps: int | None) -> FinalFigures | None:
-        """A network that ships, by its distillation steps; None of them for the dense one."""
-        key = digest([candidate, steps])
+    def final(self, candidate: Candidate, schedule: Schedule | None) -> FinalFigures | None:
+        """A network that ships, by its recovery; None for the dense one."""
+        key = _final_key(candidate, schedule)
         found: FinalFigures | None = self._scope.get("final", key, FinalFigures.from_json)
         return found
 
-    def add_final(self, candidate: Candidate, steps: int | None, found: FinalFigures) -> None:
-        self._scope.add("final", digest([candidate, steps]), found)
+    def add_final(
+        self, candidate: Candidate, schedule: Schedule | None, found: FinalFigures
+    ) -> None:
+        self._scope.add("final", _final_key(candidate, schedule), found)
 
-    def by_hand(self, candidate: Candidate, steps: int) -> KeptByHand | None:
-        """One of the usual settings at the end of a run, by its distillation steps."""
-        key = digest([candidate, steps])
+    def by_hand(self, candidate: Candidate, schedule: Schedule) -> KeptByHand | None:
+        """One of the usual settings at the end of a run, by its recovery."""
+        key = _key(candidate, schedule)
         found: KeptByHand | None = self._scope.get("by_hand", key, KeptByHand.from_json)
         return found
 
-    def add_by_hand(self, candidate: Candidate, steps: int, found: KeptByHand) -> None:
-        self._scope.add("by_hand", digest([candidate, steps]), found)
+    def add_by_hand(self, candidate: Candidate, schedule: Schedule, found: KeptByHand) -> None:
+        self._scope.add("by_hand", _key(candidate, schedule), found)
 
     def done(self) -> dict[str, int]:
         """How many results of each stage are stored: latencies, probes, finalists."""
@@ -279,6 +282,9 @@ def weights_name(candidate: Candidate, schedule: Schedule) -> str:
     return f"{_key(candidate, schedule)[:16]}.safetensors"
 
 
+def _final_key(candidate: Candidate, schedule: Schedule | None) -> str:
+    return digest([candidate, None]) if schedule is None else _key(candidate, schedule)
+
+
 def _key(candidate: Candidate, schedule: Schedule) -> str:
-    # What runs were stored by: the share of labels is the task's, and was the schedule's once.
-    return digest([candidate, {**to_json(schedule), "label_share": 0.1}])
+    return digest([candidate, schedule])

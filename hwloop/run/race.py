@@ -120,8 +120,7 @@ class Race:
         return found
 
     def _built(self, seen: Seen) -> Built:
-        built = self.distiller.at_hand(seen.candidate, seen.steps)
-        return built or self.distiller.rebuilt(seen.candidate, seen.steps)
+        return self.distiller.at_hand(seen) or self.distiller.rebuilt(seen)
 
     def retime(self, candidate: Candidate, measurement: Measurement) -> None:
         """From now on a candidate is as fast as it was measured here."""
@@ -212,22 +211,26 @@ class Race:
             return MOST_ALLOWANCE if pairs else MOST_ALLOWANCE / 5
         return min(max(sum(damage**2 for damage, _ in pairs) / products, 1.0), MOST_ALLOWANCE)
 
-    def next(self, trials: Sequence[Trial], *, left: int) -> Entry | None:
+    def next(self, trials: Sequence[Trial], *, left: int, rungs: int | None = None) -> Entry | None:
         """The full recovery that pays most, or None where none is worth its time.
 
         While nothing meets the goal, whatever has a chance is worth it.
 
         Args:
             left: how many rungs may still be spent.
+            rungs: of one candidate, where they are fewer than the race's.
         """
         recovered = self._recovered.values()  # a lucky score on few samples is no best
         best = choice.best(recovered, self.goal, baseline_ms=self.baseline_ms)
-        entries = [entry for trial in trials for entry in self._entries(trial, best, left=left)]
+        most = self.rungs if rungs is None else rungs
+        entries = [
+            entry for trial in trials for entry in self._entries(trial, best, left=left, most=most)
+        ]
         found = max(entries, key=lambda entry: entry.value, default=None)
         least = LEAST_VALUE if best is not None else NO_CHANCE * LEAST_VALUE
         return found if found is not None and found.value >= least else None
 
-    def _entries(self, trial: Trial, best: Seen | None, *, left: int) -> Iterable[Entry]:
+    def _entries(self, trial: Trial, best: Seen | None, *, left: int, most: int) -> Iterable[Entry]:
         if not is_faster(trial) and trial.candidate not in self._retimed:
             return
         timed = self.as_timed(seen_of(trial, steps=0))
@@ -239,7 +242,7 @@ class Race:
             if meets and self.goal.max_drop is not None:
                 return
         latency_ms = timed.latency_ms if found is None else found.latency_ms
-        rungs = self._rungs(trial, left=left)
+        rungs = self._rungs(trial, left=left, most=most)
         if not rungs:
             return
         values = [
@@ -248,13 +251,13 @@ class Race:
         ]
         yield Entry(trial=trial, steps=self.first_steps * rungs[0], value=max(values))
 
-    def _rungs(self, trial: Trial, *, left: int) -> range:
+    def _rungs(self, trial: Trial, *, left: int, most: int) -> range:
         """Those that a trial may still go through; nothing is trained of what was not cut."""
         if any(candidate == trial.candidate for candidate, _ in self._failed):
             return range(0)
         found = self.of(trial)
         done = 0 if found is None else max(found.steps // max(self.first_steps, 1), 1)
-        last = self.rungs if trial.candidate.is_cut and self.first_steps else 1
+        last = most if trial.candidate.is_cut and self.first_steps else 1
         return range(done + 1, min(last, done + left) + 1)
 
     def _foreseen(self, trial: Trial, steps: int) -> Foreseen:

@@ -88,7 +88,8 @@ class Rounds:
 
     def _teach(self) -> None:
         """The full recovery that pays most, by what its candidate may come to in the end."""
-        entry = self.race.next(list(self._asked.values()), left=self.race.aimed_rungs)
+        rungs = self.race.aimed_rungs
+        entry = self.race.next(list(self._asked.values()), left=rungs, rungs=rungs)
         if entry is None:
             return
         if may_recover(entry.trial, entry.steps, trials=self.trials, race=self.race):

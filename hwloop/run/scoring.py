@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from hwloop.measure.session import DeviceSession
+from hwloop.run.choice import is_within
 from hwloop.run.clock import Stopwatch
 from hwloop.runtimes.graph import OnnxModel
 from hwloop.task import Task
@@ -63,10 +64,10 @@ class Scorer:
         """A candidate's score. Raises CandidateError."""
         with self.clock("score"):
             outputs = self.split.finite_outputs(partial(self.session.infer, model))
-            metric = self.split.metric(outputs)
+            metric = self.split.metric(outputs, of_candidate=True)
             drop = self.task.drop(self.dense_metric, metric)
             upper = drop if self.max_drop is None else None
-            if self.max_drop is not None and drop <= self.max_drop:
+            if self.max_drop is not None and is_within(drop, self.max_drop):
                 upper = self._upper(drop, outputs)
         return Scored(metric=metric, drop=drop, upper_drop=upper)
 

@@ -18,7 +18,8 @@ from hwloop.measure.progress import Progress
 from hwloop.records import KEEP, Action, Candidate
 from hwloop.run.evaluate import Evaluator
 from hwloop.run.kept import Probe
-from hwloop.tasks.score import ScoredSplit, mean_kl, torch_run
+from hwloop.tasks.divergence import divergence
+from hwloop.tasks.score import ScoredSplit, torch_run
 
 PROBE_SAMPLES = 500
 PROBE_SCHEDULE = Schedule(steps=0, recalibration_batches=3)
@@ -34,18 +35,12 @@ USUAL_GOAL = 0.01
 Alone = tuple[int, Action]
 """A group and the action that is tried on it alone."""
 
-FIRST_NAMES = {
-    **{Action(kind="prune", amount=1 - step / 4): str(step) for step in (1, 2, 3)},
-    Action(precision="int8"): "4",
-}
-"""Probes of runs that began when an action was known by its position on the one menu there was."""
-
 
 def damage(evaluator: Evaluator, progress: Progress, masks: Masks) -> NDArray[np.float64]:
     """(groups, actions) expected drop of the metric of each single action, in its unit.
 
     Each action and each precision is applied alone, batch-norms recalibrated; what is measured is
-    the KL divergence of the outputs from the dense network's, because on a few hundred samples it
+    how far the outputs are from the dense network's, because on a few hundred samples that
     is far less noisy than the metric. One slope, fitted to all probes, turns it into the metric's
     unit. An action and a precision of one group are taken to add up.
 
@@ -61,7 +56,7 @@ def damage(evaluator: Evaluator, progress: Progress, masks: Masks) -> NDArray[np
     results: dict[Alone, Probe] = {}
     for number, alone in enumerate(probes):
         progress.advance(number, len(probes), subject.network.groups[alone[0]].name)
-        found = _known(evaluator, alone)
+        found = evaluator.figures.probe(alone[0], _name(alone[1]))
         if found is None:
             found = _probe(evaluator, split, alone, dense=dense, dense_metric=dense_metric)
             evaluator.figures.add_probe(alone[0], _name(alone[1]), found)
@@ -91,14 +86,6 @@ def _name(action: Action) -> str:
     return f"{action.kind} {action.amount:g} {action.precision}"
 
 
-def _known(evaluator: Evaluator, alone: Alone) -> Probe | None:
-    group, action = alone
-    found = evaluator.figures.probe(group, _name(action))
-    if found is None and action in FIRST_NAMES:
-        found = evaluator.figures.probe(group, FIRST_NAMES[action])
-    return found
-
-
 def _probe(
     evaluator: Evaluator,
     split: ScoredSplit,
@@ -107,12 +94,14 @@ def _probe(
     dense: NDArray[Any],
     dense_metric: float,
 ) -> Probe:
+    task = evaluator.subject.task
     try:
         outputs = _outputs(evaluator, split, alone)
-        kl = mean_kl(dense, outputs)
-        if not math.isfinite(kl):
+        apart = divergence(task, dense, outputs)
+        if not math.isfinite(apart):
             return Probe(failed="the outputs are not finite")
-        return Probe(kl=kl, drop=evaluator.subject.task.drop(dense_metric, split.metric(outputs)))
+        metric = split.metric(outputs, of_candidate=True)
+        return Probe(divergence=apart, drop=task.drop(dense_metric, metric))
     except CandidateError as error:
         return Probe(failed=str(error))
 
@@ -136,15 +125,16 @@ def _as_drops(
     probes: dict[Alone, Probe], subject: Subject, *, least_slope: float
 ) -> NDArray[np.float64]:
     measured = [probe for probe in probes.values() if probe.failed is None]
-    squares = sum(probe.kl**2 for probe in measured)
-    slope = sum(probe.kl * probe.drop for probe in measured) / squares if squares else 0.0
+    squares = sum(probe.divergence**2 for probe in measured)
+    products = sum(probe.divergence * probe.drop for probe in measured)
+    slope = products / squares if squares else 0.0
     menu = subject.menu
     drops = np.zeros((len(subject.network.groups), len(menu)))
-    per_kl = max(slope, least_slope)
-    worst = max((probe.kl for probe in measured), default=0.0)
-    hopeless = HOPELESS * per_kl * (worst or 1.0)
+    slope = max(slope, least_slope)
+    worst = max((probe.divergence for probe in measured), default=0.0)
+    hopeless = HOPELESS * slope * (worst or 1.0)
     for (group, action), probe in probes.items():
-        drop = hopeless if probe.failed is not None else per_kl * probe.kl
+        drop = hopeless if probe.failed is not None else slope * probe.divergence
         drops[group, menu.index(action)] = drop
     for index, action in enumerate(menu):
         if action.kind != KEEP.kind and action.precision != "base":

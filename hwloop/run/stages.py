@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from hwloop.compress.recover import Recovery, short_recovery
+from hwloop.compress.space import Masks
 from hwloop.compress.subject import Subject
 from hwloop.files import write_atomically
 from hwloop.measure.predict import Predictor
@@ -12,7 +13,6 @@ from hwloop.measure.profile import TargetProfile
 from hwloop.measure.progress import Progress
 from hwloop.measure.session import DeviceSession
 from hwloop.measure.store import Store
-from hwloop.measure.table import LatencyTable
 from hwloop.run import (
     calibrate,
     config,
@@ -32,7 +32,7 @@ from hwloop.run.final import Shipped
 from hwloop.run.finalists import Finals
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures, Notes
-from hwloop.run.paying import NOISE, paying
+from hwloop.run.paying import NOISE, Paying, paying
 from hwloop.run.race import MOST_RUNGS, RUNGS, Race
 from hwloop.run.result import Result
 from hwloop.run.rounds import Rounds
@@ -108,12 +108,13 @@ def _through(work: Work, found: Subject, warnings: tuple[str, ...]) -> Result:
     in_time = usual.begin()
     with work.table() as table:
         work.notes.add_rows_before(len(table))
-        rounds, unpaid = _rounds(usual, table)
+        predictor = calibrate.fitted_predictor(evaluator, table, work.progress, seed=settings.seed)
+        left = _paying(usual, predictor)
         if in_time:
-            rounds.search()
-        shipped = _finalists(trials, race, rounds.predictor)
+            _search(usual, predictor, left.masks)
+        shipped = _finalists(trials, race, predictor)
         further = evaluator.subject.plan.interpolated
-        use = table_use(work, table, trials.all(), interpolated=further, unpaid=unpaid)
+        use = table_use(work, table, trials.all(), interpolated=further, unpaid=left.unpaid)
         figures = final.figures_of(shipped, work, evaluator)
         by_hand = final.by_hand(trials, race, work, shipped=shipped, final=figures)
     return conclusion(
@@ -170,25 +171,27 @@ def _race(trials: Trials) -> Race:
     )
 
 
-def _rounds(usual: UsualSettings, table: LatencyTable) -> tuple[Rounds, dict[str, int]]:
-    """The search, with what it is told of latencies and damage; and what cannot pay, by kind."""
-    trials = usual.trials
-    work, evaluator = trials.work, trials.evaluator
-    found, seed = evaluator.subject, work.settings.seed
-    predictor = calibrate.fitted_predictor(evaluator, table, work.progress, seed=seed)
+def _paying(usual: UsualSettings, predictor: Predictor) -> Paying:
+    """What is left to search when latencies are known, and what cannot pay, by kind."""
+    work, found = usual.trials.work, usual.trials.evaluator.subject
     known = calibrate.taught(predictor, usual.asked.values(), found)
-    left = paying(found, known, noise=0.0 if work.profile.simulated else NOISE)
-    damage = sensitivity.damage(evaluator, work.progress, left.masks)
+    return paying(found, known, noise=0.0 if work.profile.simulated else NOISE)
+
+
+def _search(usual: UsualSettings, predictor: Predictor, masks: Masks) -> None:
+    """One probe per action tells what it hurts; then the search itself."""
+    work, evaluator = usual.trials.work, usual.trials.evaluator
+    damage = sensitivity.damage(evaluator, work.progress, masks)
     work.clock.keep()
     rounds = Rounds(
-        trials=trials,
+        trials=usual.trials,
         race=usual.race,
         usual=usual,
-        masks=left.masks,
+        masks=masks,
         damage=damage,
         predictor=predictor,
     )
-    return rounds, left.unpaid
+    rounds.search()
 
 
 def _finalists(trials: Trials, race: Race, predictor: Predictor) -> Shipped:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hwloop.findings import Measurement
 from hwloop.records import Goal
-from hwloop.run.choice import is_faster
+from hwloop.run.choice import is_faster, is_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def verdict_on(
     """
     latency_ms, speedup = measurement.latency_ms, measurement.speedup
     limits = {
-        "max_drop": (goal.max_drop, drop, goal.max_drop is None or drop <= goal.max_drop),
+        "max_drop": (goal.max_drop, drop, is_within(drop, goal.max_drop)),
         "max_latency_ms": (
             goal.max_latency_ms,
             latency_ms,

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 RESULTS: dict[str, int] = {
     "export": 1,
-    "prune": 4,
+    "prune": 5,
     "quantize": 3,
     "recover": 7,
     "score": 2,
-    "search": 10,
+    "search": 11,
 }
 """Area of hwloop to the version of what it computes."""

@@ -32,7 +32,10 @@ class Prior:
         drop = self.problem.max_drop
         self.limit = limit if limit is not None or drop is None else self.problem.allowance * drop
         price = reward.lam / self.problem.baseline_ms
-        cost = np.where(self.problem.legal, planner.damage, np.inf) + price * planner.extra_ms
+        legal = self.problem.legal  # what is not takes for ever, and for ever times no price is NaN
+        cost = np.where(
+            legal, planner.damage + price * np.where(legal, planner.extra_ms, 0), np.inf
+        )
         self._linear_to_go = [*np.cumsum(cost.min(axis=1)[::-1])[::-1].tolist(), 0.0]
 
     def values(

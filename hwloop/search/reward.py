@@ -82,15 +82,24 @@ def goal_reward(metric_drop: float, latency_ms: float, *, limits: Limits) -> flo
     return value
 
 
-def linear_reward(metric_drop: float, latency_ratio: float, *, lam: float) -> float:
-    """Accuracy minus lambda times latency, up to the constant of the dense accuracy.
+def linear_reward(
+    metric_drop: float, latency_ratio: float, *, lam: float, drop_scale: float
+) -> float:
+    """Accuracy minus lambda times latency, over lambda; 0 for the dense network, 1 at most::
+
+        R = (lam - drop - lam * latency / baseline) / lam
+
+    So it does not depend on the metric's unit, as its bounds do not. Where the latency is worth
+    nothing, the drop over ``drop_scale`` is all.
 
     Args:
         metric_drop: loss of the metric in its own unit, positive = worse.
         latency_ratio: latency over the baseline's latency, so the unit of time is irrelevant.
         lam: what the whole baseline latency is worth in units of the metric.
     """
-    return -metric_drop - lam * latency_ratio
+    if lam == 0:
+        return -metric_drop / drop_scale
+    return 1 - metric_drop / lam - latency_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,5 +137,6 @@ class Reward:
         """The same without bounds: it still ranks candidates whose rewards are both -3."""
         if self.kind == "linear":
             ratio = latency_ms / limits.baseline_ms
-            return linear_reward(metric_drop, ratio, lam=self.lam)
+            scale = limits.drop_scale
+            return linear_reward(metric_drop, ratio, lam=self.lam, drop_scale=scale)
         return goal_reward(metric_drop, latency_ms, limits=limits)

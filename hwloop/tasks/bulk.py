@@ -20,9 +20,18 @@ from hwloop.errors import EnvironmentProblem
 KEPT_BYTES = 128 << 20
 """Of one thing in memory: a split's inputs, its targets, a network's outputs."""
 
+CHUNK = 500
+CHUNK_BYTES = 32 << 20
+"""Samples at a time, of inputs and of outputs."""
+
 FALLBACK_FOLDER = "/var/tmp"  # noqa: S108 - a file without a name; /tmp may be memory
 MADV_PAGEOUT = 21  # linux/mman.h, since 5.4; Python has no name for it
 HAND_BACK_EVERY_S = 0.005
+
+
+def fitting(size_bytes: int, count: int) -> int:
+    """How many samples make a chunk, when ``count`` of them take ``size_bytes``."""
+    return max(1, min(CHUNK, CHUNK_BYTES * count // max(size_bytes, 1)))
 
 
 class Stack:

@@ -25,10 +25,6 @@ from hwloop.tasks.calls import call_user
 from hwloop.tasks.protocol import Task
 from hwloop.tasks.splits import Split
 
-CHUNK = 500
-CHUNK_BYTES = 32 << 20
-"""Of inputs, and of outputs, at a time."""
-
 BOOTSTRAPS = 200
 RESAMPLED_BYTES = 4 << 20
 """Outputs larger than this are not resampled 200 times: that takes long for maps."""
@@ -79,7 +75,7 @@ class ScoredSplit:
             else:
                 keep.clear()
             start += count
-            count = _fitting(max(value.nbytes for value in chunk), len(chosen))
+            count = bulk.fitting(max(value.nbytes for value in chunk), len(chosen))
             del inputs, targets
             yield chunk
             del chunk  # or the next one is read while this one is held
@@ -107,7 +103,7 @@ class ScoredSplit:
                     raise CandidateError("score", "the network's outputs are not finite")
                 stack.append(part)
                 start += count
-                count = _fitting(part.nbytes, len(part))
+                count = bulk.fitting(part.nbytes, len(part))
         return stack.array()
 
     def score(self, run: Run) -> float:
@@ -123,11 +119,15 @@ class ScoredSplit:
         """One-sided 80 % bound of the drop: both networks scored on the same resampled inputs.
 
         A percentile bootstrap (Efron and Tibshirani, 1993, chapter 13) over the samples; for
-        outputs above 4 MiB :meth:`_bound_from_blocks`, which scores each sample once.
+        outputs above 4 MiB :meth:`_bound_from_blocks`, which scores each sample once. A metric may
+        be undefined on some of the resamples, as where a class is missing.
 
         Args:
             dense, outputs: (N, ...) of the two networks, in the split's order.
             drop: of the metric, on all samples.
+
+        Raises:
+            UsageError: the metric is no number on most of the resamples.
         """
         if max(dense.nbytes, outputs.nbytes) > RESAMPLED_BYTES:
             return self._bound_from_blocks(dense, outputs, drop)
@@ -137,7 +137,8 @@ class ScoredSplit:
         for _ in range(BOOTSTRAPS):
             chosen = rng.integers(0, len(targets), len(targets))
             drops.append(self._drop_of(chosen, dense, outputs, targets))
-        return float(np.percentile(drops, ONE_SIDED_80))
+        found = self._defined(drops, least=BOOTSTRAPS // 2, size=len(targets))
+        return float(np.percentile(found, ONE_SIDED_80))
 
     def _bound_from_blocks(self, dense: NDArray[Any], outputs: NDArray[Any], drop: float) -> float:
         """The same from the drops of 20 disjoint blocks of random samples, of bounded size.
@@ -154,16 +155,21 @@ class ScoredSplit:
         parts = [np.sort(order[start : start + size]) for start in range(0, blocks * size, size)]
         with handed_back(dense, outputs, targets):
             drops = [self._drop_of(part, dense, outputs, targets) for part in parts]
+        found = self._defined(drops, least=max(blocks // 2, 2), size=size)
+        spread = math.sqrt(sum((value - drop) ** 2 for value in found) / (len(found) - 1))
+        student = stats.student_quantile(ONE_SIDED_80 / 100, len(found) - 1)
+        return drop + student * spread * math.sqrt(size / count)
+
+    def _defined(self, drops: list[float], *, least: int, size: int) -> list[float]:
+        """Those that are numbers, of parts of so many samples; at least so many have to be."""
         found = [value for value in drops if math.isfinite(value)]
-        if len(found) < max(blocks // 2, 2):
+        if len(found) < least:
             raise UsageError(
                 f"the task's metric is no finite number on parts of {size} samples, so nothing "
                 "can be said about how sure its drop is",
                 f"let {type(self.task).__name__}.metric score any part of a split",
             )
-        spread = math.sqrt(sum((value - drop) ** 2 for value in found) / (len(found) - 1))
-        student = stats.student_quantile(ONE_SIDED_80 / 100, len(found) - 1)
-        return drop + student * spread * math.sqrt(size / count)
+        return found
 
     def _drop_of(
         self,
@@ -172,23 +178,36 @@ class ScoredSplit:
         outputs: NDArray[Any],
         targets: NDArray[Any],
     ) -> float:
-        before, after = (
-            call_user(self.task.metric, values[chosen], targets[chosen], what=METRIC)
-            for values in (dense, outputs)
-        )
+        """NaN where the metric refuses a part, as one does that needs samples of each class."""
+        try:
+            before, after = (
+                call_user(self.task.metric, values[chosen], targets[chosen], what=METRIC)
+                for values in (dense, outputs)
+            )
+        except UsageError:
+            return math.nan
         return self.task.drop(before, after)
 
-    def metric(self, outputs: NDArray[Any]) -> float:
-        """The user's metric of all outputs against the split's targets."""
+    def metric(self, outputs: NDArray[Any], *, of_candidate: bool = False) -> float:
+        """The user's metric of all outputs against the split's targets.
+
+        Raises:
+            CandidateError: stage ``score``: it is no finite number of a candidate, as a correlation
+                is none of outputs that are all the same.
+            UsageError: it failed, or is no finite number of the dense network.
+        """
         targets = self._targets()
         with handed_back(outputs, targets):
-            value = call_user(self.task.metric, outputs, targets, what=METRIC)
-        if isinstance(value, str) or not math.isfinite(value := _number(value)):
-            raise UsageError(
-                f"the task's metric returned {value!r}, not a finite number",
-                f"correct {type(self.task).__name__}.metric",
-            )
-        return value
+            found = call_user(self.task.metric, outputs, targets, what=METRIC)
+        value = math.nan if isinstance(found, str) else _number(found)
+        if math.isfinite(value):
+            return value
+        if of_candidate and isinstance(found, float | np.floating):
+            raise CandidateError("score", f"the task's metric is {value} of its outputs")
+        raise UsageError(
+            f"the task's metric returned {found!r}, not a finite number",
+            f"correct {type(self.task).__name__}.metric",
+        )
 
     def _targets(self) -> NDArray[Any]:
         if self._target_stack is None:
@@ -207,11 +226,6 @@ def _trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _fitting(size_bytes: int, count: int) -> int:
-    """How many samples make a chunk, when ``count`` of them take ``size_bytes``."""
-    return max(1, min(CHUNK, CHUNK_BYTES * count // max(size_bytes, 1)))
-
-
 def torch_run(module: nn.Module) -> Run:
     """Run a module in eval mode on numpy inputs."""
 
@@ -222,30 +236,6 @@ def torch_run(module: nn.Module) -> Run:
         return outputs
 
     return run
-
-
-def mean_kl(reference: NDArray[Any], outputs: NDArray[Any]) -> float:
-    """Mean KL divergence of softmax(outputs) from softmax(reference), in nats.
-
-    For outputs that are no logits it still measures how far two networks are apart.
-    """
-    count = _fitting(max(reference.nbytes, outputs.nbytes), len(reference))
-    found = []
-    with handed_back(reference, outputs):
-        for start in range(0, len(reference), count):
-            part = slice(start, start + count)
-            a, b = (
-                _log_softmax(value[part].reshape(len(value[part]), -1))
-                for value in (reference, outputs)
-            )
-            found.append((np.exp(a) * (a - b)).sum(axis=1))
-    return float(np.concatenate(found).mean())
-
-
-def _log_softmax(values: NDArray[Any]) -> NDArray[Any]:
-    shifted = values - values.max(axis=1, keepdims=True)
-    result: NDArray[Any] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
 
 
 def _number(value: Any) -> float:
