@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,27 @@ from hwloop.measure.doctor.check import Check
 from hwloop.measure.doctor.engines import Finding, Line, Task
 from hwloop.measure.profile_file import load_profile
 from hwloop.measure.progress import Progress
+from hwloop.runtimes.graph import OnnxModel
 from hwloop.runtimes.rowkinds import INT8_KINDS
 
 ORIN, CUDA = load_profile("jetson-orin"), load_profile("cuda")
 NAMES = ["import", "launch_floor", "int8_kinds", "layers", "power"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_demo() -> Iterator[None]:
+    """The demo's network is described once for each kind of board, and not in every test."""
+    described, known = engines._dense, dict[tuple[str, str], OnnxModel]()
+
+    def once(board: Any, task: Task) -> OnnxModel:
+        key = task.profile.name, board.isa
+        if key not in known:
+            known[key] = described(board, task)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "_dense", once)
+        yield
 
 
 class Clock:

@@ -17,6 +17,7 @@ from graphs import needs_builder
 from tiny import Said, TinyTask, inside
 from torch import Tensor, nn
 
+import hwloop
 from hwloop.compress import space
 from hwloop.compress.describe import describe, weighted_nodes
 from hwloop.compress.export import export_onnx
@@ -255,3 +256,4 @@ def test_it_is_searched_and_shipped_where_it_is_fastest(tmp_path: Path, capsys: 
     assert onnx.TensorProto.FLOAT8E4M3FN in types
     comparisons = json.loads((tmp_path / "run" / "report.json").read_text())["comparisons"]
     assert comparisons["whole-network FP8"]["speedup"] > 1.05
+    assert isinstance(hwloop.load(tmp_path / "run", task=Tokens), torch.nn.Module)

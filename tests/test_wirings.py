@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
 from pathlib import Path
 
@@ -56,13 +57,20 @@ WITHOUT_NORMS_OVER_CHANNELS = [
 ]
 
 
+@functools.cache
+def known(name: str) -> tuple[nn.Module, Network]:
+    """A network and what is known of it, for tests that leave it as it is."""
+    dense = made(name)
+    return dense, described(dense)
+
+
 def described(dense: nn.Module, name: str = "it") -> Network:
     return describe(dense, EXAMPLE, export_onnx(dense, EXAMPLE), name=name)
 
 
 @pytest.mark.parametrize("name", WIRINGS)
 def test_what_can_change_is_found_and_the_rest_says_why(name: str) -> None:
-    network = described(made(name))
+    _, network = known(name)
     free = {group.name for group in network.groups if group.prunable}
     assert WIRINGS[name][1] <= free
     assert not free & NEVER.get(name, frozenset())
@@ -74,8 +82,7 @@ def test_what_can_change_is_found_and_the_rest_says_why(name: str) -> None:
 def test_every_width_alone_and_all_together_run_and_have_the_rows_that_were_foreseen(
     name: str,
 ) -> None:
-    dense = made(name)
-    network = described(dense)
+    dense, network = known(name)
     before = {key: value.clone() for key, value in dense.state_dict().items()}
     half = Action(kind="prune", amount=0.5)
     alone = [
@@ -95,7 +102,7 @@ def test_every_width_alone_and_all_together_run_and_have_the_rows_that_were_fore
 
 @pytest.mark.parametrize("name", WITHOUT_NORMS_OVER_CHANNELS)
 def test_a_cut_network_answers_as_if_nobody_read_what_went(name: str) -> None:
-    dense = made(name)
+    dense, _ = known(name)
     weighted = (nn.Conv1d, nn.Conv2d, nn.Linear)
     layers = [path for path, child in dense.named_modules() if isinstance(child, weighted)]
     found = couplings(dense, EXAMPLE, layers=layers, fixed=("last",))
@@ -110,7 +117,7 @@ def test_a_shuffle_loses_whole_columns() -> None:
 
 def test_what_no_layer_takes_in_is_a_row_of_its_own() -> None:
     def alone(name: str) -> list[tuple[str, tuple[str, ...]]]:
-        rows = [layer.config for layer in described(made(name)).layers]
+        rows = [layer.config for layer in known(name)[1].layers]
         return [(row.op, row.tail) for row in rows if row.op not in ("conv", "linear")]
 
     tokens = [("layernorm", ()), ("attention", ()), ("elementwise", ("add",))]
@@ -124,7 +131,7 @@ def test_what_no_layer_takes_in_is_a_row_of_its_own() -> None:
 
 
 def test_behind_what_stays_float_an_int8_layer_pays_for_its_own_input() -> None:
-    network = described(made("dense block"))
+    _, network = known("dense block")
     int8 = space.uniform(network, Action(precision="int8"), RULES)
     rows = network_configs(network, int8, RULES)
     quantized_widths = [row.in_shape[1] for row in rows if row.op == "quantize"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
@@ -130,7 +132,9 @@ class Normed(Wired):
     """Weights that hooks compute, as it was done before there were parametrizations."""
 
     def build(self) -> None:
-        self.a = weight_norm(nn.Conv2d(32, 48, 3, padding=1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # there still are such networks
+            self.a = weight_norm(nn.Conv2d(32, 48, 3, padding=1))
         self.b = spectral_norm(nn.Conv2d(48, 48, 1))
         self.c = prune.l1_unstructured(nn.Conv2d(48, 32, 1), "weight", 0.5)
 

@@ -110,9 +110,10 @@ def summary(everything: Sequence[Seen], goal: Goal, *, failures: Sequence[str] =
         return f"none of {len(everything)} networks that were seen is measurably faster{failed}"
     within = [seen for seen in faster if within_drop(seen, goal)]
     if within:
+        limit = "" if goal.max_drop is None else f" within a drop of {goal.max_drop}"
         return (
-            f"{len(within)} of {len(everything)} networks that were seen are measurably faster "
-            f"within a drop of {goal.max_drop}, but not any more when they were built again{failed}"
+            f"{len(within)} of {len(everything)} networks that were seen are measurably faster"
+            f"{limit}, but not any more when they were built again{failed}"
         )
     closest = min(faster, key=lambda seen: seen.drop)
     bound = "" if closest.upper_drop is None else f" (80 % below {closest.upper_drop:+.4f})"

@@ -118,7 +118,7 @@ def _known(
             notes = Notes(store)
             check_store(notes, folder, inputs)
             fingerprint = notes.fingerprint()
-            done = _done(store, settings, inputs)
+            done = _done(store, inputs)
     if fingerprint is not None:
         isa, says = dict(fingerprint.settings).get("isa", ""), f"{fingerprint.device}, as it was"
     table = folder.store_path if settings.table is None else Path(settings.table)
@@ -140,7 +140,7 @@ def _known(
     )
 
 
-def _done(store: Store, settings: Settings, inputs: dict[str, Any]) -> dict[str, int]:
+def _done(store: Store, inputs: dict[str, Any]) -> dict[str, int]:
     """How many results of each stage are stored."""
     figures = Figures(store, identity.key_of(inputs))
     return {"trials": len(store.trials()), **figures.done()}
