@@ -53,8 +53,11 @@ def calls_and_outputs(module: nn.Module, example: Tensor) -> tuple[list[str], Te
     return [path for path, _ in made], outputs
 
 
-def _followed(module: nn.Module, example: Tensor) -> tuple[list[tuple[str, Tensor]], Tensor]:
-    """Each call with its result, in order; and what the network answers."""
+def _followed(module: nn.Module, example: Tensor) -> tuple[list[tuple[str, Tensor | None]], Tensor]:
+    """Each call with its result where that has a gradient, in order; and what the network answers.
+
+    Others are let go of at once: of a large image all of them together take gigabytes.
+    """
     paths: dict[int, str] = {}
     calls = _Calls(paths)
     handles: list[Any] = []
@@ -85,9 +88,9 @@ def _used(module: nn.Module, example: Tensor) -> list[str]:
     try:
         with torch.enable_grad():
             calls, output = _followed(module, example)
-            if not output.requires_grad:
+            made = [result for _, result in calls if result is not None]
+            if not output.requires_grad or len(made) < len(calls):
                 return []
-            made = [result for _, result in calls]
             gradients = torch.autograd.grad(output.sum(), made, allow_unused=True)
     except FAILURES:
         return []
@@ -103,7 +106,7 @@ class _Calls(TorchFunctionMode):
 
     def __init__(self, paths: Mapping[int, str]) -> None:
         super().__init__()
-        self.made: list[tuple[str, Tensor]] = []
+        self.made: list[tuple[str, Tensor | None]] = []
         self._paths = paths
         self._within = 0
 
@@ -112,7 +115,10 @@ class _Calls(TorchFunctionMode):
 
     def leave(self, path: str, output: Tensor) -> None:
         self._within -= 1
-        self.made.append((path, output))
+        self.note(path, output)
+
+    def note(self, path: str, output: Tensor) -> None:
+        self.made.append((path, output if output.requires_grad else None))
 
     def __torch_function__(
         self,
@@ -127,7 +133,7 @@ class _Calls(TorchFunctionMode):
             weight = args[1] if len(args) > 1 else named.get("weight")
             path = self._paths.get(id(weight))
             if path is not None:
-                self.made.append((path, output))
+                self.note(path, output)
         return output
 
 
