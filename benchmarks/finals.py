@@ -29,7 +29,7 @@ from common import Bench, print_table, read_result, write_result
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from hwloop.compress.training import in_cycles
+from hwloop.compress.training import Schedule
 from hwloop.measure.session import DeviceSession
 from hwloop.records import Candidate
 from hwloop.run.build import KeptWeights
@@ -66,7 +66,7 @@ def finals_of(case: Case) -> list[Final]:
         splits = [ScoredSplit(task, split()) for split in (task.search, task.test)]
         dense = [hits(split, bench.session, bench.evaluator.latencies.dense) for split in splits]
         found = [Final(speedup=1.0, faster=False, search=dense[0], test=dense[1])]
-        for event in _finalists(case.run):
+        for event in recovered_fully(case.run):
             model = _rebuilt(bench, case.run, event)
             with bench.session.holding(model):
                 search, test = (hits(split, bench.session, model) for split in splits)
@@ -76,7 +76,8 @@ def finals_of(case: Case) -> list[Final]:
     return found
 
 
-def _finalists(run: Path) -> Iterator[dict[str, Any]]:
+def recovered_fully(run: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run's full recoveries, in order."""
     for line in (run / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
         if event["event"] == "finalist":
@@ -85,15 +86,10 @@ def _finalists(run: Path) -> Iterator[dict[str, Any]]:
 
 def _rebuilt(bench: Bench, run: Path, event: dict[str, Any]) -> OnnxModel:
     candidate = Candidate.from_json(event["candidate"])
-    steps, first = event["steps"], read_final_steps(run)
-    path = run / "candidates" / weights_name(candidate, in_cycles(steps, first))
-    kept = KeptWeights(steps=steps, source=str(path), state=load_file(path))
+    schedule = Schedule(steps=event["steps"], cycle_steps=event["cycle_steps"])
+    path = run / "candidates" / weights_name(candidate, schedule)
+    kept = KeptWeights(steps=schedule.steps, source=str(path), state=load_file(path))
     return bench.evaluator.builder.restored(candidate, kept).model
-
-
-def read_final_steps(run: Path) -> int:
-    """Of the first rung of a run's full recoveries."""
-    return int(json.loads((run / "config.json").read_text())["final_steps"])
 
 
 def hits(split: ScoredSplit, session: DeviceSession, model: OnnxModel) -> Hits:

@@ -11,7 +11,6 @@ they ship. The test split is not read.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ import torch
 from by_hand import FOLDER, Case, reopened
 from by_hand_networks import NETWORKS
 from common import Bench, print_table, write_result
+from finals import recovered_fully
 from torch import Tensor, nn
 
 from hwloop.compress.apply import compress
@@ -163,12 +163,10 @@ VARIANTS: dict[str, Variant] = {
 def finalists() -> dict[Candidate, float]:
     """The fastest networks that the run recovered and that came near the goal, with their speed."""
     found: dict[Candidate, float] = {}
-    for line in (CASE.run / "events.jsonl").read_text().splitlines():
-        event = json.loads(line)
-        if event["event"] == "finalist" and event["drop"] <= NEAR:
-            candidate = Candidate.from_json(event["candidate"])
-            if candidate.is_cut:
-                found[candidate] = event["speedup"]
+    for event in recovered_fully(CASE.run):
+        candidate = Candidate.from_json(event["candidate"])
+        if event["drop"] <= NEAR and candidate.is_cut:
+            found[candidate] = event["speedup"]
     fastest = sorted(found, key=lambda candidate: -found[candidate])[:CANDIDATES]
     return {candidate: found[candidate] for candidate in fastest}
 

@@ -31,10 +31,10 @@ class _Ranked:
     slices: tuple[Slice, ...]
 
 
-_Known = dict[bool, tuple[InputMoments | None, dict[str, _Ranked]]]
-_rankings: WeakKeyDictionary[nn.Module, tuple[object, _Known]] = WeakKeyDictionary()
-"""Dense network → its weights' state, and the groups that were asked for, with and without
-moments."""
+_Known = tuple[object, dict[str, _Ranked]]
+_rankings: WeakKeyDictionary[nn.Module, dict[bool, _Known]] = WeakKeyDictionary()
+"""Dense network → with and without moments: the state of what decides, and the groups that were
+asked for. What is restored from weights has none, between candidates that have them."""
 
 
 def ranking(
@@ -64,14 +64,12 @@ def _ranked(
     dense: nn.Module, example: Tensor, paths: Iterable[str], moments: InputMoments | None
 ) -> dict[str, _Ranked]:
     wanted = list(paths)
-    state = [(value.data_ptr(), value._version) for value in dense.parameters()]
-    known = _rankings.get(dense)
+    state = (moments, [(value.data_ptr(), value._version) for value in dense.parameters()])
+    of_both = _rankings.setdefault(dense, {})
+    known = of_both.get(moments is None)
     if known is None or known[0] != state:
-        known = _rankings[dense] = state, {}
-    # What is restored from weights is ranked without moments, between candidates that have them.
-    asked = known[1].get(moments is None)
-    groups = asked[1] if asked is not None and asked[0] is moments else {}
-    known[1][moments is None] = moments, groups
+        known = of_both[moments is None] = state, {}
+    groups = known[1]
     lacking = cuttable(dense, example, [path for path in wanted if path not in groups])
     for path, group in lacking.items():
         readers = _readers(dense, group, moments or {})

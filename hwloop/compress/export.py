@@ -77,7 +77,7 @@ def _exported(module: nn.Module, example: Tensor) -> tuple[bytes, list[warnings.
     model = onnx.load_from_string(buffer.getvalue())
     copy_shared_weights(model.graph)
     model = onnx.shape_inference.infer_shapes(model)
-    write_padding(model.graph)
+    write_padding(model)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString()), warned
 

@@ -7,17 +7,19 @@ from typing import Any
 
 import onnx
 
+from hwloop.runtimes.graph_shapes import attributes_of, with_shapes
 
-def write_padding(graph: Any) -> None:
+
+def write_padding(model: Any) -> None:
     """In numbers where the exporter says "same": ONNX Runtime refuses that of a dilated kernel."""
-    known = (*graph.input, *graph.value_info)
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in known
-    }
-    for node in graph.node:
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        if node.op_type != "Conv" or not attributes.get("auto_pad", b"").startswith(b"SAME"):
-            continue
+    same = [
+        node
+        for node in model.graph.node
+        if any(item.name == "auto_pad" and item.s.startswith(b"SAME") for item in node.attribute)
+    ]
+    shapes = with_shapes(model)[1] if same else {}
+    for node in same:
+        attributes = attributes_of(node)
         kernel = attributes["kernel_shape"]
         strides, dilations = (
             attributes.get(name) or [1] * len(kernel) for name in ("strides", "dilations")

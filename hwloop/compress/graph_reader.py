@@ -8,14 +8,12 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-import onnx
-
 from hwloop.compress.graph_chains import ALONE, NORMS, Chains
 from hwloop.compress.graph_windows import as_image, rows_and_features, window
 from hwloop.errors import UsageError
 from hwloop.records import LayerConfig
 from hwloop.runtimes.graph import GraphIndex
-from hwloop.runtimes.graph_shapes import with_shapes
+from hwloop.runtimes.graph_shapes import attributes_of, with_shapes
 
 WEIGHTED = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear"}
 OTHER_CHANNELS = ("ConvTranspose", "SpaceToDepth", "LSTM", "GRU", "RNN")
@@ -113,7 +111,7 @@ class GraphReader:
         if node.op_type in ALONE:
             return self._alone(node)
         shape = self.shapes[node.input[0]]
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        attributes = attributes_of(node)
         if self._is_attention(node):
             batch, heads, queries, keys = shape
             width = heads * self.shapes[node.input[1]][3]

@@ -215,9 +215,8 @@ class Figures:
 
         def check(value: Any) -> KeptFinalist:
             kept = KeptFinalist.from_json(value)
-            if (kept.candidate, kept.steps) != (candidate, schedule.steps) or (
-                kept.cycle_steps != schedule.cycle_steps
-            ):
+            recovery = schedule.steps, schedule.cycle_steps
+            if (kept.candidate, kept.steps, kept.cycle_steps) != (candidate, *recovery):
                 raise ValueError("it is of another network or another distillation")
             return kept
 
@@ -250,14 +249,14 @@ class Figures:
 
     def final(self, candidate: Candidate, schedule: Schedule | None) -> FinalFigures | None:
         """A network that ships, by its recovery; None for the dense one."""
-        key = _final_key(candidate, schedule)
+        key = _key(candidate, schedule)
         found: FinalFigures | None = self._scope.get("final", key, FinalFigures.from_json)
         return found
 
     def add_final(
         self, candidate: Candidate, schedule: Schedule | None, found: FinalFigures
     ) -> None:
-        self._scope.add("final", _final_key(candidate, schedule), found)
+        self._scope.add("final", _key(candidate, schedule), found)
 
     def by_hand(self, candidate: Candidate, schedule: Schedule) -> KeptByHand | None:
         """One of the usual settings at the end of a run, by its recovery."""
@@ -282,9 +281,5 @@ def weights_name(candidate: Candidate, schedule: Schedule) -> str:
     return f"{_key(candidate, schedule)[:16]}.safetensors"
 
 
-def _final_key(candidate: Candidate, schedule: Schedule | None) -> str:
-    return digest([candidate, None]) if schedule is None else _key(candidate, schedule)
-
-
-def _key(candidate: Candidate, schedule: Schedule) -> str:
+def _key(candidate: Candidate, schedule: Schedule | None) -> str:
     return digest([candidate, schedule])

@@ -35,6 +35,11 @@ def with_shapes(model: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
     return model, shapes
 
 
+def attributes_of(node: Any) -> dict[str, Any]:
+    """What a node says of itself, by name."""
+    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+
+
 def _seen_shapes(model: Any, known: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Of all values that are not known, in a run of the graph.
 
