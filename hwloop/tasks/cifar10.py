@@ -1,4 +1,4 @@
-"""CIFAR-10 in its binary version: 48,000 training, 2,000 search and 10,000 test images."""
+"""CIFAR-10 in its binary version: 42,000 training, 8,000 search and 10,000 test images."""
 
 from __future__ import annotations
 

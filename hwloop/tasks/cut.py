@@ -13,8 +13,8 @@ SEED = 20
 """Of every cut that is ours: the search images stay those that the bundled network has not seen."""
 
 CLASSES = 10
-SEARCH_COUNT = 2_000
-LARGEST_SHARE = 10  # of a small data set or class, at most one in ten
+SEARCH_COUNT = 8_000
+LARGEST_SHARE = 6  # of a small data set or class, at most one in six
 
 Bytes = NDArray[np.uint8]
 
@@ -32,7 +32,7 @@ def stratified(labels: Bytes, count: int, rng: np.random.Generator) -> NDArray[n
 def search_cut(
     labels: Bytes, rng: np.random.Generator, *, where: Path
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices (search, rest) of a data set of ten classes: 2,000 images, as many of each class.
+    """Indices (search, rest) of a data set of ten classes: 8,000 images, as many of each class.
 
     Args:
         labels: (N,), each below 10.

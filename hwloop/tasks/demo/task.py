@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 
 
 class DemoTask(ClassificationTask):
-    """12,000 training, 8,000 search and 4,000 test images (N, 1, 28, 28) of ten classes."""
+    """12,000 training, 8,000 search and 10,000 test images (N, 1, 28, 28) of ten classes."""
 
     name = "demo"
 
