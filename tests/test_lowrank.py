@@ -103,12 +103,29 @@ def test_a_layer_with_two_names_stays_one() -> None:
     assert network.b is network.a
 
 
-def test_a_layer_of_somebodys_own_fails_the_candidate() -> None:
+def test_a_layer_that_computes_in_its_own_way_fails_the_candidate() -> None:
     class Own(nn.Linear):
-        pass
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
 
-    with pytest.raises(CandidateError, match="0 is a Own, not torch's own"):
+    with pytest.raises(CandidateError, match="0 is a Own and computes in a way of its own"):
         factored(Own(64, 64), torch.randn(2, 64), HALF)
+
+
+@pytest.mark.parametrize("known", [nn.Linear, nn.Conv1d, nn.Conv2d])
+def test_a_class_that_only_makes_a_layer_differently_is_that_layer(known: type) -> None:
+    class Own(known):  # type: ignore[misc]
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels, channels, *(() if known is nn.Linear else (3,)))
+
+    torch.manual_seed(0)
+    layer = Own(64)
+    plain = known(64, 64, *(() if known is nn.Linear else (3,)))
+    plain.load_state_dict(layer.state_dict())
+    example = torch.randn(2, 64, *((5,) * (layer.weight.dim() - 2)))
+    assert torch.equal(
+        factored(layer, example, HALF)(example), factored(plain, example, HALF)(example)
+    )
 
 
 @pytest.mark.parametrize("precision", ["base", "int8"])

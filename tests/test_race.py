@@ -83,6 +83,15 @@ def test_speed_and_chance_are_weighed_against_each_other() -> None:
     assert (entry.trial, entry.steps) == (fast, STEPS)
 
 
+def test_a_lesson_goes_to_what_is_near_and_not_to_what_is_many_times_as_fast() -> None:
+    usual, near, far = trial(0, 3.6, 0.03), trial(1, 2.2, 0.3), trial(2, 0.35, 0.8)
+    found = race(Made({(usual.candidate, STEPS): 0.0045}))
+    found.recover(usual, STEPS)
+    entry = found.next([usual, near, far], left=2)
+    assert entry is not None
+    assert entry.trial == near
+
+
 def test_nothing_slower_than_what_meets_the_goal_is_tried() -> None:
     fast, slow = trial(0, 4.0, 0.05), trial(1, 5.0, 0.001)
     found = race(Made({(fast.candidate, STEPS): 0.005}))

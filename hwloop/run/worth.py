@@ -12,6 +12,10 @@ from hwloop.run.choice import Seen
 from hwloop.search.foresight import Foreseen
 
 MOST_VALUE = 1e6
+MOST_GAIN = math.log(2.0)
+"""In log speed, over the best so far. Of what is many times as fast nothing is known from there:
+its chance is wide and its gain is large, so that recoveries would go to what is hopeless."""
+
 HOPE = -0.5
 """Standard deviations: where only accuracy counts, half of one is hoped for."""
 
@@ -55,7 +59,8 @@ class Worth:
         before_ms = self.baseline_ms if best is None else best.latency_ms
         if latency_ms * (1 + choice.ALIKE) > before_ms:
             return 0.0
-        return math.log(before_ms / latency_ms) * foreseen.chance_within(self.room)
+        gain = min(math.log(before_ms / latency_ms), MOST_GAIN)
+        return gain * foreseen.chance_within(self.room)
 
     def _in_time(self, foreseen: Foreseen, latency_ms: float, best: Seen | None) -> float:
         budget_ms = self.goal.budget_ms(self.baseline_ms) or math.inf

@@ -94,10 +94,8 @@ def _replace(work: Work, path: str, rank_in: Callable[[Any], int]) -> None:
     """One layer by two, under every name that it has.
 
     Raises:
-        CandidateError: it is a class of somebody's own, which may compute something else.
+        CandidateError: it computes something of its own.
     """
-    from torch import nn
-
     from hwloop.compress.training import batch_norms
 
     names = dict(work.module.named_modules(remove_duplicate=False))
@@ -105,8 +103,9 @@ def _replace(work: Work, path: str, rank_in: Callable[[Any], int]) -> None:
     rank = 0 if layer is None else rank_in(layer)  # none, where its block is left out
     if not rank:
         return
-    if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
-        raise CandidateError("compress", f"{path} is a {type(layer).__name__}, not torch's own")
+    if _kind(layer) is None:
+        name = type(layer).__name__
+        raise CandidateError("compress", f"{path} is a {name} and computes in a way of its own")
     known = work.moments or {}
     normed = bool(batch_norms(work.module))
     made = _factored(layer, rank, known.get(path), normed=normed)
@@ -114,6 +113,19 @@ def _replace(work: Work, path: str, rank_in: Callable[[Any], int]) -> None:
         if part is layer:
             parent, _, own = name.rpartition(".")
             setattr(work.module.get_submodule(parent), own, made)
+
+
+def _kind(layer: Any) -> type[nn.Module] | None:
+    """The layer of torch's that it computes as; None where a class of somebody's own does not."""
+    from torch import nn
+
+    computes = ("__call__", "forward", "_conv_forward")
+    for known in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        if isinstance(layer, known):
+            own = type(layer)
+            same = all(getattr(own, n, None) is getattr(known, n, None) for n in computes)
+            return known if same else None
+    return None
 
 
 def _factored(layer: Any, rank: int, moments: Moments | None, *, normed: bool) -> nn.Sequential:
@@ -171,7 +183,7 @@ def _layers(layer: Any, rank: int) -> tuple[Any, Any]:
         return nn.Linear(layer.in_features, rank, bias=False), nn.Linear(
             rank, layer.out_features, bias=bias
         )
-    kind = type(layer)
+    kind: Any = _kind(layer)
     first = kind(
         layer.in_channels,
         rank,
