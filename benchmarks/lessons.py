@@ -1,12 +1,13 @@
 """Would finalists lose less if they were taught otherwise?
 
-    python benchmarks/lessons.py     # after `by_hand.py work demo 0`; 25 minutes
+    python benchmarks/lessons.py     # after `by_hand.py work demo 0`; 50 minutes
 
 Networks that a run of the demo recovered fully are recovered again, twice 300 steps from the same
-refitted weights: as hwloop does it, at half and twice its peak rate, with the features in front of
-the last pooling as a second thing to learn, and on blends of images, whose answers the dense
-network gives. All see the same images in the same order and are scored on the search split, as
-they ship. The test split is not read.
+refitted weights: as hwloop does it, at half and twice its peak rate, at other temperatures, without
+labels, in batches of half the size and twice as many, with the features in front of the last
+pooling as a second thing to learn, and on blends of images, whose answers the dense network gives.
+All see the same images in the same order and are scored on the search split, as they ship. The test
+split is not read.
 """
 
 from __future__ import annotations
@@ -112,14 +113,14 @@ class BlendRecovery(Recovery):
         inputs = (1 - share) * plain.inputs + share * others
         with torch.no_grad():
             answers = self.dense.eval()(inputs)
-        return replace(plain, inputs=inputs, teacher=answers, task=_without_labels(self.task))
+        return replace(
+            plain, inputs=inputs, teacher=answers, task=changed(self.task, label_share=0.0)
+        )
 
 
-def _without_labels(task: Task) -> Task:
-    class Unlabelled(type(task)):  # type: ignore[misc]
-        label_share = 0.0
-
-    found: Task = Unlabelled()
+def changed(task: Task, **attributes: float) -> Task:
+    """The same task with other attributes of its class."""
+    found: Task = type("Changed", (type(task),), attributes)()
     return found
 
 
@@ -141,6 +142,21 @@ def plainly(bench: Bench, rate: float = 1.0) -> tuple[Recovery, Schedule]:
     return bench.evaluator.builder.recovery, replace(schedule, peak_lr=rate * schedule.peak_lr)
 
 
+def with_task(bench: Bench, **attributes: float) -> tuple[Recovery, Schedule]:
+    task = changed(bench.task, **attributes)
+    return Recovery(task, bench.subject.dense, seed=CASE.seed), in_cycles(STEPS, CYCLE)
+
+
+def in_small_batches(bench: Bench) -> tuple[Recovery, Schedule]:
+    plain = in_cycles(STEPS, CYCLE)
+    many = replace(
+        in_cycles(2 * STEPS, 2 * CYCLE),
+        batch_size=plain.batch_size // 2,
+        recalibration_batches=2 * plain.recalibration_batches,
+    )
+    return bench.evaluator.builder.recovery, many
+
+
 def with_features(bench: Bench, candidate: Candidate) -> tuple[Recovery, Schedule]:
     recovery = FeatureRecovery(bench.task, bench.subject.dense, seed=CASE.seed)
     recovery.kept = kept_channels(bench, candidate)
@@ -155,6 +171,10 @@ VARIANTS: dict[str, Variant] = {
     "as it is": lambda bench, candidate: plainly(bench),
     "half the rate": lambda bench, candidate: plainly(bench, 0.5),
     "twice the rate": lambda bench, candidate: plainly(bench, 2.0),
+    "temperature 4": lambda bench, candidate: with_task(bench, temperature=4.0),
+    "temperature 1": lambda bench, candidate: with_task(bench, temperature=1.0),
+    "no labels": lambda bench, candidate: with_task(bench, label_share=0.0),
+    "half the batch, twice the steps": lambda bench, candidate: in_small_batches(bench),
     "features": with_features,
     "blends": with_blends,
 }
