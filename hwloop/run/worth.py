@@ -59,8 +59,9 @@ class Worth:
         before_ms = self.baseline_ms if best is None else best.latency_ms
         if latency_ms * (1 + choice.ALIKE) > before_ms:
             return 0.0
-        gain = min(math.log(before_ms / latency_ms), MOST_GAIN)
-        return gain * foreseen.chance_within(self.room)
+        gain = math.log(before_ms / latency_ms)
+        most = math.inf if best is None else MOST_GAIN
+        return min(gain, most) * foreseen.chance_within(self.room)
 
     def _in_time(self, foreseen: Foreseen, latency_ms: float, best: Seen | None) -> float:
         budget_ms = self.goal.budget_ms(self.baseline_ms) or math.inf
