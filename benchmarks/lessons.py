@@ -38,6 +38,8 @@ NEAR = 0.02
 """Of what lost more after its first recovery nothing can be told at a goal of a point."""
 
 STEPS, CYCLE = 600, 300
+SCHEDULE = in_cycles(STEPS, CYCLE)
+
 SHARES = (0.0, 0.5)
 """Of the second image in a blend, drawn from the first to the last."""
 
@@ -138,21 +140,19 @@ Variant = Callable[[Bench, Candidate], tuple[Recovery, Schedule]]
 
 
 def plainly(bench: Bench, rate: float = 1.0) -> tuple[Recovery, Schedule]:
-    schedule = in_cycles(STEPS, CYCLE)
-    return bench.evaluator.builder.recovery, replace(schedule, peak_lr=rate * schedule.peak_lr)
+    return bench.evaluator.builder.recovery, replace(SCHEDULE, peak_lr=rate * SCHEDULE.peak_lr)
 
 
 def with_task(bench: Bench, **attributes: float) -> tuple[Recovery, Schedule]:
     task = changed(bench.task, **attributes)
-    return Recovery(task, bench.subject.dense, seed=CASE.seed), in_cycles(STEPS, CYCLE)
+    return Recovery(task, bench.subject.dense, seed=CASE.seed), SCHEDULE
 
 
 def in_small_batches(bench: Bench) -> tuple[Recovery, Schedule]:
-    plain = in_cycles(STEPS, CYCLE)
     many = replace(
         in_cycles(2 * STEPS, 2 * CYCLE),
-        batch_size=plain.batch_size // 2,
-        recalibration_batches=2 * plain.recalibration_batches,
+        batch_size=SCHEDULE.batch_size // 2,
+        recalibration_batches=2 * SCHEDULE.recalibration_batches,
     )
     return bench.evaluator.builder.recovery, many
 
@@ -160,11 +160,11 @@ def in_small_batches(bench: Bench) -> tuple[Recovery, Schedule]:
 def with_features(bench: Bench, candidate: Candidate) -> tuple[Recovery, Schedule]:
     recovery = FeatureRecovery(bench.task, bench.subject.dense, seed=CASE.seed)
     recovery.kept = kept_channels(bench, candidate)
-    return recovery, in_cycles(STEPS, CYCLE)
+    return recovery, SCHEDULE
 
 
 def with_blends(bench: Bench, candidate: Candidate) -> tuple[Recovery, Schedule]:
-    return BlendRecovery(bench.task, bench.subject.dense, seed=CASE.seed), in_cycles(STEPS, CYCLE)
+    return BlendRecovery(bench.task, bench.subject.dense, seed=CASE.seed), SCHEDULE
 
 
 VARIANTS: dict[str, Variant] = {

@@ -132,7 +132,7 @@ def test_usual_settings_have_the_split_and_the_steps_of_what_ships(whole: Path) 
         assert found["metric_split"] == "test"
         assert found["recovery_steps"] >= 2
         beaten = found["latency_ms"] >= report["best"]["latency_ms"] * 0.98
-        assert beaten or found["search_drop"] > 0.02 / 2
+        assert beaten or found["search_drop"] > OPTIONS["max_drop"] / 2
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def _replace(work: Work, path: str, rank_in: Callable[[Any], int]) -> None:
     rank = 0 if layer is None else rank_in(layer)  # none, where its block is left out
     if not rank:
         return
-    if _kind(layer) is None:
+    if not _computes_as_torchs(layer):
         name = type(layer).__name__
         raise CandidateError("compress", f"{path} is a {name} and computes in a way of its own")
     known = work.moments or {}
@@ -115,17 +115,16 @@ def _replace(work: Work, path: str, rank_in: Callable[[Any], int]) -> None:
             setattr(work.module.get_submodule(parent), own, made)
 
 
-def _kind(layer: Any) -> type[nn.Module] | None:
-    """The layer of torch's that it computes as; None where a class of somebody's own does not."""
+def _computes_as_torchs(layer: Any) -> bool:
+    """Whether a layer is one of torch's, or of a class that only makes it differently."""
     from torch import nn
 
-    computes = ("__call__", "forward", "_conv_forward")
-    for known in (nn.Linear, nn.Conv1d, nn.Conv2d):
-        if isinstance(layer, known):
-            own = type(layer)
-            same = all(getattr(own, n, None) is getattr(known, n, None) for n in computes)
-            return known if same else None
-    return None
+    own, computing = type(layer), ("__call__", "forward", "_conv_forward")
+    return any(
+        issubclass(own, known)
+        and all(getattr(own, name, None) is getattr(known, name, None) for name in computing)
+        for known in (nn.Linear, nn.Conv1d, nn.Conv2d)
+    )
 
 
 def _factored(layer: Any, rank: int, moments: Moments | None, *, normed: bool) -> nn.Sequential:
@@ -183,7 +182,7 @@ def _layers(layer: Any, rank: int) -> tuple[Any, Any]:
         return nn.Linear(layer.in_features, rank, bias=False), nn.Linear(
             rank, layer.out_features, bias=bias
         )
-    kind: Any = _kind(layer)
+    kind: Any = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
     first = kind(
         layer.in_channels,
         rank,

@@ -12,7 +12,6 @@ from torch import Tensor
 from hwloop.tasks.cut import Bytes
 
 MEAN, STD = 0.2860, 0.3530
-TRAIN_COUNT = 12_000  # of the images that the network was trained on, as many as a wheel can bear
 IDX_HEADER_BYTES = {"images": 16, "labels": 8}
 
 
