@@ -25,7 +25,7 @@ SERVER = """
 import os, sys, traceback
 sys.path.insert(0, sys.argv[1])
 import hwloop.search.agent, hwloop.api, hwloop.run.calibrate, hwloop.run.rounds, torch._dynamo
-hwloop.run.rounds.ROUND = 3  # a full recovery every few candidates, so that kills meet them
+hwloop.run.rounds.ROUNDS = (3,)  # a full recovery every few candidates, so that kills meet them
 hwloop.run.calibrate.CALIBRATION_NETWORKS = 4
 print("imported", flush=True)
 for run in sys.stdin:

@@ -21,6 +21,7 @@ from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
 from hwloop.run import evaluate, rounds
 from hwloop.run.result import BY_HAND
+from hwloop.run.rounds import Rounds
 from hwloop.run.usual import FIRST_LESSONS
 from hwloop.run.work import Work
 from hwloop.search import methods
@@ -41,7 +42,7 @@ OPTIONS: dict[str, Any] = {
 @pytest.fixture(autouse=True, scope="module")
 def short_rounds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "ROUND", 2)
+        patch.setattr(rounds, "ROUNDS", (2,))
         yield
 
 
@@ -99,7 +100,7 @@ def test_the_first_round_is_taught_by_two_usual_settings_and_the_others_follow_i
     searched = kinds.index("trial", usual)
     assert kinds[usual:searched] == ["finalist"] * FIRST_LESSONS
     recovered = kinds.index("finalist", searched)
-    assert kinds[searched:recovered] == ["trial"] * rounds.ROUND
+    assert kinds[searched:recovered] == ["trial"] * rounds.ROUNDS[0]
     others = usual - FIRST_LESSONS
     assert kinds[recovered : recovered + others] == ["finalist"] * others
 
@@ -262,3 +263,19 @@ def test_a_run_whose_time_is_up_repeats_what_it_decided(
     assert decisions(run) == before
     assert again["comparisons"] == first["comparisons"]
     assert again["best"]["actions"] == first["best"]["actions"]
+
+
+def test_few_are_asked_for_before_the_next_recovery_once_much_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[int] = []
+
+    def noted(self: Rounds) -> None:
+        taught.append(self.trials.searched)
+
+    monkeypatch.setattr(rounds, "ROUNDS", (2, 1))
+    monkeypatch.setattr(Rounds, "_teach", noted)
+    optimized(tmp_path / "run", evaluations=6)
+    assert taught == [2, 3, 5, 6]
+    counts = range(8)
+    assert [rounds.rounds_in(count) for count in counts] == [0, 0, 1, 2, 2, 3, 4, 4]

@@ -24,7 +24,7 @@ from hwloop.run import calibrate, sensitivity
 from hwloop.run import table_check as tables
 from hwloop.run.evaluate import LOOP_SAMPLES
 from hwloop.run.result import tried_by_hand
-from hwloop.run.rounds import ROUND
+from hwloop.run.rounds import rounds_in
 from hwloop.run.settings import Settings
 from hwloop.task import Task
 from hwloop.tasks.splits import spread
@@ -139,7 +139,7 @@ def seconds_left(
 
     by_hand = len(tried_by_hand(found.rules.precisions))
     total = settings.evaluations + by_hand
-    rounds = settings.evaluations // ROUND
+    rounds = rounds_in(settings.evaluations)
     trials = left("trials", total)
     after = settings.finalists if settings.finish_s is None else 0
     finalists = left("finalists", by_hand + rounds + after)

@@ -23,10 +23,6 @@ from hwloop.run.race import MOST_RUNGS, Race
 from hwloop.run.result import USUAL
 from hwloop.search.problem import PredictMs
 
-UNSPENT = 0.5
-"""Of the goal. While the best leaves more of it, faster ones are worth half as many recoveries
-again."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Finalist:
@@ -43,8 +39,7 @@ class Finals:
     Attributes:
         predict_ms: says what a finalist's changes gain.
         contenders: whose latencies are taken again first.
-        count: full recoveries that it may spend; each rung of a candidate is one. Half as many more
-            where the goal is hardly touched.
+        count: full recoveries that it may spend; each rung of a candidate is one.
         clock: where the time decides instead, however many those are.
     """
 
@@ -83,7 +78,7 @@ class Finals:
     def _recover(self, trials: Sequence[Trial]) -> None:
         spent, done = 0, 0
         while self.clock is None or self.clock.allows(done):
-            left = self._left(trials, spent) if self.clock is None else self.race.rungs
+            left = self.count - spent if self.clock is None else self.race.rungs
             entry = self.race.next(trials, left=left)
             if entry is None:
                 return
@@ -95,13 +90,6 @@ class Finals:
             spent, done = spent + (0 if free else 1), done + 1
             if self.clock is not None:
                 self.clock.keep(done)
-
-    def _left(self, trials: Sequence[Trial], spent: int) -> int:
-        """Recoveries that may still be spent."""
-        goal = self.goal.max_drop
-        best = choice.best(self.seen(trials), self.goal, baseline_ms=self.baseline_ms)
-        touched = best is not None and (not goal or best.drop >= (1 - UNSPENT) * goal)
-        return self.count - spent if touched else self.count + self.count // 2 - spent
 
     @property
     def baseline_ms(self) -> float:

@@ -8,6 +8,7 @@ decides the same again, also where a limit on the time had ended it.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,11 +32,19 @@ from hwloop.search.problem import (
 )
 from hwloop.search.reward import Reward
 
-ROUND = 16
-"""Candidates that a method asks for before the next full recovery."""
+ROUNDS = (16, 16, 4, 4, 4, 4)
+"""Candidates that a method asks for before each full recovery, over and over: many while little is
+known of where the goal lies, then few, so that what the last recoveries taught finds candidates in
+the gap between the best that is within the goal and the next that is not."""
 
 SCALE = 5.0
 """A reward of one is lost with so many goals: a tenth of it is half the goal, and fades speed."""
+
+
+def rounds_in(evaluations: int) -> int:
+    """How many rounds so many evaluations fill, each with a full recovery."""
+    ends = itertools.accumulate(itertools.cycle(ROUNDS))
+    return sum(1 for _ in itertools.takewhile(lambda end: end <= evaluations, ends))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,23 +76,21 @@ class Rounds:
         work.stage("search")
         self._asked.update(self.usual.asked)
         reward = Reward(kind=settings.reward, lam=settings.lam)
-        is_first = True
-        while True:
+        for number, size in enumerate(itertools.cycle(ROUNDS)):
             before = len(self._asked)
             problem = self._problem()
             METHODS[settings.agent](
                 problem,
                 self._scorer(problem.predict_ms),
-                evaluations=len(problem.known) + ROUND,
+                evaluations=len(problem.known) + size,
                 seed=settings.seed,
                 reward=reward,
             )
-            enough = len(self._asked) >= before + ROUND
+            enough = len(self._asked) >= before + size
             if enough:
                 self._teach()
-            if (is_first and not self.usual.finish()) or not enough:
+            if (number == 0 and not self.usual.finish()) or not enough:
                 return
-            is_first = False
             work.progress.stage("search")
 
     def _teach(self) -> None:

@@ -110,7 +110,7 @@ class _Anchored:
         if knows:
             self._refit()
         fresh = self.ledger.evaluations - len(self.ledger.scores)
-        allowed = max(2, int(fresh * self.settings.seed_share))
+        allowed = max(1, int(fresh * self.settings.seed_share))
         seeds = [choices for choices in self._seeds() if choices not in self.ledger.scores]
         for choices in seeds[:allowed]:
             self.ledger.evaluate(choices, "seed")
