@@ -96,7 +96,7 @@ def test_the_command_that_goes_on_finishes_the_run(
     said = inside(capsys, "report", RUN)
     assert said.code == 0, said.err
     first, best, last = said.out.splitlines()
-    assert first == "not finished: search, 5 of 9 candidates evaluated (0 failed)"
+    assert first == "not finished: search, 5 of 8 candidates evaluated (0 failed)"
     assert best.startswith("best ")
     done = typed(capsys, last.removeprefix("go on: "))
     assert done.code in (0, 3), done.err
@@ -116,7 +116,7 @@ def test_it_is_the_same_typed_elsewhere_and_so_is_what_computes_the_figure_again
     found = json.loads(inside(capsys, "report", run, "--json").out)
     assert found.pop("best").startswith("best ")
     command = found.pop("command")
-    counts = {"evaluations": 5, "of": 9, "failed": 0}
+    counts = {"evaluations": 5, "of": 8, "failed": 0}
     assert found == {"finished": False, "stage": "search", **counts}
     monkeypatch.chdir("/")  # where neither the run nor the report was typed
     assert typed(capsys, command).code in (0, 3)

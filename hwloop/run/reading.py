@@ -30,7 +30,7 @@ from hwloop.run.beside import DISTURBANCE
 from hwloop.run.folder import RunFolder
 from hwloop.run.front import described
 from hwloop.run.memory import Figures, Notes
-from hwloop.run.result import BY_HAND
+from hwloop.run.result import BY_HAND, USUAL
 from hwloop.run.settings import Settings
 
 _TEXT = a_text(100_000, ANY_TEXT)
@@ -183,6 +183,9 @@ def unfinished(
         trials = notes.trials()
         baseline, best = figures.baseline_latency(), notes.best_so_far()
     found.update(evaluations=len(trials), failed=sum(trial.outcome is None for trial in trials))
+    usual = sum(trial.source == USUAL for trial in trials)
+    if usual < len(trials):  # all of them come first: how many a target has is known by now
+        found["of"] = settings.evaluations + usual
     if baseline is not None:
         simulated = any(t.outcome and t.outcome.latency_source.mark for t in trials)
         mark = " (simulated)" if simulated else ""

@@ -41,6 +41,8 @@ class Trials:
         for number, trial in enumerate(self._known.values()):
             self._check(number, trial)
         self._leader = work.notes.best_so_far()
+        usual = tried_by_hand(evaluator.subject.rules.precisions).values()
+        self._usual = len({usual_candidate(evaluator.subject, each).digest() for each in usual})
 
     def _check(self, number: int, trial: Trial) -> None:
         """A stored trial is about this network and this menu, and none is missing.
@@ -129,9 +131,7 @@ class Trials:
         work.clock.keep()
         if trial.outcome is not None:
             self._offer_trial(trial, built)
-        total = work.settings.evaluations + len(
-            tried_by_hand(self.evaluator.subject.rules.precisions)
-        )
+        total = work.settings.evaluations + self._usual
         work.progress.advance(len(self._known), total, self.best_so_far())
         return trial
 
