@@ -105,7 +105,7 @@ def test_it_goes_on_after_ctrl_c_and_tells_how_far_it_is(run: Path, capsys: Caps
 
     said = inside(capsys, "report", run)
     assert said.code == 0
-    assert "not finished: search, 9 of 11 candidates evaluated" in said.out
+    assert "not finished: search, 9 of 10 candidates evaluated" in said.out
     assert "--evaluations 6" in said.out
     assert hwloop.load(run, task=MINI)(torch.zeros(1, 1, 8, 8)).shape == (1, 4)
 
