@@ -29,6 +29,9 @@ class Trials:
     Args:
         best: keeps it.
 
+    Attributes:
+        usual: the usual settings on the network, by name; the dense one where one comes to nothing.
+
     Raises:
         UsageError: a stored trial is not of this run.
     """
@@ -41,8 +44,7 @@ class Trials:
         for number, trial in enumerate(self._known.values()):
             self._check(number, trial)
         self._leader = work.notes.best_so_far()
-        usual = tried_by_hand(evaluator.subject.rules.precisions).values()
-        self._usual = len({usual_candidate(evaluator.subject, each).digest() for each in usual})
+        self.usual = _usual_candidates(evaluator.subject)
 
     def _check(self, number: int, trial: Trial) -> None:
         """A stored trial is about this network and this menu, and none is missing.
@@ -69,12 +71,12 @@ class Trials:
 
     def by_hand(self) -> dict[str, Trial]:
         """Trials of the usual settings by name, each network once and never the dense one."""
-        subject = self.evaluator.subject
+        dense = self.evaluator.subject.dense_candidate
         found: dict[str, Trial] = {}
-        for name, usual in tried_by_hand(subject.rules.precisions).items():
-            trial = self.find(usual_candidate(subject, usual))
+        for name, candidate in self.usual.items():
+            trial = self.find(candidate)
             # Where a recipe has no legal action anywhere, it is the dense network under its name.
-            if trial is None or trial.candidate == subject.dense_candidate:
+            if trial is None or trial.candidate == dense:
                 continue
             if all(trial.candidate != other.candidate for other in found.values()):
                 found[name] = trial
@@ -131,7 +133,7 @@ class Trials:
         work.clock.keep()
         if trial.outcome is not None:
             self._offer_trial(trial, built)
-        total = work.settings.evaluations + self._usual
+        total = work.settings.evaluations + len(set(self.usual.values()))
         work.progress.advance(len(self._known), total, self.best_so_far())
         return trial
 
@@ -173,8 +175,12 @@ class Trials:
         )
 
 
-def usual_candidate(subject: Subject, usual: Usual) -> Candidate:
-    """One of the usual settings on a network; the dense one where it comes to nothing."""
+def _usual_candidates(subject: Subject) -> dict[str, Candidate]:
+    tried = tried_by_hand(subject.rules.precisions)
+    return {name: _usual_candidate(subject, usual) for name, usual in tried.items()}
+
+
+def _usual_candidate(subject: Subject, usual: Usual) -> Candidate:
     if usual.without_every:
         return subject.shallow(usual.action, every=usual.without_every)
     return subject.uniform(usual.action)

@@ -16,7 +16,7 @@ from hwloop.run import choice
 from hwloop.run.front import outcome_of
 from hwloop.run.race import Race
 from hwloop.run.result import BY_HAND_IN_FP8, USUAL, tried_by_hand
-from hwloop.run.trials import Trials, usual_candidate
+from hwloop.run.trials import Trials
 from hwloop.search.problem import BudgetSpent, Choices
 
 FIRST_LESSONS = 2
@@ -43,8 +43,8 @@ class UsualSettings:
         self.trials.work.stage("usual settings")
         subject = self.trials.evaluator.subject
         try:
-            for usual in tried_by_hand(subject.rules.precisions).values():
-                choices = subject.choices(usual_candidate(subject, usual))
+            for candidate in self.trials.usual.values():
+                choices = subject.choices(candidate)
                 self.asked[choices] = self.trials.evaluate(choices, USUAL)
         except BudgetSpent:
             return False
