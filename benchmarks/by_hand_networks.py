@@ -38,7 +38,7 @@ class Trained:
     network: nn.Module
     task: Task
     max_drop: float = 0.01
-    steps: int = 300
+    steps: int = 600
     shipped: str | None = None
     target: str = "cpu"
 
@@ -197,7 +197,7 @@ def _demo(folder: Path) -> Trained:
 
 def _resnet(folder: Path) -> Trained:
     trained = _trained(resnet, Fashion(64), folder, epochs=4)
-    return replace(trained, steps=100)  # of three seconds each on two cores
+    return replace(trained, steps=200)  # of over a second each on two cores
 
 
 def _vit(folder: Path) -> Trained:

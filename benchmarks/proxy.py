@@ -37,7 +37,7 @@ BANDS = ((1.6, 1.75), (1.75, 1.9), (1.9, 2.05), (2.05, 2.3))
 """Of predicted speedup. On a CPU whose INT8 pays less, or more, they hold other candidates."""
 
 PER_BAND = 10
-FULL_STEPS = 300
+FULL_STEPS = 600
 SEARCH_SAMPLES = 2000
 UNIT = 0.01
 LESSONS = 8
@@ -48,7 +48,7 @@ SHORT = {
     "cut, renewed norms": (RECALIBRATED, False),
     "refitted": (NO_RECOVERY, True),
     "refitted, renewed norms": (RECALIBRATED, True),
-    "refitted, 20 steps": (Schedule(steps=20), True),
+    "refitted, 40 steps": (Schedule(steps=40), True),
 }
 """Recovery, and whether the layers that read a cut are refitted."""
 

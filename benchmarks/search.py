@@ -36,7 +36,7 @@ RIVALS = ("dqn", "random", "dqn-vanilla", "planner", "greedy", "uniform")
 MAX_DROP = 0.02
 MIN_SPEEDUP = 2.6
 GOALS = ("drop",)
-RECALIBRATION = Schedule(steps=0, recalibration_batches=4)
+RECALIBRATION = Schedule(steps=0, recalibration_batches=8)
 
 
 def limits(goal: str, baseline_ms: float) -> dict[str, float]:
@@ -114,7 +114,7 @@ def report() -> None:
         "max_drop": MAX_DROP,
         "min_speedup": MIN_SPEEDUP,
         "latency_source": "table",
-        "recovery": "batch-norm recalibration, 4 batches of 128",
+        "recovery": "batch-norm recalibration, 8 batches of 64",
         "goals": goals,
         "curves": {key: run["curve"] for key, run in runs.items()},
     }

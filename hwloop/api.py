@@ -63,7 +63,7 @@ def optimize(
     table: str | Path | None = None,
     loop_steps: int | None = None,
     finalists: int = 8,
-    final_steps: int = 300,
+    final_steps: int = 600,
     finish_s: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -89,9 +89,10 @@ def optimize(
         time_limit_s: end the search after so many seconds; the finals come on top.
         table: file of a latency table to use and extend, instead of the run's own.
         loop_steps: distillation of each candidate of the search; None for as many as rank
-            candidates best for their time: none where there are batch norms to renew, else 20.
-        final_steps: of a full distillation. The usual settings get one, a candidate of each round
-            of the search, and what the finals pick; a second one goes on from the first.
+            candidates best for their time: none where there are batch norms to renew, else 40.
+        final_steps: gradient steps of a full distillation, of 64 samples each. The usual settings
+            get one, a candidate of each round of the search, and what the finals pick; a second
+            and a third one go on from it.
         finalists: full distillations after the search.
         finish_s: go on with them for so many seconds instead, up to nine times final_steps each,
             as long as that is expected to gain.

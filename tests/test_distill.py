@@ -127,8 +127,8 @@ def test_the_teacher_sees_each_batch_once(
         recovery.recover(damaged(recovery.dense), in_cycles(steps, 4))
     # The copies carry the hook too: they account for what is left.
     students = 4 + 8 + 3 * RECALIBRATED.recalibration_batches
-    # Of 256 samples, and of few to see what suits it, how much it says, and which layers it shares.
-    assert len(calls) - students == 2 + 3
+    # Of 256 samples by 64, and of few: what suits it, how much it says, which layers it shares.
+    assert len(calls) - students == 4 + 3
 
 
 def noisy(split: TensorSplit) -> TensorSplit:

@@ -81,12 +81,17 @@ def main() -> None:
 @click.option(
     "--loop-steps",
     type=int,
-    help="Distillation per candidate; unless given 0, and 20 without batch norms.",
+    help="Distillation per candidate; unless given 0, and 40 without batch norms.",
 )
 @click.option(
     "--finalists", default=8, show_default=True, help="Full distillations after the search."
 )
-@click.option("--final-steps", default=300, show_default=True, help="Distillation per finalist.")
+@click.option(
+    "--final-steps",
+    default=600,
+    show_default=True,
+    help="Distillation per finalist: gradient steps, of 64 samples each.",
+)
 @click.option(
     "--finish", type=Duration(), help="Distill finalists for 10m instead, while it gains."
 )

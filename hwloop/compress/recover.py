@@ -25,7 +25,7 @@ from hwloop.tasks.splits import seeded
 SHARED_INPUTS = 2
 """A network is run on so many to see which of its layers are shared."""
 
-SHORT_STEPS = 20
+SHORT_STEPS = 40
 """Of a candidate in the search, where no batch norms can be renewed."""
 
 
@@ -36,8 +36,9 @@ RECALIBRATED = Schedule(steps=0)
 def short_recovery(module: nn.Module, steps: int | None) -> Schedule:
     """The recovery of candidates in the search: so many steps, or what ranks best for its time.
 
-    Renewed batch norms rank candidates at least as well as twenty steps, in a quarter of the time
-    (benchmarks/proxy.py); without any, nothing but steps gives a cut network its scale back.
+    Renewed batch norms rank candidates at least as well as forty steps, in a quarter of the time
+    (benchmarks/proxy.py, with twenty of twice as many samples); without any, nothing but steps
+    gives a cut network its scale back.
     """
     if steps is None:
         steps = 0 if batch_norms(module) else SHORT_STEPS

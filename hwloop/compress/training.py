@@ -49,8 +49,8 @@ class Schedule:
 
     steps: int
     peak_lr: float = 0.05
-    batch_size: int = 128
-    recalibration_batches: int = 8
+    batch_size: int = 64
+    recalibration_batches: int = 16
     weight_decay: float = 1e-4
     warmup_share: float = 0.2
     cycle_steps: int | None = None

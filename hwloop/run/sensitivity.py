@@ -22,7 +22,7 @@ from hwloop.tasks.divergence import divergence
 from hwloop.tasks.score import ScoredSplit, torch_run
 
 PROBE_SAMPLES = 500
-PROBE_SCHEDULE = Schedule(steps=0, recalibration_batches=3)
+PROBE_SCHEDULE = Schedule(steps=0, recalibration_batches=6)
 HOPELESS = 2.0
 """Damage of an action whose probe failed, in that of the worst one that did not; whatever the unit
 of the metric is."""

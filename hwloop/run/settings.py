@@ -18,7 +18,7 @@ class Settings:
         reward, lam: goal, or linear with its weight of the latency.
         evaluations: distinct candidates to evaluate.
         time_limit_s: the search ends after this many seconds; finals come on top.
-        loop_steps: distillation steps of each candidate in the search; None for as many as rank
+        loop_steps: gradient steps of each candidate in the search; None for as many as rank
             candidates best for their time.
         finalists, final_steps: full distillations after the search, and their steps; a candidate
             may have several, each of which goes on from the one before.
@@ -42,5 +42,5 @@ class Settings:
     table: str | None = None
     loop_steps: int | None = None
     finalists: int = 8
-    final_steps: int = 300
+    final_steps: int = 600
     finish_s: float | None = None
