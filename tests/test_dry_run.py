@@ -18,6 +18,7 @@ from test_identity import StopsAt, snapshot
 from tiny import HERE, MINI, START, Said, environment, inside
 
 import hwloop
+from hwloop.run.result import BY_HAND
 
 Capsys = pytest.CaptureFixture[str]
 SMALL = ("--evaluations", "2", "--loop-steps", "1", "--final-steps", "2", "--finalists", "1")
@@ -163,6 +164,17 @@ def test_missing_rows_are_counted(project: Path, capsys: Capsys) -> None:
     assert rows("--target", "fake", "--table", "rows.sqlite") == (total, 0)
     assert rows("--target", "cpu", "--table", "rows.sqlite")[1] > 0
     assert not (project / "none.sqlite").exists()
+
+
+def test_usual_settings_that_come_to_the_same_network_are_counted_once(
+    project: Path, capsys: Capsys
+) -> None:
+    found = plan(capsys, *WITH_TABLE, "--target", "fake", "--run", "finished")
+    match = re.fullmatch(r"(\d+) and (\d+) usual settings, (\d+) done", found["evaluations"])
+    assert match is not None, found["evaluations"]
+    searched, usual, done = map(int, match.groups())
+    assert searched + usual == done
+    assert 0 < usual < len(BY_HAND)  # of a network without blocks, as none can be left out
 
 
 def test_homes_and_ssh_are_left_alone(project: Path, tmp_path: Path) -> None:

@@ -140,15 +140,26 @@ def test_what_failed_or_had_the_longest_recovery_is_not_tried_again() -> None:
 
 def test_the_search_is_told_what_was_found_or_else_what_is_foreseen() -> None:
     known, other, failed = trial(0, 4.0, 0.4), trial(1, 4.0, 0.4), trial(2, 4.0, None)
-    found = race(Made({(known.candidate, STEPS): 0.03}), rungs=1)
+    found = race(Made({(known.candidate, STEPS): 0.1}), rungs=1)
     before = found.score(other).metric_drop
     found.recover(known, STEPS)
-    assert found.score(known).metric_drop == 0.03
+    assert found.score(known).metric_drop == 0.1
     after = found.score(other).metric_drop
     assert before is not None
     assert after is not None
     assert 0 < before < after < 0.4
     assert found.score(failed).failed == "made to fail"
+
+
+def test_the_search_is_told_with_caution_of_what_is_far_from_all_that_was_recovered() -> None:
+    usual, near, far = trial(0, 2.6, 0.18), trial(1, 2.2, 0.2), trial(2, 0.48, 0.83)
+    found = race(Made({(usual.candidate, STEPS): 0.0018}))
+    found.recover(usual, STEPS)
+    told = [found.score(each).metric_drop for each in (near, far)]
+    assert found.limit is not None
+    assert told[0] is not None
+    assert told[1] is not None
+    assert told[0] < found.limit < told[1]
 
 
 def test_the_search_is_told_of_the_longest_recovery_that_may_ship() -> None:

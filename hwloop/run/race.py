@@ -155,13 +155,15 @@ class Race:
         """A trial as the search is told of it: with the drop that a long recovery may leave.
 
         That is what ships when it is worth its time; told of a shorter one, a search would stop at
-        candidates that a longer one leaves far within the goal.
+        candidates that a longer one leaves far within the goal. What is far from all that was
+        recovered is told by what it may lose as well: told of the median alone, a search whose
+        first lesson went well goes where nothing is left of a network.
         """
         if trial.outcome is None:
             return Score(metric_drop=None, latency_ms=None, failed=trial.reason)
         found = self.of(trial)
         if found is None:
-            drop = self._foreseen(trial, self._aimed_steps).drop
+            drop = self._foreseen(trial, self._aimed_steps).cautious
         else:
             drop = self._in_the_end(found)
         return Score(metric_drop=drop, latency_ms=trial.outcome.latency_ms)

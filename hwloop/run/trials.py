@@ -44,7 +44,7 @@ class Trials:
         for number, trial in enumerate(self._known.values()):
             self._check(number, trial)
         self._leader = work.notes.best_so_far()
-        self.usual = _usual_candidates(evaluator.subject)
+        self.usual = usual_candidates(evaluator.subject)
 
     def _check(self, number: int, trial: Trial) -> None:
         """A stored trial is about this network and this menu, and none is missing.
@@ -175,7 +175,8 @@ class Trials:
         )
 
 
-def _usual_candidates(subject: Subject) -> dict[str, Candidate]:
+def usual_candidates(subject: Subject) -> dict[str, Candidate]:
+    """The usual settings on a network, by name; two of them may come to the same."""
     tried = tried_by_hand(subject.rules.precisions)
     return {name: _usual_candidate(subject, usual) for name, usual in tried.items()}
 

@@ -58,11 +58,13 @@ class Foreseen:
 
     Attributes:
         middle, sd: of the squashed drop.
+        doubt: standard deviation of the middle itself: what lessons leave unknown, at most ``sd``.
         unit: what counts as one, in the metric's unit.
     """
 
     middle: float
     sd: float
+    doubt: float
     unit: float
 
     @property
@@ -70,9 +72,16 @@ class Foreseen:
         """The median, in the metric's unit."""
         return self.at(0.0)
 
+    @property
+    def cautious(self) -> float:
+        """A standard deviation above the median, by what few or far lessons leave unknown of it."""
+        return self._unsquashed(self.middle + self.doubt)
+
     def at(self, deviations: float) -> float:
         """A quantile: so many standard deviations above the median, in the metric's unit."""
-        squashed = self.middle + deviations * self.sd
+        return self._unsquashed(self.middle + deviations * self.sd)
+
+    def _unsquashed(self, squashed: float) -> float:
         return self.unit * math.sinh(min(max(squashed, -FARTHEST), FARTHEST))
 
     def chance_within(self, limit: float) -> float:
@@ -108,8 +117,13 @@ class Foresight:
         """
         weights, covariance, noise = self._posterior
         row = self._row(short_drop, speedup, steps)
-        variance = noise**2 + float(row @ covariance @ row)
-        return Foreseen(middle=float(row @ weights), sd=math.sqrt(variance), unit=self.unit)
+        unknown = float(row @ covariance @ row)
+        return Foreseen(
+            middle=float(row @ weights),
+            sd=math.sqrt(noise**2 + unknown),
+            doubt=math.sqrt(unknown),
+            unit=self.unit,
+        )
 
     def longer(self, drop: float, *, steps_before: int, steps: int) -> Foreseen:
         """What is expected of a longer recovery of a candidate that had one already.
@@ -118,9 +132,13 @@ class Foresight:
         """
         weights, covariance, noise = self._posterior
         octaves = math.log2(max(steps, 1) / max(steps_before, 1))
-        variance = noise**2 / 2 + float(covariance[3, 3]) * octaves**2
-        middle = self._squashed(drop) + float(weights[3]) * octaves
-        return Foreseen(middle=middle, sd=math.sqrt(variance), unit=self.unit)
+        unknown = float(covariance[3, 3]) * octaves**2
+        return Foreseen(
+            middle=self._squashed(drop) + float(weights[3]) * octaves,
+            sd=math.sqrt(noise**2 / 2 + unknown),
+            doubt=math.sqrt(unknown),
+            unit=self.unit,
+        )
 
     @cached_property
     def _posterior(self) -> tuple[Array, Array, float]:
