@@ -36,7 +36,7 @@ from hwloop.run.evaluate import Evaluator
 from hwloop.run.finalists import Finals
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures
-from hwloop.run.race import RUNGS, Race
+from hwloop.run.race import FINAL_RUNGS, Race
 from hwloop.run.scoring import Scored
 
 GROUPS = 3
@@ -347,7 +347,7 @@ def test_a_candidate_of_the_search_ships_when_every_finalist_misses(tmp_path: Pa
     assert shipped.seen.steps == world.loop_schedule.steps
     assert {item.steps for item in finals.seen(trials)} <= {
         20,
-        *(rung * FINAL_STEPS for rung in range(1, RUNGS + 1)),
+        *(rung * FINAL_STEPS for rung in range(1, FINAL_RUNGS + 1)),
     }
 
 

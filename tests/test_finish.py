@@ -15,7 +15,7 @@ from hwloop.errors import ExitCode
 from hwloop.measure.store import Store
 from hwloop.run.clock import FinalsClock
 from hwloop.run.memory import Notes
-from hwloop.run.race import MOST_RUNGS, RUNGS
+from hwloop.run.race import FINAL_RUNGS, MOST_RUNGS
 
 OPTIONS: dict[str, Any] = {
     "task": MINI,
@@ -56,17 +56,18 @@ def test_time_is_counted_over_all_processes_and_what_was_decided_costs_none(
 
 def test_more_rungs_are_there_where_time_decides() -> None:
     close = trial(0, 4.0, 0.05)
-    drops = {(close.candidate, rung * STEPS): 0.014 - rung * 0.001 for rung in range(1, RUNGS + 1)}
-    for rungs in (RUNGS, MOST_RUNGS):
-        found = race(Made(drops), rungs=rungs)
-        for rung in range(1, RUNGS + 1):
-            found.recover(close, rung * STEPS)
+    steps = [rung * STEPS for rung in range(1, FINAL_RUNGS + 1)]
+    made = Made({(close.candidate, each): 0.014 - each / STEPS * 0.001 for each in steps})
+    for rungs in (FINAL_RUNGS, MOST_RUNGS):
+        found = race(made, rungs=rungs)
+        for each in steps:
+            found.recover(close, each)
         entry = found.next([close], left=rungs)
-        if rungs == RUNGS:
+        if rungs == FINAL_RUNGS:
             assert entry is None
         else:
             assert entry is not None
-            assert entry.steps == (RUNGS + 1) * STEPS
+            assert entry.steps == (FINAL_RUNGS + 1) * STEPS
 
 
 def test_the_finals_end_with_the_time_and_a_finished_run_does_nothing_more(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hwloop.measure.trial import Trial, TrialState
 from hwloop.records import Action, Candidate, Goal
 from hwloop.run.choice import Seen
 from hwloop.run.front import is_faster
-from hwloop.run.race import MOST_RUNGS, RUNGS, Race
+from hwloop.run.race import FINAL_RUNGS, MOST_RUNGS, RUNGS, Race
 from hwloop.search.problem import PredictMs
 
 BASELINE_MS = 10.0
@@ -71,7 +71,7 @@ class Made:
         return None
 
 
-def race(made: Made, goal: Goal = GOAL, *, rungs: int = RUNGS) -> Race:
+def race(made: Made, goal: Goal = GOAL, *, rungs: int = FINAL_RUNGS) -> Race:
     distiller: Any = made
     return Race(distiller=distiller, goal=goal, baseline_ms=BASELINE_MS, rungs=rungs)
 
@@ -132,9 +132,9 @@ def test_what_missed_closely_goes_on_from_where_it_is() -> None:
 
 def test_what_failed_or_had_the_longest_recovery_is_not_tried_again() -> None:
     fails, done = trial(0, 4.0, 0.05), trial(1, 4.5, 0.05)
-    found = race(Made({(done.candidate, RUNGS * STEPS): 0.02}))
+    found = race(Made({(done.candidate, FINAL_RUNGS * STEPS): 0.02}))
     assert found.recover(fails, STEPS) is None
-    found.recover(done, RUNGS * STEPS)
+    found.recover(done, FINAL_RUNGS * STEPS)
     assert found.next([fails, done, trial(2, 3.0, None)], left=5) is None
 
 

@@ -24,9 +24,9 @@ from hwloop.run.worth import Entry, Worth
 from hwloop.search.foresight import Foreseen, Foresight, Lesson, unit_of
 from hwloop.search.problem import PredictMs, Score
 
-RUNGS, MOST_RUNGS = 3, 9
-"""Full recoveries of one candidate, each of which goes on from the one before; and where time
-decides. The first are what the search aims at."""
+RUNGS, FINAL_RUNGS, MOST_RUNGS = 2, 3, 9
+"""Full recoveries of one candidate, each of which goes on from the one before: what the search aims
+at, what finals may spend, and what where the time decides."""
 
 LEAST_VALUE = 0.001
 """A recovery is worth its time from this expected gain in log speed on, per rung."""
@@ -55,7 +55,7 @@ class Race:
     distiller: Distiller
     goal: Goal
     baseline_ms: float
-    rungs: int = RUNGS
+    rungs: int = FINAL_RUNGS
     on_recovered: OnRecovered = lambda seen, build: None
     _recovered: dict[Candidate, Seen] = field(default_factory=dict)
     _lessons: list[Lesson] = field(default_factory=list)

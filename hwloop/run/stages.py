@@ -33,7 +33,7 @@ from hwloop.run.finalists import Finals
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures, Notes
 from hwloop.run.paying import NOISE, Paying, paying
-from hwloop.run.race import MOST_RUNGS, RUNGS, Race
+from hwloop.run.race import FINAL_RUNGS, MOST_RUNGS, Race
 from hwloop.run.result import Result
 from hwloop.run.rounds import Rounds
 from hwloop.run.settings import Settings
@@ -166,7 +166,7 @@ def _race(trials: Trials) -> Race:
         distiller=distiller,
         goal=settings.goal,
         baseline_ms=evaluator.baseline.latency_ms,
-        rungs=RUNGS if settings.finish_s is None else MOST_RUNGS,
+        rungs=FINAL_RUNGS if settings.finish_s is None else MOST_RUNGS,
         on_recovered=trials.offer,
     )
 
