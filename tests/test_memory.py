@@ -22,7 +22,7 @@ from hwloop.run.kept import FinalFigures, KeptByHand, KeptFinalist, KeptScore, P
 from hwloop.run.memory import Figures, Notes, weights_name
 
 CANDIDATE = Candidate(actions=(Action(kind="prune", amount=0.75), KEEP))
-RECIPE = Schedule(steps=20)
+RECIPE = Schedule(steps=20, batch_size=128, recalibration_batches=8)
 RECOVERED = "fa397f5046ade91850f0d16f6f5869fd97c43ac62e9079dcb628c1b4dd6c1aba"
 """The key of both as stored runs have it: a key does not change without a version."""
 
@@ -132,14 +132,14 @@ def test_what_is_read_back_is_the_record_that_was_stored(store: Store) -> None:
     figures.add_baseline_latency(MEASURED)
     assert figures.has_baseline()
     assert figures.score(CANDIDATE, RECIPE) == SCORE
-    assert figures.score(CANDIDATE, Schedule(steps=21)) is None
+    assert figures.score(CANDIDATE, replace(RECIPE, steps=21)) is None
     assert figures.finalist(CANDIDATE, RECIPE) == FINALIST
     assert figures.final(CANDIDATE, None) == FINAL
     assert figures.final(CANDIDATE, RECIPE) is None
-    figures.add_final(CANDIDATE, Schedule(steps=20, cycle_steps=10), FINAL)
+    figures.add_final(CANDIDATE, replace(RECIPE, cycle_steps=10), FINAL)
     assert figures.final(CANDIDATE, RECIPE) is None  # as many steps, but other weights
     figures.add_by_hand(CANDIDATE, RECIPE, KeptByHand(figures=FINAL, size_bytes=7))
-    assert figures.by_hand(CANDIDATE, Schedule(steps=20, cycle_steps=10)) is None
+    assert figures.by_hand(CANDIDATE, replace(RECIPE, cycle_steps=10)) is None
     assert figures.probe(0, "1") == Probe(failed="no kernel")
     assert Figures(store, "another").score(CANDIDATE, RECIPE) is None
     assert figures.done() == {"latencies": 0, "probes": 1, "finalists": 1}
