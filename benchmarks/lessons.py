@@ -7,8 +7,8 @@ refitted weights: as hwloop does it, at half and twice its peak rate, at other t
 labels, in batches of twice the size and half as many, half as long again, with the features in
 front of the last pooling as a second thing to learn, and on blends of images, whose answers the
 dense network gives.
-All see the same images in the same order and are scored on the search split, as they ship. The test
-split is not read.
+All see the same images in the same order, the longer one more of them after these, and are scored
+on the search split, as they ship. The test split is not read.
 """
 
 from __future__ import annotations

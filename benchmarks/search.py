@@ -114,7 +114,8 @@ def report() -> None:
         "max_drop": MAX_DROP,
         "min_speedup": MIN_SPEEDUP,
         "latency_source": "table",
-        "recovery": "batch-norm recalibration, 8 batches of 64",
+        "recovery": "batch-norm recalibration, "
+        f"{RECALIBRATION.recalibration_batches} batches of {RECALIBRATION.batch_size}",
         "goals": goals,
         "curves": {key: run["curve"] for key, run in runs.items()},
     }

@@ -37,7 +37,7 @@ from hwloop.run.memory import Figures, Notes
 from hwloop.run.options import run_folder, settings_of
 from hwloop.run.rounds import rounds_in
 from hwloop.run.settings import Settings
-from hwloop.run.trials import usual_candidates
+from hwloop.run.trials import usual_count
 from hwloop.task import load_model
 from hwloop.tasks.download import no_downloads
 from hwloop.tasks.load import as_task, load_task
@@ -203,7 +203,7 @@ def _as_text(
     configs = [REFERENCE, EMPTY, *found.reachable()]
     needed = {config.key() for config in configs}
     missing = len(needed - known.rows)
-    by_hand = len(set(usual_candidates(found).values()))
+    by_hand = usual_count(found)
     total = settings.evaluations + by_hand
     seconds = times.checks_s + WORKER_S
     if not known.finished:

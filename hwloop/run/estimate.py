@@ -25,7 +25,7 @@ from hwloop.run import table_check as tables
 from hwloop.run.evaluate import LOOP_SAMPLES
 from hwloop.run.rounds import rounds_in
 from hwloop.run.settings import Settings
-from hwloop.run.trials import usual_candidates
+from hwloop.run.trials import usual_count
 from hwloop.task import Task
 from hwloop.tasks.splits import spread
 
@@ -137,7 +137,7 @@ def seconds_left(
     def left(what: str, total: int) -> int:
         return max(total - done.get(what, 0), 0)
 
-    by_hand = len(set(usual_candidates(found).values()))
+    by_hand = usual_count(found)
     total = settings.evaluations + by_hand
     rounds = rounds_in(settings.evaluations)
     trials = left("trials", total)

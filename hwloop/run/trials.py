@@ -181,6 +181,11 @@ def usual_candidates(subject: Subject) -> dict[str, Candidate]:
     return {name: _usual_candidate(subject, usual) for name, usual in tried.items()}
 
 
+def usual_count(subject: Subject) -> int:
+    """How many candidates the usual settings come to."""
+    return len(set(usual_candidates(subject).values()))
+
+
 def _usual_candidate(subject: Subject, usual: Usual) -> Candidate:
     if usual.without_every:
         return subject.shallow(usual.action, every=usual.without_every)
