@@ -133,7 +133,7 @@ def cut(
     *,
     dense: nn.Module,
     moments: InputMoments | None = None,
-) -> None:
+) -> dict[str, set[int]]:
     """Cut groups to fewer channels, in place: the least important go.
 
     With moments, the layers that read them are fitted to what stays; batch norms are to be renewed.
@@ -146,16 +146,20 @@ def cut(
             of the groups.
         moments: of the dense network's layers.
 
+    Returns:
+        Path of a layer with moments → its inputs that went.
+
     Raises:
         CandidateError: stage ``compress``: a group cannot be cut to that width.
     """
     groups = _ranked(dense, example, widths, moments)
-    _refit_readers(module, groups, widths, moments or {})
+    lost = _refit_readers(module, groups, widths, moments or {})
     slices.cut(
         module,
         [(groups[path].slices, groups[path].order[width:]) for path, width in widths.items()],
     )
     check_fits(module, example)
+    return lost
 
 
 def _refit_readers(
@@ -163,8 +167,12 @@ def _refit_readers(
     groups: Mapping[str, _Ranked],
     widths: Mapping[str, int],
     moments: InputMoments,
-) -> None:
-    """Each layer once, for all that it loses: a concatenation brings it channels of several."""
+) -> dict[str, set[int]]:
+    """Each layer once, for all that it loses: a concatenation brings it channels of several.
+
+    Returns:
+        The inputs that each loses.
+    """
     removed: dict[str, set[int]] = {}
     for path, width in widths.items():
         gone = set(groups[path].order[width:])
@@ -177,3 +185,4 @@ def _refit_readers(
     for reader, inputs in removed.items():
         if reader in there:  # and not in a block that was left out
             refit(module.get_submodule(reader), moments[reader], sorted(inputs), normed=normed)
+    return removed

@@ -6,7 +6,7 @@ over real inputs, a sample of the positions, and only layers that are small enou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -32,6 +32,12 @@ class Moments:
 
     mean: Tensor
     covariance: Tensor
+
+    def without(self, removed: Collection[int]) -> Moments:
+        """Of the channels that stay."""
+        stays = torch.ones(len(self.mean), dtype=torch.bool)
+        stays[sorted(removed)] = False
+        return Moments(mean=self.mean[stays], covariance=self.covariance[stays][:, stays])
 
 
 InputMoments: TypeAlias = Mapping[str, Moments]

@@ -32,7 +32,7 @@ from hwloop.search.problem import (
 )
 from hwloop.search.reward import Reward
 
-ROUNDS = (16, 16, 4, 4, 4, 4)
+ROUNDS = (16, 8, 4, 4, 4, 4, 4, 4)
 """Candidates that a method asks for before each full recovery, over and over: many while little is
 known of where the goal lies, then few, so that what the last recoveries taught finds candidates in
 the gap between the best that is within the goal and the next that is not."""

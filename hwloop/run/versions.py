@@ -10,10 +10,10 @@ from __future__ import annotations
 
 RESULTS: dict[str, int] = {
     "export": 1,
-    "prune": 5,
+    "prune": 6,
     "quantize": 3,
     "recover": 9,
     "score": 2,
-    "search": 15,
+    "search": 17,
 }
 """Area of hwloop to the version of what it computes."""

@@ -106,9 +106,8 @@ def _replace(work: Work, path: str, rank_in: Callable[[Any], int]) -> None:
     if not _computes_as_torchs(layer):
         name = type(layer).__name__
         raise CandidateError("compress", f"{path} is a {name} and computes in a way of its own")
-    known = work.moments or {}
     normed = bool(batch_norms(work.module))
-    made = _factored(layer, rank, known.get(path), normed=normed)
+    made = _factored(layer, rank, work.given(path), normed=normed)
     for name, part in names.items():
         if part is layer:
             parent, _, own = name.rpartition(".")
@@ -148,7 +147,7 @@ def _factored(layer: Any, rank: int, moments: Moments | None, *, normed: bool) -
         second.weight.copy_(directions.reshape(second.weight.shape))
         if second.bias is not None:
             second.bias.copy_(layer.bias)
-            if moments is not None and len(moments.mean) == weight.shape[1]:
+            if moments is not None:
                 mean = weight.reshape(*weight.shape[:2], -1).sum(2) @ moments.mean
                 second.bias.add_(mean - directions @ (directions.T @ mean))
     return nn.Sequential(first, second).train(layer.training)
@@ -163,7 +162,7 @@ def _directions(weight: Tensor, rank: int, moments: Moments | None, *, centred: 
     import torch
 
     taps = weight.reshape(*weight.shape[:2], -1)
-    if moments is None or len(moments.mean) != weight.shape[1]:  # its inputs were cut
+    if moments is None:
         spread = torch.einsum("ict,jct->ij", taps, taps)
     else:
         spread = torch.einsum("ict,cd,jdt->ij", taps, moments.covariance, taps)

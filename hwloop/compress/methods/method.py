@@ -7,8 +7,8 @@ has words for them. Importing a method imports no framework; :meth:`Method.apply
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hwloop.compress.rules import SpaceRules
@@ -17,7 +17,7 @@ from hwloop.records import KEEP, Action, Group, Layer, LayerConfig
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hwloop.compress.moments import InputMoments
+    from hwloop.compress.moments import InputMoments, Moments
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +31,7 @@ class Work:
         example: an input of the deployed shape.
         moments: what the dense network's layers are given; None where there is no data at hand, as
             when only the shapes count.
+        lost: path of a layer with moments → its inputs that a method before has cut.
     """
 
     module: nn.Module
@@ -38,6 +39,12 @@ class Work:
     example: Tensor
     rules: SpaceRules
     moments: InputMoments | None = None
+    lost: dict[str, Collection[int]] = field(default_factory=dict)
+
+    def given(self, path: str) -> Moments | None:
+        """What a layer is given of the inputs that it still has, where that is known."""
+        known = (self.moments or {}).get(path)
+        return None if known is None else known.without(self.lost.get(path, ()))
 
 
 class Method:

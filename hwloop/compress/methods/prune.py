@@ -43,7 +43,8 @@ class Prune(Method):
         widths = {
             group.name: self.channels(action, group, work.rules) for group, action in chosen.items()
         }
-        cut(work.module, work.example, widths, dense=work.dense, moments=work.moments)
+        lost = cut(work.module, work.example, widths, dense=work.dense, moments=work.moments)
+        work.lost.update(lost)
 
     def describe(self, action: Action) -> str:
         return f"{self.kind} to {100 * action.amount:g}%"

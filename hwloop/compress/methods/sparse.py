@@ -51,14 +51,13 @@ class Sparse(Method):
         return (replace(config, sparsity="2:4"),) if _is_eligible(config) else (config,)
 
     def apply(self, work: Work, chosen: Mapping[Group, Action]) -> None:
-        known = work.moments or {}
         names = dict(work.module.named_modules(remove_duplicate=False))
         done: set[int] = set()
         for group in chosen:
             for path in group.layers:
                 layer: Any = names.get(path)  # none, where its block is left out
                 if layer is not None and id(layer) not in done and _has_room(layer):
-                    _thin_out(layer, known.get(path))
+                    _thin_out(layer, work.given(path))
                     done.add(id(layer))
 
     def describe(self, action: Action) -> str:
@@ -89,22 +88,22 @@ def _thin_out(layer: Any, moments: Moments | None) -> None:
     weight = layer.weight.detach().double()
     taps = weight.reshape(*weight.shape[:2], -1).transpose(1, 2)
     rows = taps.reshape(-1, weight.shape[1])
-    found = thinned(rows, _second_moments(weight.shape[1], moments))
+    found = thinned(rows, _second_moments(moments))
     found = found.reshape(taps.shape).transpose(1, 2).reshape(weight.shape)
     with torch.no_grad():
         layer.weight.copy_(found)
     keep_zeros(layer)
 
 
-def _second_moments(inputs: int, moments: Moments | None) -> Tensor | None:
-    """(C, C) of what a layer is given; None where that is not known, or its inputs were cut."""
+def _second_moments(moments: Moments | None) -> Tensor | None:
+    """(C, C) of what a layer is given; None where that is not known."""
     import torch
 
-    if moments is None or len(moments.mean) != inputs:
+    if moments is None:
         return None
     found = moments.covariance + torch.outer(moments.mean, moments.mean)
     ridge = RIDGE * found.diagonal().mean().clamp(min=1e-12)
-    return found + ridge * torch.eye(inputs, dtype=torch.float64)
+    return found + ridge * torch.eye(len(found), dtype=torch.float64)
 
 
 def thinned(rows: Tensor, moments: Tensor | None) -> Tensor:
