@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,6 +45,7 @@ from hwloop.measure.table import EMPTY, LatencyTable
 from hwloop.parsing import to_json
 from hwloop.records import Candidate, LayerConfig
 from hwloop.run.table_check import random_candidate, unrecovered
+from hwloop.runtimes.graph import OnnxModel
 from hwloop.task import ClassificationTask, Task, load_model
 from hwloop.tasks.load import load_task
 
@@ -229,19 +230,23 @@ def planned(
             progress=progress.advance,
         )
         row_s = time.monotonic() - row_start
-        latencies_ms = measured(session, networks, profile.protocols.loop, progress)
-        again_ms = measured(session, networks, profile.protocols.loop, progress) if twice else []
+        made: dict[int, OnnxModel] | None = {} if twice else None
+        loop = profile.protocols.loop
+        latencies_ms = measured(session, networks, loop, progress, made=made)
+        fitted, rest = fitted_and_rest(len(latencies_ms), fitted_on)
+        if twice:
+            again_ms = measured(session, networks, loop, progress, made=made, only=rest)
         predictor = Predictor(table, found.network, found.rules, cache_bytes=session.cache_bytes)
     choices = [found.choices(item) for item in networks.candidates]
-    fitted, rest = fitted_and_rest(len(choices), fitted_on)
     predictor = predictor.taught((choices[index], latencies_ms[index]) for index in fitted)
     predicted = [predictor(choices[index]) for index in rest]
     observed = [latencies_ms[index] for index in rest]
     whole = [all(map(found.plan.is_measured, networks.rows[index])) for index in rest]
     results = {"all": _compared(predicted, observed)}
     if twice:  # each beside the dense network, as every speedup is
-        first, second = (np.array(values) / values[0] for values in (latencies_ms, again_ms))
-        results["measured again"] = _compared(list(second[rest]), list(first[rest]))
+        first = [latencies_ms[index] / latencies_ms[0] for index in rest]
+        second = [latency_ms / again_ms[0] for latency_ms in again_ms[1:]]
+        results["measured again"] = _compared(second, first)
     for label_of, wanted in (("measured rows alone", True), ("some interpolated", False)):
         chosen_ones = [index for index, each in enumerate(whole) if each is wanted]
         if len(chosen_ones) > 2:
@@ -296,17 +301,32 @@ def fitted_and_rest(count: int, fitted_on: int = FITTED) -> tuple[list[int], lis
 
 
 def measured(
-    session: DeviceSession, networks: Networks, protocol: Protocol, progress: ConsoleProgress
+    session: DeviceSession,
+    networks: Networks,
+    protocol: Protocol,
+    progress: ConsoleProgress,
+    *,
+    made: dict[int, OnnxModel] | None = None,
+    only: Sequence[int] | None = None,
 ) -> list[float]:
-    """Milliseconds of every network, each beside the dense one, which is the first."""
+    """Milliseconds of every network, each beside the dense one, which is the first.
+
+    Args:
+        made: candidates as they are built, by number: what is measured twice is built once.
+        only: these candidates after the dense network.
+    """
     found = networks.found
     dense = found.model(found.dense_candidate, found.graph)
     base = measure.baseline(session, dense, protocol)
     progress.stage("networks")
     latencies_ms = [base.latency_ms]
-    for number, item in enumerate(networks.candidates[1:]):
-        progress.advance(number, len(networks.candidates) - 1)
-        model = unrecovered(found, item)
+    known = {} if made is None else made
+    numbers = range(1, len(networks.candidates)) if only is None else only
+    for count, number in enumerate(numbers):
+        progress.advance(count, len(numbers))
+        model = known.get(number) or unrecovered(found, networks.candidates[number])
+        if made is not None:
+            made[number] = model
         measurement = measure.against(
             session, model, dense, protocol=protocol, reference_latency_ms=base.latency_ms
         )

@@ -302,10 +302,13 @@ def table_error(name: str) -> dict[str, Any]:
     return {
         **{
             key: study["results"]["all"][key]
-            for key in ("median_abs_pct", "within_10pct", "spearman")
+            for key in (
+                *("median_abs_pct", "within_10pct", "spearman"),
+                *("predicted_ms", "measured_ms"),
+            )
         },
         "again_median_abs_pct": study["results"]["measured again"]["median_abs_pct"],
-        **{key: study[key] for key in ("dense_ms", "row_seconds")},
+        **{key: study[key] for key in ("dense_ms", "row_seconds", "coefficients")},
         "wall_s": round(time.monotonic() - started, 1),
         "isa": state.isa(),
     }

@@ -105,6 +105,33 @@ def test_a_clip_behind_a_convolution_costs_no_operator(tmp_path: Path) -> None:
     assert ops["Clip"] == 0
 
 
+@pytest.mark.parametrize("rectifier", [torch.nn.ReLU, torch.nn.ReLU6])
+def test_an_int8_linear_layer_stays_int8_whose_rectified_floats_are_read(
+    tmp_path: Path, rectifier: type
+) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear
+    module = torch.nn.Sequential(
+        *(linear(16, 64), rectifier()), *(linear(64, 64), rectifier()), linear(64, 8)
+    )
+    graph = export_onnx(module, torch.zeros(1, 16))
+    first, second, _ = [
+        node.name for node in onnx.load_from_string(graph).graph.node if node.op_type == "Gemm"
+    ]
+    inputs = 4 * np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    int8 = quantize(graph, [first, second], calibration=inputs, recipe="ort-x86", isa=state.isa())
+    ops = Counter(node.op_type for node in optimized_ops(int8, tmp_path))
+    assert ops["QGemm"] == 2
+    assert ops["Gemm"] + ops["FusedGemm"] == 1
+    assert ops["DequantizeLinear"] == 0
+    assert ops["Max"] == 1  # the other one is part of what the first layer is rounded to
+    run = onnxruntime.InferenceSession(int8, providers=["CPUExecutionProvider"]).run
+    with torch.no_grad():
+        expected = module(torch.from_numpy(inputs[:1])).numpy()
+    (found,) = run(None, {"input": inputs[:1]})
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
 def test_int8_costs_the_demo_less_than_two_points(demo: tuple) -> None:
     task = load_task("demo")
     inputs, targets = task.search().batch(range(1000))

@@ -200,6 +200,23 @@ def test_an_int8_row_is_one_fused_block(
     assert Counter(node.op_type for node in nodes) == expected
 
 
+@pytest.mark.parametrize("tail", [("bias", "relu"), ("bias", "clip:0:6")])
+def test_an_int8_linear_layer_is_int8_also_where_it_gives_rectified_floats(
+    tmp_path: Path, tail: tuple[str, ...]
+) -> None:
+    config = LayerConfig(
+        op="linear",
+        in_shape=(1, 64),
+        out_channels=32,
+        precision_in="int8",
+        precision="int8",
+        tail=tail,
+    )
+    ops = [node.op_type for node in optimized_ops(row_onnx(config), tmp_path)]
+    assert ops[:2] == ["QGemm", "Max"]
+    assert "DequantizeLinear" not in ops
+
+
 INT8 = {"precision_in": "int8", "precision": "int8", "precision_out": "int8"}
 WINDOW = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1)}
 

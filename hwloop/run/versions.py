@@ -11,7 +11,7 @@ from __future__ import annotations
 RESULTS: dict[str, int] = {
     "export": 1,
     "prune": 6,
-    "quantize": 3,
+    "quantize": 4,
     "recover": 9,
     "score": 2,
     "search": 17,

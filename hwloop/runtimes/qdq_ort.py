@@ -29,6 +29,9 @@ GIVES_FLOATS = ("Gemm", "MatMul")
 """What gives floats also in int8: the runtime's kernel does so at no cost, and what follows linear
 layers (norms, GELU, softmax) is fused, and exact, as floats alone."""
 
+RECTIFIERS = ("Relu", "Clip")
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+
 MARKED_BYTES = 991
 """From this size on a weight says that it lies in the file, as ``quantize_static`` leaves it: a
 network is then the same file, and known under the same digest, whichever of the two wrote it."""
@@ -49,7 +52,8 @@ def quantize_ort(
         nodes: names of convolutions and linear layers.
         calibration: (N, ...) real inputs; ranges are the extremes seen.
         reduce_range: weights have seven bits.
-        protect: float layers and pools next to int8 ones are kept from ONNX Runtime's own passes.
+        protect: float layers and pools next to int8 ones, and int8 linear layers in front of a
+            rectifier, are kept from ONNX Runtime's own passes.
 
     Raises:
         CandidateError: stage ``compress``: the quantizer refused the graph.
@@ -68,6 +72,7 @@ def quantize_ort(
     if protect:
         _protect_float_layers(result.graph)
         _protect_float_pools(result.graph, channels)
+        _rectify_apart(result.graph)
     return bytes(result.SerializeToString())
 
 
@@ -163,7 +168,7 @@ def _protect_float_layers(graph: Any) -> None:
             node.op_type not in ("Conv", "Gemm")
             or node.input[1] not in weights
             or source is None
-            or source.op_type != "DequantizeLinear"
+            or source.op_type != DEQUANTIZE
         ):
             continue
         new = onnx.NodeProto()
@@ -189,13 +194,53 @@ def _protect_float_pools(graph: Any, channels: dict[str, int]) -> None:
     """
     weights = {weight.name: weight for weight in graph.initializer}
     producers = GraphIndex(graph).producers
-    for node in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
+    for node in [node for node in graph.node if node.op_type == QUANTIZE]:
         pool = producers.get(node.input[0])
         if pool is None or pool.op_type != "MaxPool":
             continue
         source = producers.get(pool.input[0])
-        if source is None or source.op_type != "DequantizeLinear":
+        if source is None or source.op_type != DEQUANTIZE:
             _make_per_channel(graph, node, weights, channels[node.input[0]])
+
+
+def _rectify_apart(graph: Any) -> None:
+    """Keep an int8 linear layer int8 whose rectified floats are read as floats.
+
+    ONNX Runtime takes a Relu or a Clip for part of the layer's group of Q and DQ nodes. Where no
+    quantize node ends that group it leaves the layer float and dequantizes its weights in every
+    run. The same as Max and Min does not concern it.
+    """
+    index = GraphIndex(graph)
+    for node in [node for node in graph.node if node.op_type in RECTIFIERS]:
+        layer = index.producers.get(node.input[0])
+        if layer is None or layer.op_type != "Gemm":
+            continue
+        weight = index.producers.get(layer.input[1])
+        readers = {user.op_type for user in index.users.get(node.output[0], ())}
+        if weight is not None and weight.op_type == DEQUANTIZE and readers != {QUANTIZE}:
+            _as_extremes(graph, node)
+
+
+def _as_extremes(graph: Any, node: Any) -> None:
+    """A Relu or a Clip by Max and Min."""
+    lowest, highest = (*node.input[1:], "", "")[:2]
+    if node.op_type == "Relu":
+        lowest = f"{node.name}_lowest"
+        zero = onnx.numpy_helper.from_array(np.zeros((), np.float32), lowest)
+        graph.initializer.append(zero)
+    value, made = node.input[0], []
+    for op, bound in (("Max", lowest), ("Min", highest)):
+        if bound:
+            name = f"{node.name}_{op}"
+            made.append(onnx.helper.make_node(op, [value, bound], [name], name=name))
+            value = name
+    if not made:
+        return
+    made[-1].output[0] = node.output[0]
+    place = list(graph.node).index(node)
+    graph.node.remove(node)
+    for step, new in enumerate(made):
+        graph.node.insert(place + step, new)
 
 
 def _make_per_channel(graph: Any, node: Any, weights: dict[str, Any], channels: int) -> None:
