@@ -343,13 +343,15 @@ def line(name: str, item: dict[str, Any]) -> list[str]:
         f"{error['median_abs_pct']:.1f} %" if (error := item.get("table_error")) else "not taken",
         f"{error['within_10pct']:.0%}" if error else "",
         f"{again:.1f} %" if error and (again := error.get("again_median_abs_pct")) else "",
-        " / ".join(dict.fromkeys(_kernels(found["isa"]) for found in (item, error) if found)),
+        " / ".join(dict.fromkeys(_machine(found["isa"]) for found in (item, error) if found)),
     ]
 
 
-def _kernels(isa: str) -> str:
-    """The word for what decides whether INT8 pays on an x86 processor."""
-    return "VNNI" if "vnni" in isa else "AVX2"
+def _machine(isa: str) -> str:
+    """The machine that has these instruction sets, of the three that this ran on."""
+    if "avx_vnni" in isa.split("+"):
+        return "Xeon"
+    return "EPYC" if "vnni" in isa else "EPYC, AVX2"
 
 
 def write_page(rows: list[list[str]]) -> None:

@@ -53,10 +53,6 @@ class OpenVinoRow(OrtRow):
 
     domains: tuple[str, ...] = ()
 
-    @property
-    def rectifies_apart(self) -> bool:
-        return False
-
     def build(self) -> bytes:
         config = self.config
         if config.op in ("empty", "attention"):

@@ -85,8 +85,6 @@ class OrtRow(RowGraph):
         if word == "scale":
             return self._scaled(value, shape, name)
         # Quantizers drop a rectifier in front of uint8 with zero point 0, which cannot go below.
-        if self.rectifies_apart and word in ("relu", "clip"):
-            return self._rectified(bounds or ["0"], value, name)
         if word == "clip" and not self.gives_int8:
             limits = [self._weight(np.float32(item)) for item in bounds]
             return self._node("Clip", [value, *limits], name)
@@ -94,17 +92,6 @@ class OrtRow(RowGraph):
             if self.gives_int8:
                 value = self._dequantized(self._quantized(value, f"{name}_q", ZERO_POINT))
             return self._activated(word, value, name)
-        return value
-
-    @property
-    def rectifies_apart(self) -> bool:
-        """Whether the runtime would take a Relu or a Clip for a reason to compute in float."""
-        return self.int8 and self.config.op == "linear"
-
-    def _rectified(self, bounds: list[str], value: str, name: str) -> str:
-        """As :mod:`hwloop.runtimes.qdq_ort` writes it behind such a layer."""
-        for op, bound in zip(("Max", "Min"), bounds, strict=False):
-            value = self._node(op, [value, self._weight(np.float32(bound))], f"{name}_{op}")
         return value
 
     def _int8_pool(self) -> tuple[int, ...]:
