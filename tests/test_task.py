@@ -260,6 +260,14 @@ class TestValidation:
         message = refused(shapes_with(metric=lambda self, outputs, targets: value))
         assert "metric() of the task shapes returned" in message
 
+    def test_metric_that_takes_arrays_for_tensors(self) -> None:
+        def wrong(self: Any, outputs: Any, targets: Any) -> float:
+            return float((outputs.argmax(1) == targets).float().mean())
+
+        with pytest.raises(UsageError) as found:
+            validate_task(shapes_with(metric=wrong), load_model(Shapes()))
+        assert "metric() is given NumPy arrays, unlike loss()" in found.value.hint
+
     def test_metric_may_return_a_numpy_number(self) -> None:
         model = load_model(Shapes())
         validate_task(shapes_with(metric=lambda self, o, t: np.float32(0.5)), model)

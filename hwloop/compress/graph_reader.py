@@ -55,12 +55,16 @@ class GraphReader:
                 taken.update(self.chains.within_attention(node))
         for node in self.graph.node:
             weighted, resizes = self._is_weighted(node), self._resizes_input(node)
-            if weighted or resizes or node.op_type in POOLS or self._is_attention(node):
+            if weighted or resizes or self._is_pool(node) or self._is_attention(node):
                 yield node
             elif node.name not in taken and self._stands_alone(node):
                 self._behind[node.name] = self.chains.activation(node.output[0])
                 taken.update(self._behind[node.name].nodes)
                 yield node
+
+    def _is_pool(self, node: Any) -> bool:
+        """Of one or two dimensions: one across channels is of three, and has no row."""
+        return node.op_type in POOLS and len(self.shapes.get(node.input[0], ())) <= 4
 
     def _stands_alone(self, node: Any) -> bool:
         """Whether a node computes with the channels of layers, and can be told as a row."""
@@ -135,7 +139,7 @@ class GraphReader:
             return LayerConfig(op="globalavgpool", in_shape=image, out_channels=shape[1])
         if len(shape) > 4:
             raise UsageError(
-                f"{node.name.strip('/')} is a convolution or pool in three dimensions",
+                f"{node.name.strip('/')} is a convolution in three dimensions",
                 "hwloop knows those in one and two",
             )
         found = LayerConfig(

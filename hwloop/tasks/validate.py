@@ -52,7 +52,11 @@ def validate_task(task: Task, model: TaskModel) -> None:
     _check_loss(task, "distillation_loss", learned, learned)
     inputs, targets = _probe(task, "search", splits["search"], example)
     outputs = _outputs(task, model, inputs).numpy()
-    score: Any = call_user(task.metric, outputs, targets.numpy(), what=_method(task, "metric"))
+    try:
+        score: Any = call_user(task.metric, outputs, targets.numpy(), what=_method(task, "metric"))
+    except UsageError as error:
+        hint = f"{error.hint}; metric() is given NumPy arrays, unlike loss()"
+        raise UsageError(error.message, hint) from error
     # bool is a Real to Python, but a metric that returns one compares where it should count
     if not isinstance(score, numbers.Real) or isinstance(score, bool) or not math.isfinite(score):
         raise UsageError(
