@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -230,12 +231,15 @@ def planned(
             progress=progress.advance,
         )
         row_s = time.monotonic() - row_start
-        made: dict[int, OnnxModel] | None = {} if twice else None
         loop = profile.protocols.loop
-        latencies_ms = measured(session, networks, loop, progress, made=made)
+        build: Callable[[Candidate], OnnxModel] = partial(unrecovered, found)
+        if twice:
+            build = cache(build)
+        latencies_ms = measured(session, networks, loop, progress, build=build)
         fitted, rest = fitted_and_rest(len(latencies_ms), fitted_on)
         if twice:
-            again_ms = measured(session, networks, loop, progress, made=made, only=rest)
+            again = replace(networks, candidates=[networks.candidates[i] for i in (0, *rest)])
+            again_ms = measured(session, again, loop, progress, build=build)
         predictor = Predictor(table, found.network, found.rules, cache_bytes=session.cache_bytes)
     choices = [found.choices(item) for item in networks.candidates]
     predictor = predictor.taught((choices[index], latencies_ms[index]) for index in fitted)
@@ -306,27 +310,22 @@ def measured(
     protocol: Protocol,
     progress: ConsoleProgress,
     *,
-    made: dict[int, OnnxModel] | None = None,
-    only: Sequence[int] | None = None,
+    build: Callable[[Candidate], OnnxModel] | None = None,
 ) -> list[float]:
     """Milliseconds of every network, each beside the dense one, which is the first.
 
     Args:
-        made: candidates as they are built, by number: what is measured twice is built once.
-        only: these candidates after the dense network.
+        build: gives a candidate as a graph; it is built without recovery unless given.
     """
     found = networks.found
     dense = found.model(found.dense_candidate, found.graph)
     base = measure.baseline(session, dense, protocol)
     progress.stage("networks")
     latencies_ms = [base.latency_ms]
-    known = {} if made is None else made
-    numbers = range(1, len(networks.candidates)) if only is None else only
-    for count, number in enumerate(numbers):
-        progress.advance(count, len(numbers))
-        model = known.get(number) or unrecovered(found, networks.candidates[number])
-        if made is not None:
-            made[number] = model
+    build = build or partial(unrecovered, found)
+    for number, item in enumerate(networks.candidates[1:]):
+        progress.advance(number, len(networks.candidates) - 1)
+        model = build(item)
         measurement = measure.against(
             session, model, dense, protocol=protocol, reference_latency_ms=base.latency_ms
         )

@@ -56,6 +56,7 @@ from hwloop.tasks.explicit import explicit
 
 CANDIDATES, PROOFS, RUNS = 5, 2, 30
 PREDICTED, FITTED = 10, 12
+TOLD = ("median_abs_pct", "within_10pct", "spearman", "predicted_ms", "measured_ms")
 PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
 MOST_ERROR = 1e-3
 
@@ -300,13 +301,7 @@ def table_error(name: str) -> dict[str, Any]:
         twice=True,
     )
     return {
-        **{
-            key: study["results"]["all"][key]
-            for key in (
-                *("median_abs_pct", "within_10pct", "spearman"),
-                *("predicted_ms", "measured_ms"),
-            )
-        },
+        **{key: study["results"]["all"][key] for key in TOLD},
         "again_median_abs_pct": study["results"]["measured again"]["median_abs_pct"],
         **{key: study[key] for key in ("dense_ms", "row_seconds", "coefficients")},
         "wall_s": round(time.monotonic() - started, 1),
