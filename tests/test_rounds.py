@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -19,8 +20,10 @@ from hwloop.compress.training import Schedule
 from hwloop.measure.predict import Predictor
 from hwloop.measure.progress import Progress
 from hwloop.measure.store import Store
+from hwloop.measure.trial import Trial
+from hwloop.parsing import to_json
 from hwloop.run import evaluate, rounds
-from hwloop.run.result import BY_HAND
+from hwloop.run.result import BY_HAND, USUAL
 from hwloop.run.rounds import Rounds
 from hwloop.run.usual import FIRST_LESSONS
 from hwloop.run.work import Work
@@ -103,6 +106,43 @@ def test_the_first_round_is_taught_by_two_usual_settings_and_the_others_follow_i
     assert kinds[searched:recovered] == ["trial"] * rounds.ROUNDS[0]
     others = usual - FIRST_LESSONS
     assert kinds[recovered : recovered + others] == ["finalist"] * others
+
+
+def searched_first(run: Path) -> tuple[list[Trial], list[dict[str, Any]]]:
+    """What was evaluated before the search's first full recovery, and what was recovered then."""
+    with Store(run / "hwloop.sqlite", read_only=True) as store:
+        trials = [trial for trial in store.trials() if trial.source != USUAL]
+    kept = events(run)
+    first = next(at for at, event in enumerate(kept) if is_searched(event, trials))
+    after = next(at for at in range(first, len(kept)) if kept[at]["event"] == "finalist")
+    count = sum(event["event"] == "trial" for event in kept[first:after])
+    return trials[:count], kept[after:]
+
+
+def is_searched(event: dict[str, Any], trials: list[Trial]) -> bool:
+    return event["event"] == "trial" and event["number"] == trials[0].number
+
+
+def test_a_search_begins_with_plans_and_recovers_the_bolder_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that nothing was searched for is what people find hardest to beat by hand."""
+    monkeypatch.setattr(rounds, "ROUNDS", (4,))
+    monkeypatch.setattr(rounds, "PLANNED", (0.2, 1.0))  # so small a network has no bolder ones
+    optimized(tmp_path / "run")
+    plans, then = searched_first(tmp_path / "run")
+    assert 1 <= len(plans) <= len(rounds.PLANNED)
+    assert {trial.source for trial in plans} == {rounds.PLAN}
+    assert then[0]["candidate"] == to_json(plans[-1].candidate)
+    others = itertools.takewhile(lambda event: event["event"] != "finalist", then[1:])
+    evaluated = sum(event["event"] == "trial" for event in others)
+    assert evaluated == 4 - len(plans)  # they are of the first round
+
+
+def test_without_a_limit_on_the_drop_nothing_is_planned_for_it(tmp_path: Path) -> None:
+    optimized(tmp_path / "run", max_drop=None, min_speedup=1.05)
+    with Store(tmp_path / "run" / "hwloop.sqlite", read_only=True) as store:
+        assert rounds.PLAN not in {trial.source for trial in store.trials()}
 
 
 def test_what_a_round_has_measured_is_in_the_prediction_of_the_next(
@@ -278,4 +318,4 @@ def test_few_are_asked_for_before_the_next_recovery_once_much_is_known(
     optimized(tmp_path / "run", evaluations=6)
     assert taught == [2, 3, 5, 6]
     counts = range(8)
-    assert [rounds.rounds_in(count) for count in counts] == [0, 0, 1, 2, 2, 3, 4, 4]
+    assert [rounds.lessons_in(count) for count in counts] == [1, 1, 2, 3, 3, 4, 5, 5]

@@ -35,7 +35,7 @@ from hwloop.run.estimate import WORKER_S, Times, seconds_left, times_of
 from hwloop.run.folder import RunFolder
 from hwloop.run.memory import Figures, Notes
 from hwloop.run.options import run_folder, settings_of
-from hwloop.run.rounds import rounds_in
+from hwloop.run.rounds import lessons_in
 from hwloop.run.settings import Settings
 from hwloop.run.trials import usual_count
 from hwloop.task import load_model
@@ -209,7 +209,7 @@ def _as_text(
     if not known.finished:
         seconds += seconds_left(settings, profile, found, times, done=known.done, missing=missing)
     minutes = seconds / 60
-    finals = by_hand + rounds_in(settings.evaluations) + settings.finalists + 2
+    finals = by_hand + lessons_in(settings.evaluations) + settings.finalists + 2
     disk = times.weights_bytes * 2 * finals + len(needed) * ROW_BYTES + len(found.graph)
     disk += total * ROW_BYTES
     limits = {limit: value for limit, value in vars(settings.goal).items() if value is not None}

@@ -23,7 +23,7 @@ from hwloop.records import Action
 from hwloop.run import calibrate, sensitivity
 from hwloop.run import table_check as tables
 from hwloop.run.evaluate import LOOP_SAMPLES
-from hwloop.run.rounds import rounds_in
+from hwloop.run.rounds import lessons_in
 from hwloop.run.settings import Settings
 from hwloop.run.trials import usual_count
 from hwloop.task import Task
@@ -139,10 +139,10 @@ def seconds_left(
 
     by_hand = usual_count(found)
     total = settings.evaluations + by_hand
-    rounds = rounds_in(settings.evaluations)
+    lessons = lessons_in(settings.evaluations)
     trials = left("trials", total)
     after = settings.finalists if settings.finish_s is None else 0
-    finalists = left("finalists", by_hand + rounds + after)
+    finalists = left("finalists", by_hand + lessons + after)
     networks = left("latencies", calibrate.CALIBRATION_NETWORKS + total)
     probes = left("probes", len(sensitivity.probed(found, found.masks)))
     loop_steps = short_recovery(found.dense, settings.loop_steps).steps

@@ -24,7 +24,7 @@ from hwloop.run.worth import Entry, Worth
 from hwloop.search.foresight import Foreseen, Foresight, Lesson, unit_of
 from hwloop.search.problem import PredictMs, Score
 
-RUNGS, FINAL_RUNGS, MOST_RUNGS = 2, 3, 9
+RUNGS, FINAL_RUNGS, MOST_RUNGS = 2, 4, 9
 """Full recoveries of one candidate, each of which goes on from the one before: what the search aims
 at, what finals may spend, and what where the time decides."""
 

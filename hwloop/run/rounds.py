@@ -8,7 +8,9 @@ decides the same again, also where a limit on the time had ended it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +25,9 @@ from hwloop.run.race import Race
 from hwloop.run.trials import Trials
 from hwloop.run.usual import UsualSettings, may_recover
 from hwloop.search.methods import METHODS
+from hwloop.search.planner import Planner
 from hwloop.search.problem import (
+    BudgetSpent,
     Choices,
     Evaluate,
     PredictMs,
@@ -37,14 +41,18 @@ ROUNDS = (16, 8, 4, 4, 4, 4, 4, 4)
 known of where the goal lies, then few, so that what the last recoveries taught finds candidates in
 the gap between the best that is within the goal and the next that is not."""
 
+PLAN = "plan"
+PLANNED = (5.0, 10.0)
+"""Summed damage, in goals, of the plans that a search begins with: a careful one and a bold one."""
+
 SCALE = 5.0
 """A reward of one is lost with so many goals: a tenth of it is half the goal, and fades speed."""
 
 
-def rounds_in(evaluations: int) -> int:
-    """How many rounds so many evaluations fill, each with a full recovery."""
+def lessons_in(evaluations: int) -> int:
+    """Full recoveries of a search: that of a plan, and one for each round that is filled."""
     ends = itertools.accumulate(itertools.cycle(ROUNDS))
-    return sum(1 for _ in itertools.takewhile(lambda end: end <= evaluations, ends))
+    return 1 + sum(1 for _ in itertools.takewhile(lambda end: end <= evaluations, ends))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,11 +86,13 @@ class Rounds:
         reward = Reward(kind=settings.reward, lam=settings.lam)
         for number, size in enumerate(itertools.cycle(ROUNDS)):
             before = len(self._asked)
+            if number == 0:
+                self._begin_with_plans()
             problem = self._problem()
             METHODS[settings.agent](
                 problem,
                 self._scorer(problem.predict_ms),
-                evaluations=len(problem.known) + size,
+                evaluations=len(problem.known) + before + size - len(self._asked),
                 seed=settings.seed,
                 reward=reward,
             )
@@ -93,10 +103,31 @@ class Rounds:
                 return
             work.progress.stage("search")
 
+    def _begin_with_plans(self) -> None:
+        """What table and probes answer by themselves is evaluated, and the bolder one recovered.
+
+        With as many steps as what ships it is within the goal more often than not, and the best
+        that a person would find: so the search begins near the goal, with that in its hands.
+        """
+        limit = self.race.goal.max_drop
+        if not limit:
+            return
+        problem = self._problem()
+        score, planner = self._scorer(problem.predict_ms), Planner(problem)
+        plans = [planner.fastest_within(goals * limit) for goals in PLANNED]
+        with contextlib.suppress(BudgetSpent):
+            for choices in plans:
+                score(choices, PLAN)
+        bold = self._asked.get(plans[-1])
+        if bold is not None:
+            self._recover_one_of([bold], rungs=1)
+
     def _teach(self) -> None:
         """The full recovery that pays most, by what its candidate may come to in the end."""
-        rungs = self.race.aimed_rungs
-        entry = self.race.next(list(self._asked.values()), left=rungs, rungs=rungs)
+        self._recover_one_of(list(self._asked.values()), rungs=self.race.aimed_rungs)
+
+    def _recover_one_of(self, trials: Sequence[Trial], *, rungs: int) -> None:
+        entry = self.race.next(trials, left=rungs, rungs=rungs)
         if entry is None:
             return
         if may_recover(entry.trial, entry.steps, trials=self.trials, race=self.race):
